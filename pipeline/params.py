@@ -1,0 +1,241 @@
+"""`params.yaml` as frozen, typed models: one class a section. Each knob's reason stands in params.yaml.
+
+An unknown or missing key, or a value that cannot be, is an error that names the key and the value.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.stage import Problem
+
+PARAMS_FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassParams(Section):
+    key: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+    label: str
+    malignant: bool
+    folders: Annotated[list[str], Field(min_length=1)]
+
+
+class Fetch(Section):
+    source: Literal["demo", "kaggle", "archive", "folder"]
+    kaggle: str | None
+    archive: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    folder: str | None
+    origin: str
+    licence: str
+    synthetic: bool
+
+    @model_validator(mode="after")
+    def _has_what_its_source_needs(self) -> Self:
+        needs = {"demo": [], "kaggle": ["kaggle"], "archive": ["archive", "sha256"], "folder": ["folder"]}
+        for key in needs[self.source]:
+            if getattr(self, key) is None:
+                raise ValueError(f"source: {self.source} needs fetch.{key}")
+        return self
+
+
+class Demo(Section):
+    patients: Positive
+    images_per_patient: Positive
+    size: Annotated[int, Field(ge=32, le=512)]
+
+
+class Validate(Section):
+    min_side: Positive
+    max_side: Positive
+    min_images_per_class: Positive
+    max_imbalance: Annotated[float, Field(ge=1)]
+    brightness: tuple[float, float]
+    min_sharpness: Annotated[float, Field(ge=0)]
+    max_broken: Annotated[int, Field(ge=0)]
+
+
+class Fractions(Section):
+    train: Rate
+    val: Rate
+    test: Rate
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Self:
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train + val + test must be 1, not {self.train + self.val + self.test:g}")
+        return self
+
+
+class Prepare(Section):
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    patient: str | None
+    number: str
+    fractions: Fractions
+    period: Positive
+    embargo: Annotated[int, Field(ge=0)]
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _patterns_compile(self) -> Self:
+        for key, group in (("patient", "patient"), ("number", None)):
+            pattern = getattr(self, key)
+            if pattern is None:
+                continue
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from error
+            if group and group not in compiled.groupindex:
+                raise ValueError(f"{key}: {pattern!r} needs a group named (?P<{group}>…)")
+        return self
+
+
+class Augment(Section):
+    flip: bool
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    zoom: Annotated[float, Field(ge=0, lt=1)]
+    brightness: Annotated[float, Field(ge=0, lt=1)]
+    erase_corner: Share
+
+
+class Features(Section):
+    weights: str
+    views: Positive
+
+
+class TrainHead(Section):
+    epochs: Positive
+    learning_rate: Rate
+    batch_size: Positive
+    patience: Positive
+    class_weights: bool
+
+
+class FineTune(Section):
+    trainable_from: str
+    batch_norm: Literal["frozen", "trained"]
+    epochs: Positive
+    optimizer: Literal["adam", "adamw"]
+    schedule: Literal["constant", "cosine"]
+    learning_rate: Rate
+    weight_decay: Share
+    batch_size: Positive
+    patience: Positive
+    class_weights: bool
+
+
+class Calibrate(Section):
+    target_sensitivity: Rate
+    refer_share: Rate
+    unlikeness_quantile: Rate
+    components: Annotated[int, Field(gt=0, le=2048)]
+
+
+class Export(Section):
+    int8_images: Positive
+    golden_images: Positive
+    golden_tolerance: Rate
+
+
+class Evaluate(Section):
+    bootstrap: Annotated[int, Field(ge=100)]
+    corner: Rate
+
+
+class Register(Section):
+    name: str
+    experiment: str
+
+
+class Gate(Section):
+    mode: Literal["off", "dry-run", "enforce"]
+    min_balanced_accuracy: Share
+    min_class_recall: Share
+    min_malignant_sensitivity: Share
+    max_ece: Share
+    min_margin_over_colour: Annotated[float, Field(ge=-1, le=1)]
+    max_int8_drop: Share
+    max_regression: Share
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0)]
+    classes: Annotated[list[ClassParams], Field(min_length=2)]
+    fetch: Fetch
+    demo: Demo
+    validate_: Validate = Field(alias="validate")  # pydantic's own method has the plain name
+    prepare: Prepare
+    augment: Augment
+    features: Features
+    train_head: TrainHead
+    fine_tune: FineTune
+    calibrate: Calibrate
+    export: Export
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+    gate: Gate
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        keys = [c.key for c in self.classes]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"classes: a key repeats in {keys}")
+        if {c.malignant for c in self.classes} != {True, False}:
+            raise ValueError("classes: at least one must be malignant and one not")
+        if self.features.weights == "none" and self.fine_tune.trainable_from != "all":
+            raise ValueError(
+                "fine_tune.trainable_from must be all when features.weights is none: "
+                f"random layers below {self.fine_tune.trainable_from} would never learn"
+            )
+        return self
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Reads and checks the recipe.
+
+    Raises:
+        Problem: the file is missing or is no YAML, or a key is unknown, missing or has a wrong value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing. Run from the project's root, or copy one of presets/ there.") from error
+    except yaml.YAMLError as error:
+        raise Problem(f"{path} is not valid YAML: {error}") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, name: str = "params") -> Params:
+    """Checks a recipe that has been read already. Raises Problem, as `load` does."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{name} cannot be used:"]
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "the recipe"
+            if item["type"] == "missing":
+                lines.append(f"  {key}: missing; presets/ show every key")
+            elif item["type"] == "extra_forbidden":
+                lines.append(f"  {key}: unknown key (its value is {item['input']!r}); check the spelling or remove it")
+            elif item["loc"] and item["type"] != "value_error":
+                lines.append(f"  {key}: {item['msg']} (it is {item['input']!r})")
+            else:
+                lines.append(f"  {key}: {item['msg'].removeprefix('Value error, ')}")
+        raise Problem("\n".join(lines)) from error
+
+
+def digest(params: Params) -> str:
+    """SHA-256 of what builds the model: every section but the gate, which only judges it."""
+    return hashlib.sha256(params.model_dump_json(by_alias=True, exclude={"gate"}).encode()).hexdigest()

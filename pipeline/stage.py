@@ -1,0 +1,71 @@
+"""What every stage shares: how it ends, how it writes, how it shows progress."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+class Problem(Exception):
+    """Something the user can mend. The message says what was wrong and what to do."""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a stage's `main`; a Problem, a full disk or Ctrl-C ends it with one message, not a traceback."""
+    try:
+        main()
+    except Problem as problem:
+        sys.exit(f"\nerror: {problem}")
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written was kept; run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        sys.exit(f"\nerror: the disk is full{where}. Free some space and run it again; nothing half-written was kept.")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` to write a file or make a folder at, then renames it into place.
+
+    On any error the temporary path is removed and what stood at `path` before still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield work / path.name
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(work / path.name, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON that diffs well: sorted keys, two spaces, a final newline."""
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "image") -> Iterable[Item]:
+    """A progress bar on stderr; off where nobody watches a terminal, so that logs stay short."""
+    return tqdm(items, desc=description, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)

@@ -1,0 +1,1 @@
+"""Serves a LeukDetect model file. Imports no TensorFlow, no pandas, nothing of `pipeline`."""

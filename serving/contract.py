@@ -1,0 +1,129 @@
+"""What a model file promises: the JSON that rides in the ONNX metadata under the key `leukdetect`.
+
+The graph: input `image` uint8 [N, S, S, 3] RGB; outputs `probabilities` float32 [N, C] (calibrated),
+`embedding` [N, 2048], `unlikeness` [N] (1.0 is the referral threshold) and `cam` [N, C, h, w].
+The same promise as a JSON Schema, for other languages: `contract.schema.json`, beside this file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+METADATA_KEY = "leukdetect"
+SCHEMA_FILE = Path(__file__).with_name("contract.schema.json")
+OUTPUTS = ("probabilities", "embedding", "unlikeness", "cam")
+DISCLAIMER = (
+    "For research and education only. Not a medical device. Every answer must be reviewed by a "
+    "qualified haematologist, and a subtype confirmed by flow cytometry."
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ContractError(ValueError):
+    """A model file does not keep, or does not carry, the contract; the message says where."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Class(_Frozen):
+    """One of the model's outputs, in output order."""
+
+    key: str = Field(pattern="^[a-z][a-z0-9_]*$", description="the name in data, metrics and APIs")
+    label: str = Field(description="the name for people")
+    malignant: bool
+
+
+class Decode(_Frozen):
+    """How bytes become the graph's input."""
+
+    size: int = Field(gt=0, description="S: height and width in pixels")
+    resize: Literal["squash, antialiased bilinear (Pillow)"] = "squash, antialiased bilinear (Pillow)"
+    colour: Literal["RGB"] = "RGB"
+    behaviour: Sha256 = Field(description="serving.images.behaviour(size) where the model was built")
+
+
+class Thresholds(_Frozen):
+    """When to call malignant, and when to decline to answer. All chosen on the validation split."""
+
+    malignant: Share = Field(description="operating point: malignant if P(malignant) is at least this")
+    confidence: Share = Field(description="refer if the highest probability is below this")
+    brightness: tuple[float, float] = Field(description="refer outside; mean luma at S×S, 0..255")
+    min_sharpness: float = Field(ge=0, description="refer below; variance of the Laplacian at S×S")
+
+
+class Golden(_Frozen):
+    """An image and this very file's answer to it, where it was built."""
+
+    image: str = Field(description="a JPEG file, base64")
+    probabilities: list[Share]
+    unlikeness: float
+
+
+class Provenance(_Frozen):
+    """Where the file comes from."""
+
+    source: str = Field(description="the data's origin, as data/source.json names it")
+    synthetic: bool = Field(description="trained on rendered images: no clinical meaning at all")
+    data_sha256: Sha256
+    params_sha256: Sha256
+    git_commit: str
+    mlflow_run: str
+    created: str = Field(description="ISO 8601, UTC")
+
+
+class Contract(_Frozen):
+    """The whole promise of one model file."""
+
+    version: Literal[1] = 1
+    name: str
+    precision: Literal["fp32", "int8"]
+    classes: list[Class] = Field(min_length=2)
+    decode: Decode
+    temperature: float = Field(gt=0, description="already inside the graph; here for the record")
+    target_sensitivity: Share = Field(description="what thresholds.malignant was chosen for")
+    thresholds: Thresholds
+    reference: dict[str, list[float]] = Field(
+        description="drift reference on the validation split: per signal its 0, 5, … 100 % quantiles; "
+        "`class_shares` holds the predicted classes' shares in class order"
+    )
+    golden: list[Golden] = Field(min_length=1)
+    golden_tolerance: float = Field(gt=0, description="largest difference in a probability to accept")
+    validation: dict[str, float] = Field(description="metrics on the validation split")
+    provenance: Provenance
+    intended_use: str
+    disclaimer: str = DISCLAIMER
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Contract":
+        keys = [c.key for c in self.classes]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"class keys repeat: {keys}")
+        if {c.malignant for c in self.classes} != {True, False}:
+            raise ValueError("the classes need at least one malignant and one that is not")
+        for golden in self.golden:
+            if len(golden.probabilities) != len(keys):
+                raise ValueError(f"a golden answer has {len(golden.probabilities)} probabilities for {len(keys)} classes")
+        return self
+
+
+def parse(metadata: dict[str, str]) -> Contract:
+    """Reads the contract from an ONNX file's metadata (`session.get_modelmeta().custom_metadata_map`).
+
+    Raises:
+        ContractError: no contract, or one that breaks the schema; names the first field that does.
+    """
+    if METADATA_KEY not in metadata:
+        raise ContractError(
+            f"the ONNX file carries no '{METADATA_KEY}' metadata: it was not made by `python -m pipeline.export`"
+        )
+    try:
+        return Contract.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "contract"
+        raise ContractError(f"the model file's contract is broken at {where}: {first['msg']}") from error

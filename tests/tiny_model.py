@@ -1,0 +1,119 @@
+"""A model file of a few kilobytes that keeps the whole contract: tests of whoever reads such files use it."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+from PIL import Image
+
+from serving import contract, images
+
+SIZE = 32
+CLASSES = [
+    contract.Class(key="benign", label="Benign (hematogone)", malignant=False),
+    contract.Class(key="early", label="Early Pre-B ALL", malignant=True),
+    contract.Class(key="pre", label="Pre-B ALL", malignant=True),
+    contract.Class(key="pro", label="Pro-B ALL", malignant=True),
+]
+
+# Class scores are linear in the mean colour: bright red is benign, bright green early, bright blue pre, dark pro.
+# Unlikeness grows with the distance of the mean luma from the middle: black and white are 1.27.
+_GRAPH = """
+<ir_version: 9, opset_import: ["" : 18]>
+tiny (uint8[N,{size},{size},3] image) => (float[N,4] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,4,4,4] cam)
+{{
+    pixels = Cast <to = 1> (image)
+    axes = Constant <value = int64[2] {{1, 2}}> ()
+    mean = ReduceMean <keepdims = 0> (pixels, axes)
+    embedding = MatMul (mean, spread)
+    scores = MatMul (mean, weights)
+    logits = Add (scores, bias)
+    probabilities = Softmax <axis = -1> (logits)
+    last = Constant <value = int64[1] {{1}}> ()
+    luma = ReduceMean <keepdims = 0> (mean, last)
+    middle = Constant <value = float {{127.5}}> ()
+    offset = Sub (luma, middle)
+    distance = Abs (offset)
+    hundred = Constant <value = float {{100.0}}> ()
+    unlikeness = Div (distance, hundred)
+    planes = Transpose <perm = [0, 3, 1, 2]> (pixels)
+    coarse = AveragePool <kernel_shape = [{pool}, {pool}], strides = [{pool}, {pool}]> (planes)
+    maps = Conv (coarse, mix)
+    cam = Relu (maps)
+}}
+"""
+
+
+def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: object) -> contract.Contract:
+    """Writes the file and returns its contract. `changes` replace fields of the contract; a larger `bias` means pro more often."""
+    scale = 0.08
+    weights = np.array([[1, 0, 0, -1], [0, 1, 0, -1], [0, 0, 1, -1]], np.float32) * scale
+    initializers = {
+        "spread": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32),
+        "weights": weights,
+        "bias": np.array([0, 0, 0, bias], np.float32),
+        "mix": weights.T.reshape(4, 3, 1, 1).copy(),
+    }
+    model = onnx.parser.parse_model(_GRAPH.format(size=SIZE, pool=SIZE // 4))
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in initializers.items())
+    onnx.checker.check_model(model, full_check=True)
+
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    golden = []
+    for colour in ((200, 60, 60), (60, 60, 200)):
+        data = jpeg(colour)
+        pixels = images.resize(images.decode(data), SIZE)[None]
+        probabilities, unlikeness = session.run(["probabilities", "unlikeness"], {"image": pixels})
+        golden.append(
+            contract.Golden(
+                image=base64.b64encode(data).decode(), probabilities=probabilities[0].tolist(), unlikeness=float(unlikeness[0])
+            )
+        )
+    quantiles = np.linspace(0, 1, 21)
+    fields: dict[str, object] = {
+        "name": "leukdetect",
+        "precision": precision,
+        "classes": CLASSES,
+        "decode": contract.Decode(size=SIZE, behaviour=images.behaviour(SIZE)),
+        "temperature": 1.0,
+        "target_sensitivity": 0.99,
+        "thresholds": contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=0.0),
+        "reference": {
+            "confidence": quantiles.tolist(),
+            "unlikeness": quantiles.tolist(),
+            "brightness": (quantiles * 255).tolist(),
+            "sharpness": (quantiles * 1000).tolist(),
+            "class_shares": [0.25] * 4,
+        },
+        "golden": golden,
+        "golden_tolerance": 0.01,
+        "validation": {"balanced_accuracy": 0.9},
+        "provenance": contract.Provenance(
+            source="tests",
+            synthetic=True,
+            data_sha256="0" * 64,
+            params_sha256="0" * 64,
+            git_commit="0" * 40,
+            mlflow_run="none",
+            created="2026-01-01T00:00:00Z",
+        ),
+        "intended_use": "tests",
+    }
+    result = contract.Contract.model_validate(fields | changes)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = contract.METADATA_KEY, result.model_dump_json()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return result
+
+
+def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (48, 40)) -> bytes:
+    """A JPEG of one colour with a little texture, so that it is neither blank nor blurred."""
+    noise = np.random.default_rng(1).integers(-20, 21, (size[1], size[0], 3))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
