@@ -18,7 +18,9 @@ class OnnxModel:
     contract: contract.Contract
     session: onnxruntime.InferenceSession
 
-    def predict(self, images: np.ndarray, outputs: tuple[str, ...] = ("probabilities",), batch: int = 32) -> dict[str, np.ndarray]:
+    def predict(
+        self, images: np.ndarray, outputs: tuple[str, ...] = ("probabilities",), batch: int = 32
+    ) -> dict[str, np.ndarray]:
         """Runs uint8 [N, S, S, 3] (a memory map will do) through the graph.
 
         Returns:

@@ -47,6 +47,8 @@ class Fetch(Section):
         for key in needs[self.source]:
             if getattr(self, key) is None:
                 raise ValueError(f"source: {self.source} needs fetch.{key}")
+        if self.source == "demo" and not self.synthetic:
+            raise ValueError("synthetic must be true for source: demo: its numbers must never pass as clinical")
         return self
 
 
@@ -83,8 +85,7 @@ class Prepare(Section):
     patient: str | None
     number: str
     fractions: Fractions
-    period: Positive
-    embargo: Annotated[int, Field(ge=0)]
+    block: Positive
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -47,9 +46,9 @@ def writing(path: Path) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield work / path.name
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(work / path.name, path)
+        if path.is_dir():  # a folder cannot be renamed over: step aside first, an instant before
+            path.rename(work / f"{path.name}.former")
+        (work / path.name).replace(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -107,7 +107,9 @@ class Contract(_Frozen):
             raise ValueError("the classes need at least one malignant and one that is not")
         for golden in self.golden:
             if len(golden.probabilities) != len(keys):
-                raise ValueError(f"a golden answer has {len(golden.probabilities)} probabilities for {len(keys)} classes")
+                raise ValueError(
+                    f"a golden answer has {len(golden.probabilities)} probabilities for {len(keys)} classes"
+                )
         return self
 
 

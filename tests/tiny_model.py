@@ -24,7 +24,8 @@ CLASSES = [
 # Unlikeness grows with the distance of the mean luma from the middle: black and white are 1.27.
 _GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
-tiny (uint8[N,{size},{size},3] image) => (float[N,4] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,4,4,4] cam)
+tiny (uint8[N,{size},{size},3] image)
+  => (float[N,4] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,4,4,4] cam)
 {{
     pixels = Cast <to = 1> (image)
     axes = Constant <value = int64[2] {{1, 2}}> ()
@@ -49,7 +50,10 @@ tiny (uint8[N,{size},{size},3] image) => (float[N,4] probabilities, float[N,8] e
 
 
 def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: object) -> contract.Contract:
-    """Writes the file and returns its contract. `changes` replace fields of the contract; a larger `bias` means pro more often."""
+    """Writes the file and returns its contract. `changes` replace fields of the contract.
+
+    A larger `bias` means pro more often.
+    """
     scale = 0.08
     weights = np.array([[1, 0, 0, -1], [0, 1, 0, -1], [0, 0, 1, -1]], np.float32) * scale
     initializers = {
@@ -70,7 +74,9 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
         probabilities, unlikeness = session.run(["probabilities", "unlikeness"], {"image": pixels})
         golden.append(
             contract.Golden(
-                image=base64.b64encode(data).decode(), probabilities=probabilities[0].tolist(), unlikeness=float(unlikeness[0])
+                image=base64.b64encode(data).decode(),
+                probabilities=probabilities[0].tolist(),
+                unlikeness=float(unlikeness[0]),
             )
         )
     quantiles = np.linspace(0, 1, 21)

@@ -1,0 +1,64 @@
+# README.md says what each target is for. Everything is made in this folder; nothing is installed elsewhere.
+PYTHON ?= python3.11
+PORT ?= 8000
+PRESET ?=
+ONCE ?=
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help demo serve repro mlflow-ui test test-slow lint lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+demo: .venv/.ready .venv-serving/.ready  ## the whole path on rendered smears: dvc repro, registry, server, one prediction (ONCE=1: stop there)
+	python -m pipeline.demo --port $(PORT) $(if $(ONCE),--once)
+
+serve: .venv-serving/.ready  ## the registered champion alone, on PORT
+	LEUKDETECT_PORT=$(PORT) exec .venv-serving/bin/python -m serving
+
+repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or cnmc2019, demo) after making that preset the active recipe
+	$(if $(PRESET),python -m pipeline.presets $(PRESET))
+	dvc repro
+
+mlflow-ui: .venv/.ready  ## the embedded MLflow at localhost:5000
+	mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)
+
+test: .venv/.ready .venv-serving/.ready lint  ## lint, types and tests, all but the slow ones
+	pytest -m "not slow"
+
+test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each
+	pytest -m slow
+
+lint: .venv/.ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what still fits
+	@# One resolution for all: the smaller locks are parts of dev.txt.
+	cd requirements && $(LOCK) dev.in -o dev.txt
+	cd requirements && for name in pipeline serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
+
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
+clean:  ## forget all that was made, but not the environments
+	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp
+
+# uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower.
+.venv/.ready: requirements/dev.txt requirements/uv.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	uv pip install -q --python .venv --require-hashes -r requirements/dev.txt || \
+	  .venv/bin/pip install -q --require-hashes -r requirements/dev.txt
+	touch $@
+
+.venv-serving/.ready: requirements/serving.txt .venv/.ready
+	$(PYTHON) -m venv .venv-serving
+	uv pip install -q --python .venv-serving --require-hashes -r requirements/serving.txt || \
+	  .venv-serving/bin/pip install -q --require-hashes -r requirements/serving.txt
+	touch $@

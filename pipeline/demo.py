@@ -1,0 +1,80 @@
+"""The whole path: `dvc repro`, the server on the registered champion, and one held-out image asked about.
+
+Run:    python -m pipeline.demo [--port 8000] [--once]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import requests
+
+from pipeline import prepare, stage
+from pipeline.stage import Problem
+
+SERVER_PYTHON = Path(".venv-serving/bin/python")  # no TensorFlow in there
+START_TIMEOUT = 60  # seconds
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--port", type=int, default=8000)
+    arguments.add_argument("--once", action="store_true", help="stop after the answer")
+    options = arguments.parse_args()
+
+    started = time.monotonic()
+    if subprocess.run(["dvc", "repro"]).returncode != 0:
+        raise Problem("`dvc repro` did not finish; what it printed last says why")
+    print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
+
+    address = f"http://localhost:{options.port}"
+    server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=os.environ | {"LEUKDETECT_PORT": str(options.port)})
+    try:
+        _wait_until_ready(server, address)
+        image = held_out_image()
+        with image.open("rb") as file:
+            answer = requests.post(f"{address}/predict", files={"file": file}, timeout=30)
+        answer.raise_for_status()
+        print(f"\nPOST /predict with {image}, which the model has never seen:")
+        print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
+        print(
+            f"\nThe model learnt from rendered smears: a demonstration, with no clinical meaning.\n\n"
+            f"page      {address}/\nAPI       {address}/docs\nmetrics   {address}/metrics\n"
+            f"MLflow    make mlflow-ui, then http://localhost:5000"
+        )
+        if not options.once:
+            print("\nserving until Ctrl-C", flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def held_out_image() -> Path:
+    """The first image of the test split."""
+    _, test = prepare.read("test")
+    return prepare.RAW / test["path"].iloc[0]
+
+
+def _wait_until_ready(server: subprocess.Popen, address: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise Problem(f"the server stopped with exit code {server.returncode}; is port {address[-4:]} in use?")
+        try:
+            if requests.get(f"{address}/readyz", timeout=2).ok:
+                return
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.2)
+    raise Problem(f"the server was not ready within {START_TIMEOUT} s")
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,104 @@
+"""Computes, once, what every epoch of both phases reads: augmented views of the training images, as far as
+the frozen part of the network takes them.
+
+Reads:  data/prepared/, params (features.weights, fine_tune.trainable_from, augment)
+Writes: data/features/train.npy [V, n, …], data/features/val.npy [m, …] (not augmented)
+        float16 activations where the frozen part ends; uint8 images where nothing is frozen
+Run:    python -m pipeline.features
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline import augment, model, params, prepare, stage, tracking
+from pipeline.params import Params
+from pipeline.stage import Problem
+
+FEATURES = Path("data/features")
+BATCH = 32
+
+
+def main() -> None:
+    recipe = params.load()
+    tracking.check()  # an unreachable server is found now, not after an hour of training
+    keras.utils.set_random_seed(recipe.seed)
+    pixels, train = prepare.read("train")
+    _, val = prepare.read("val")
+    frozen = frozen_part(recipe)
+
+    with stage.writing(FEATURES) as folder, ThreadPoolExecutor() as pool:
+        folder.mkdir()
+        shape = pixels.shape[1:] if frozen is None else frozen.output_shape[1:]
+        dtype = np.uint8 if frozen is None else np.float16
+        views = _open(folder / "train.npy", (recipe.features.views, len(train), *shape), dtype)
+        plain = _open(folder / "val.npy", (len(val), *shape), dtype)
+
+        def augmented(number: int, start: int) -> np.ndarray:
+            rows = train.iloc[start : start + BATCH]
+            return np.stack(
+                [
+                    augment.view(pixels[row], recipe.augment, recipe.seed, number, sha256)
+                    for row, sha256 in zip(rows.index, rows["sha256"], strict=True)
+                ]
+            )
+
+        jobs = [(number, start) for number in range(recipe.features.views) for start in range(0, len(train), BATCH)]
+        # Augmentation runs ahead of the network by a few batches, on the same cores.
+        ahead = [pool.submit(augmented, *job) for job in jobs[:4]]
+        for i, (number, start) in enumerate(stage.progress(jobs, "views", unit="batch")):
+            if i + 4 < len(jobs):
+                ahead.append(pool.submit(augmented, *jobs[i + 4]))
+            batch = ahead[i].result()
+            ahead[i] = None  # type: ignore[call-overload]  # frees the pixels
+            views[number, start : start + len(batch)] = _forward(frozen, batch)
+        for start in range(0, len(val), BATCH):
+            batch = pixels[val.index[start : start + BATCH]]
+            plain[start : start + len(batch)] = _forward(frozen, batch)
+        views.flush()
+        plain.flush()
+
+    what = "images" if frozen is None else f"activations {shape} in float16"
+    size = sum(file.stat().st_size for file in FEATURES.iterdir()) / 2**20
+    print(f"{recipe.features.views} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
+
+
+def base_model(recipe: Params) -> keras.Model:
+    """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
+    whole = model.build(recipe.prepare.image_size, len(recipe.classes))
+    if recipe.features.weights != "none":
+        model.load_base_weights(whole, recipe.features.weights)
+    return whole
+
+
+def frozen_part(recipe: Params) -> keras.Model | None:
+    """What the views go through before they are stored; None where every layer is to train."""
+    whole = base_model(recipe)
+    cut = model.boundary(whole, recipe.fine_tune.trainable_from)
+    return None if cut is None else model.frozen_part(whole, cut)
+
+
+def read() -> tuple[np.ndarray, np.ndarray]:
+    """The stored views [V, n, …] and validation inputs [m, …], memory-mapped."""
+    if not (FEATURES / "train.npy").is_file():
+        raise Problem(f"{FEATURES}/ is missing; `dvc repro features` makes it")
+    return np.load(FEATURES / "train.npy", mmap_mode="r"), np.load(FEATURES / "val.npy", mmap_mode="r")
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
+
+
+def _forward(frozen: keras.Model | None, batch: np.ndarray) -> np.ndarray:
+    if frozen is None:
+        return batch
+    activations = frozen(batch, training=False).numpy()
+    if activations.max() > np.finfo(np.float16).max:
+        raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
+    return activations.astype(np.float16)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,170 @@
+"""Brings the images here, from the source that the recipe names, sorted by class.
+
+Reads:  params.yaml (fetch, classes, demo, seed) and the source
+Writes: data/raw/<class>/<original file name>, then data/source.json (where from, licence, counts, digest)
+Run:    python -m pipeline.fetch
+"""
+
+import filecmp
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline import params, sources, stage
+from pipeline.params import ClassParams
+from pipeline.stage import Problem
+
+RAW = Path("data/raw")
+SOURCE = Path("data/source.json")
+
+# By name, not by content: a broken image is fetched too, and validate judges it.
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+# Folders of the known data sets that hold no images to learn from, in lower case.
+LEFT_OUT = {
+    "segmented": "the same fields as in Original, with the background painted over",
+    "c-nmc_test_prelim_phase_data": "the challenge withheld these labels",
+    "c-nmc_test_final_phase_data": "the challenge withheld these labels",
+}
+
+
+def main() -> None:
+    recipe = params.load()
+    bring = {
+        "demo": sources.demo,
+        "kaggle": sources.kaggle,
+        "archive": sources.archive,
+        "folder": sources.folder,
+    }[recipe.fetch.source]
+
+    sources.STATE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as work:
+        fetched = bring(recipe, Path(work))
+        images, left_out = find_images(fetched.folder, recipe.classes)
+        with stage.writing(RAW) as raw:
+            digest, size = place(images, raw, move=fetched.ours)
+            SOURCE.unlink(missing_ok=True)  # it tells of the former images, which go in the next moment
+
+    counts = Counter(target.split("/")[0] for target in images)
+    source = {
+        "source": recipe.fetch.source,
+        "origin": recipe.fetch.origin,
+        "licence": recipe.fetch.licence,
+        "synthetic": recipe.fetch.synthetic,
+        "version": fetched.version,
+        "archive_sha256": fetched.archive_sha256,
+        "images": dict(counts),
+        "sha256": digest,
+    }
+    stage.write_json(SOURCE, source)
+
+    print(f"source:  {recipe.fetch.source}: {recipe.fetch.origin}" + (" (synthetic)" if recipe.fetch.synthetic else ""))
+    print(f"licence: {recipe.fetch.licence}")
+    print(
+        f"images:  {len(images):,}, {size / 1e6:,.1f} MB: "
+        + ", ".join(f"{c.key} {counts[c.key]:,}" for c in recipe.classes)
+    )
+    for name, count in sorted(left_out.items()):
+        print(f"left out: {count:,} images in {name}: {LEFT_OUT[name]}")
+
+
+def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, Path], Counter[str]]:
+    """Finds every class's images, whatever the layout: the folder nearest the file that a class lists decides.
+
+    Returns:
+        The images as {"class/file name": path}, and how many were left out for each folder of `LEFT_OUT`.
+
+    Raises:
+        Problem: there are no images, or none of one class; images lie in a folder that no class lists; or two
+            different images of a class have the same name.
+    """
+    key_of: dict[str, str] = {}
+    for one in classes:
+        for name in one.folders:
+            if key_of.setdefault(name.casefold(), one.key) != one.key:
+                raise Problem(f"classes: the folder {name!r} belongs to both {key_of[name.casefold()]} and {one.key}")
+
+    images: dict[str, Path] = {}
+    left_out: Counter[str] = Counter()
+    unknown: set[str] = set()
+    for path in _image_files(tree):
+        place_in_tree = path.relative_to(tree).parent
+        parts = [part.casefold() for part in place_in_tree.parts]
+        excluded = next((part for part in parts if part in LEFT_OUT), None)
+        key = next((key_of[part] for part in reversed(parts) if part in key_of), None)
+        if excluded:
+            left_out[excluded] += 1
+        elif key is None:
+            unknown.add("the top folder" if place_in_tree == Path() else str(place_in_tree))
+        else:
+            other = images.setdefault(f"{key}/{path.name}", path)
+            if other != path and not filecmp.cmp(other, path, shallow=False):
+                raise Problem(f"two different images of class {key} have one name: {other} and {path}. Rename one.")
+
+    known = "; ".join(f"{c.key}: {', '.join(c.folders)}" for c in classes)
+    if unknown:
+        raise Problem(
+            f"images in folders that belong to no class: {', '.join(sorted(unknown))}. Known folders are {known}. "
+            "Add a folder to its class in classes[].folders of params.yaml, or take it away."
+        )
+    if not images:
+        raise Problem(
+            f"no images ({' '.join(sorted(EXTENSIONS))}) to be found in {tree}. Its folders should be named {known}."
+        )
+    missing = [c.key for c in classes if not any(target.startswith(f"{c.key}/") for target in images)]
+    if missing:
+        raise Problem(
+            f"no images of class {', '.join(missing)}: no folder of that name holds any. Known folders are {known}. "
+            "Check the source, or classes[].folders in params.yaml."
+        )
+    return images, left_out
+
+
+def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:
+    """Copies or moves the images to `raw/<class>/<file name>`.
+
+    Returns:
+        The digest of all of them, and their bytes. The digest is the SHA-256 of what
+        `sha256sum` prints for the files in order of their paths, so it can be had without Python.
+    """
+    listing, size = hashlib.sha256(), 0
+    for target in stage.progress(sorted(images), "copying"):
+        path = raw / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if move:
+                shutil.move(images[target], path)
+            else:
+                shutil.copyfile(images[target], path)
+        except OSError as error:
+            if sources.is_full_disk(error):
+                raise
+            raise Problem(f"{images[target]} cannot be copied ({error.strerror or error})") from error
+        listing.update(f"{stage.sha256(path)}  {target}\n".encode())
+        size += path.stat().st_size
+    return listing.hexdigest(), size
+
+
+def _image_files(tree: Path) -> Iterator[Path]:
+    """Yields the files with an image's extension in a fixed order, without hidden ones and macOS's twins of them."""
+
+    def unreadable(error: OSError) -> None:
+        raise Problem(f"{error.filename} cannot be read ({error.strerror})") from error
+
+    for name, folders, files in os.walk(tree, followlinks=True, onerror=unreadable):
+        here = Path(name)
+        # A link to a folder is followed, but not one that leads back to where we came from.
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith((".", "__MACOSX")) and not here.resolve().is_relative_to((here / f).resolve())
+        )
+        yield from (here / f for f in sorted(files) if not f.startswith(".") and Path(f).suffix.lower() in EXTENSIONS)
+
+
+if __name__ == "__main__":
+    stage.run(main)

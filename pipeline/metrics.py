@@ -1,0 +1,184 @@
+"""What a classifier's answers are worth, with 95 % intervals: pure functions on arrays.
+
+Every metric takes `weights` [R, N]: R resamples of the same N images, each row saying how often an image
+was drawn. Row 0 of `group_weights` is the sample as it is, so one call gives the value and its bootstrap
+distribution, and `estimate` makes an interval of them. Throughout, 0 ÷ 0 is 0 (scikit-learn's
+`zero_division=0`): the precision of a class that was never predicted.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BINS = 15  # of confidence, for the calibration error; Guo et al. 2017 and most of the field since
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value measured on the sample, and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def group_weights(labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Resamples groups of images (patients, blocks) with replacement, within each class.
+
+    Images of one group share a patient, a stain and a session, so they are drawn together: intervals over
+    single images would be far too narrow. Stratified, so that no resample lacks a class: groups that hold
+    the same class (or the same set of classes) are one stratum, and each stratum keeps its number of groups.
+    A stratum of one group does not vary at all, so with few groups a class the interval is too narrow.
+
+    Args:
+        labels: [N], the images' classes.
+        groups: [N], hashables. Their names and not their order decide which are drawn.
+        n: number of resamples.
+        seed: equal seeds, labels and groups give equal resamples.
+
+    Returns:
+        float64 [1 + n, N]: how often each image was drawn. Row 0 is all ones.
+    """
+    if not len(labels) == len(groups) > 0:
+        raise ValueError(f"{len(labels)} labels and {len(groups)} groups: there must be one group an image, and images")
+    names = {group: index for index, group in enumerate(sorted(set(groups), key=repr))}
+    group_of = np.array([names[group] for group in groups])
+    holds = np.zeros((len(names), len(np.unique(labels))), bool)
+    holds[group_of, np.unique(labels, return_inverse=True)[1]] = True
+    strata = np.unique(holds, axis=0, return_inverse=True)[1].ravel()
+
+    rng = np.random.default_rng(seed)
+    draws = np.ones((1 + n, len(names)))
+    for stratum in range(strata.max() + 1):
+        members = np.flatnonzero(strata == stratum)
+        draws[1:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+    return draws[:, group_of]
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Percentile interval of [1 + n] values, the sample's own first.
+
+    Resampling biases some metrics (the ECE can only look worse), so the interval is widened where
+    it must be to hold the value itself.
+    """
+    value, (low, high) = values[0], np.quantile(values[1:], [0.025, 0.975])
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def paired_bootstrap(
+    labels: np.ndarray,
+    predictions_a: np.ndarray,
+    predictions_b: np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray,
+    n: int,
+    seed: int,
+) -> Estimate:
+    """By how much A's balanced accuracy exceeds B's, both having answered for the same images.
+
+    Paired: each resample of groups (`group_weights`) scores A and B on the same images, so that what makes
+    an image hard for both cancels out. If `high` is below zero, A is worse by more than chance explains.
+
+    Args:
+        labels, predictions_a, predictions_b: [N] classes, as numbers or as names, rows aligned.
+        groups: [N] hashables; images of one group are drawn together.
+        n: number of resamples.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the lengths differ, or there are no images.
+    """
+    if not len(labels) == len(predictions_a) == len(predictions_b):
+        raise ValueError(
+            f"{len(labels)} labels, {len(predictions_a)} and {len(predictions_b)} predictions: must be equal"
+        )
+    weights = group_weights(labels, groups, n, seed)
+    return estimate(
+        balanced_accuracy(labels, predictions_a, weights) - balanced_accuracy(labels, predictions_b, weights)
+    )
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of [N] values (or shares of [N] flags) in each resample: [R].
+
+    With `weights * subset` it is the mean within a subset: sensitivity is the mean of "called
+    malignant" among the malignant.
+    """
+    return _ratio(weights @ values, weights.sum(1))
+
+
+def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean recall over the classes that occur in `labels` [N]: [R]."""
+    is_class = labels[:, None] == np.unique(labels)
+    correct = is_class & (labels == predictions)[:, None]
+    return _ratio(weights @ correct, weights @ is_class).mean(1)
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
+    """Counts [R, classes, classes]; rows are the actual class, columns the predicted, both [N] of 0..classes-1."""
+    cell = np.eye(classes * classes)[labels * classes + predictions]
+    return (weights @ cell).reshape(-1, classes, classes)
+
+
+def recall(matrix: np.ndarray) -> np.ndarray:
+    """Share of each actual class that was found, from confusion [R, C, C]: [R, C]."""
+    return _ratio(_hits(matrix), matrix.sum(2))
+
+
+def precision(matrix: np.ndarray) -> np.ndarray:
+    """Share of each predicted class that is right, from confusion [R, C, C]: [R, C]."""
+    return _ratio(_hits(matrix), matrix.sum(1))
+
+
+def f1(matrix: np.ndarray) -> np.ndarray:
+    """Harmonic mean of precision and recall, from confusion [R, C, C]: [R, C]."""
+    return _ratio(2 * _hits(matrix), matrix.sum(1) + matrix.sum(2))
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Chance that a positive image scores above a negative one, ties counting half (Mann-Whitney U): [R].
+
+    `scores` float [N] and `positive` bool [N]; both kinds must occur in every resample.
+    """
+    order = np.argsort(scores, kind="stable")
+    ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # where each run of equal scores starts
+    drawn = weights[:, order]
+    positives = np.add.reduceat(drawn * positive[order], ties, axis=1)
+    negatives = np.add.reduceat(drawn * ~positive[order], ties, axis=1)
+    below = negatives.cumsum(1) - negatives / 2
+    return _ratio((positives * below).sum(1), positives.sum(1) * negatives.sum(1))
+
+
+def confidence_bins(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Bin number, 0..bins-1, of each of [N] confidences; bins hold about equally many, equal confidences share one."""
+    edges = np.quantile(confidence, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, confidence, side="right")
+
+
+def ece(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Expected calibration error: |mean confidence - accuracy| in equal-mass bins, weighted by their mass: [R].
+
+    Naeini et al. 2015 (ECE), Nguyen & O'Connor 2015 (equal mass). `confidence` is the highest probability
+    of each of N images, `correct` whether that class is right. Bins are those of the whole sample.
+    """
+    in_bin = np.eye(bins)[confidence_bins(confidence, bins)]
+    gaps = weights @ (in_bin * (confidence - correct)[:, None])
+    return _ratio(np.abs(gaps).sum(1), weights.sum(1))
+
+
+def brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Squared distance of each image's probabilities [N, C] from the truth, 0..2 (Brier 1950): [N]."""
+    return ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each image's actual class, in nats: [N]. A probability of 0 counts as 1e-7."""
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-7))
+
+
+def _hits(matrix: np.ndarray) -> np.ndarray:
+    return np.diagonal(matrix, axis1=1, axis2=2)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator > 0)

@@ -1,0 +1,148 @@
+"""What a run measured, for people: the model card, never made by hand, and the table on the terminal.
+
+The card is after Mitchell et al. 2019, "Model Cards for Model Reporting", and short enough to be read.
+"""
+
+from typing import Any
+
+from pipeline import plots
+from serving.contract import Contract
+
+HEADLINE = {  # the names in reports/metrics.json, for people
+    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "malignant_sensitivity": "Malignant sensitivity",
+    "malignant_specificity": "Malignant specificity",
+    "malignant_auroc": "AUROC, malignant against benign",
+    "macro_auroc": "AUROC, class against rest, mean",
+    "ece": "Calibration error (ECE)",
+    "brier": "Brier score",
+    "nll": "Negative log-likelihood",
+    "coverage": "Coverage (share not referred)",
+    "accuracy_reported": "Accuracy where not referred",
+}
+
+
+def render(measured: dict[str, Any], contract: Contract, source: dict[str, Any], patients: int) -> str:
+    """Writes the card as Markdown.
+
+    Args:
+        measured: what reports/metrics.json holds.
+        contract: of the FP32 file.
+        source: what data/source.json holds.
+        patients: how many the split names; 0 if the data names none.
+    """
+    split, limits = measured["split"], contract.thresholds
+    int8, corner = measured["int8_vs_fp32"], measured["corner_masked"]
+    stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n"
+    images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
+    unit = (
+        f"patient ({patients} known)" if patients else "block of neighbouring file numbers; the patients are not known"
+    )
+    return f"""# Model card: {contract.name}
+{stamp if measured["synthetic"] else ""}
+> {contract.disclaimer}
+
+## Use
+
+**Intended:** {contract.intended_use}
+
+**Not for:** a diagnosis that no haematologist has made; a subtype without flow cytometry; other stains, cameras,
+magnifications or diseases than those of the data below.
+
+## Data
+
+- Origin: {source["origin"]}. Licence: {source["licence"]}. SHA-256: `{source["sha256"][:12]}`.
+- Images fetched: {images}.
+- Split: {split["train"]} train, {split["val"]} validation, {split["test"]} test, {split["embargo"]} dropped between
+  them (embargo). No group crosses a split; a group is a {unit}.
+
+## Results
+
+Test split: {split["test"]} images in {split["test_groups"]} groups, {split["fewest_test_groups"]} or more a class;
+measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
+
+{_headline(measured)}
+
+{_per_class(measured, contract)}
+
+- The model's balanced accuracy is {interval(measured["margin_over_colour"])} above colour only: a random forest on the
+  mean and SD of red, green and blue, which sees no cell.
+- INT8 loses {interval(int8["balanced_accuracy_drop"])} of balanced accuracy; its class is FP32's in
+  {int8["equal_argmax"]["value"]:.1%} of images.
+- With the scale bar's corner masked, balanced accuracy is {interval(corner["balanced_accuracy"])}, and
+  {corner["changed"]["value"]:.1%} of predictions change.
+
+## Thresholds
+
+Chosen on the validation split, for a malignant sensitivity of {contract.target_sensitivity:g}.
+
+- Malignant: P(malignant) at least {limits.malignant:.3f}.
+- Referred to a person: confidence below {limits.confidence:.3f}, or unlikeness above 1.
+
+## Limits
+
+- {_patients(patients)} One source: another laboratory's stain, camera or patients may give other results.
+- The subtypes are defined by immunophenotype, which cannot be seen: an answer is "resembles", never "is".
+- A group is drawn whole; with few groups a class, the intervals are too narrow.
+- It knows only these classes: {", ".join(c.label for c in contract.classes)}.
+  Any other cell gets one of them, or is referred.
+"""
+
+
+def table(measured: dict[str, Any], resamples: int) -> str:
+    """The headline metrics for a terminal, the baseline beside the model."""
+    split, drop = measured["split"], measured["int8_vs_fp32"]["balanced_accuracy_drop"]
+    lines = [
+        f"Test split: {split['test']} images in {split['test_groups']} groups "
+        f"({split['fewest_test_groups']} or more a class); 95 % intervals from {resamples:,} resamples of groups",
+        "",
+        _line("", "FP32", "INT8", "colour only"),
+    ]
+    for name, title in HEADLINE.items():
+        colour = interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
+        lines.append(_line(title, interval(measured["fp32"][name]), interval(measured["int8"][name]), colour))
+    lines += [
+        "",
+        "Balanced accuracy",
+        _line("  above colour only", interval(measured["margin_over_colour"])),
+        _line("  lost by INT8", "", interval(drop)),
+        _line("  with the corner masked", interval(measured["corner_masked"]["balanced_accuracy"])),
+    ]
+    return "\n".join([*lines, "", plots.SYNTHETIC] if measured["synthetic"] else lines)
+
+
+def interval(estimate: dict[str, float]) -> str:
+    """An estimate for people: `0.934 [0.902, 0.961]`."""
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _headline(measured: dict[str, Any]) -> str:
+    lines = ["| | FP32 | INT8 | Colour only |", "|---|---|---|---|"]
+    for name, title in HEADLINE.items():
+        colour = interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
+        lines.append(
+            f"| {title} | {interval(measured['fp32'][name])} | {interval(measured['int8'][name])} | {colour} |"
+        )
+    return "\n".join(lines)
+
+
+def _per_class(measured: dict[str, Any], contract: Contract) -> str:
+    lines = ["| FP32, by class | Precision | Recall | F1 |", "|---|---|---|---|"]
+    for c in contract.classes:
+        of_class = measured["fp32"]["per_class"][c.key]
+        lines.append(
+            f"| {c.label} | " + " | ".join(interval(of_class[name]) for name in ("precision", "recall", "f1")) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _line(title: str, fp32: str = "", int8: str = "", colour: str = "") -> str:
+    return f"{title:34}{fp32:24}{int8:24}{colour}".rstrip()
+
+
+def _patients(patients: int) -> str:
+    if patients:
+        return f"{patients} patients, which is few."
+    return "The number of patients is not known; images of one patient may lie on both sides of a split."

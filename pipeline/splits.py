@@ -1,0 +1,122 @@
+"""Splits that do not leak: by patient where the file name carries one, else by blocks of file numbers.
+
+Neighbouring file numbers come from one session at the microscope, so a random split would put nearly
+the same image on both sides. Here whole blocks are held out, one block is dropped at each boundary
+(the embargo), and blocks that share near-duplicate images are never on two sides.
+"""
+
+import hashlib
+import re
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.params import Fractions, Prepare
+from pipeline.stage import Problem
+
+SPLITS = ("train", "val", "test")
+EMBARGO = "embargo"
+
+
+def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
+    """Adds `patient` ('' where unknown), `group` and `split` to a manifest's rows.
+
+    A group is the unit that never crosses a split and that intervals are bootstrapped over: a patient,
+    or a block of `prepare.block` file numbers joined with the blocks that hold its near-duplicates.
+
+    Raises:
+        Problem: a file name carries no patient or no number, or a class is missing from a split.
+    """
+    frame = manifest.copy()
+    stems = [path.rsplit("/", 1)[-1].rsplit(".", 1)[0] for path in frame["path"]]
+    if prepare.patient is not None:
+        frame["patient"] = [_find(prepare.patient, "patient", stem) for stem in stems]
+        frame["group"] = frame["patient"]
+        frame["split"] = [_split_of(f"{seed}:{patient}", prepare.fractions) for patient in frame["patient"]]
+    else:
+        blocks = [int(_find(prepare.number, 1, stem)) // prepare.block for stem in stems]
+        frame["patient"] = ""
+        frame["split"] = _blocks_to_splits(frame["class"], np.array(blocks), prepare.fractions)
+        names = [f"{key}-{block:03d}" for key, block in zip(frame["class"], blocks, strict=True)]
+        frame["group"] = _join(names, near_duplicates(frame["dhash"], prepare.near_duplicate_bits))
+        # A group on two sides keeps the side with more of its images; the rest is dropped, not moved:
+        # moved blocks would lie beside blocks of another split.
+        kept = frame[frame["split"] != EMBARGO]
+        sizes = kept.groupby(["group", "split"]).size()
+        home = {group: part.idxmax()[1] for group, part in sizes.groupby(level=0)}
+        astray = frame["split"] != frame["group"].map(home)
+        frame.loc[astray, "split"] = EMBARGO
+    _check_every_class_everywhere(frame)
+    return frame
+
+
+def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
+    """Pairs of rows [P, 2] whose 64-bit difference hashes (hex strings) differ in at most `bits` bits."""
+    hashes = np.array([int(value, 16) for value in dhash], np.uint64)
+    pairs = []
+    for row in range(len(hashes)):
+        near = np.flatnonzero(np.bitwise_count(hashes[row + 1 :] ^ hashes[row]) <= bits) + row + 1
+        pairs.append(np.column_stack([np.full(len(near), row), near]))
+    return np.concatenate(pairs) if pairs else np.empty((0, 2), int)
+
+
+def _find(pattern: str, group: str | int, stem: str) -> str:
+    match = re.search(pattern, stem)
+    if match is None:
+        raise Problem(
+            f"the file name {stem!r} does not match {pattern!r}. Change prepare.patient or prepare.number in "
+            "params.yaml to fit the names; with patient: null the split goes by file numbers."
+        )
+    return match[group]
+
+
+def _split_of(name: str, fractions: Fractions) -> str:
+    """The same name always falls on the same side, whoever else is there."""
+    u = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    if u < fractions.train:
+        return "train"
+    return "val" if u < fractions.train + fractions.val else "test"
+
+
+def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractions) -> np.ndarray:
+    """Train, val and test lie one after the other along each class's blocks, an embargo block between them.
+
+    An image added within the range changes nothing; one that opens a new block at the end moves each
+    boundary by one block at most, which the embargo takes up: no image goes from one split to another.
+    """
+    splits = np.empty(len(blocks), object)
+    for key in classes.unique():
+        mine = (classes == key).to_numpy()
+        first, last = blocks[mine].min(), blocks[mine].max()
+        usable = last - first + 1 - 2  # two embargo blocks
+        to_val = first + round(usable * fractions.train)
+        to_test = to_val + 1 + max(1, round(usable * fractions.val))
+        splits[mine] = np.select(
+            [np.isin(blocks[mine], (to_val, to_test)), blocks[mine] < to_val, blocks[mine] < to_test],
+            [EMBARGO, "train", "val"],
+            "test",
+        )
+    return splits
+
+
+def _join(names: list[str], pairs: np.ndarray) -> list[str]:
+    """Names each row after the first block of the component that near-duplicate pairs join its block to."""
+    index, codes = np.unique(names, return_inverse=True)
+    links = coo_array((np.ones(len(pairs)), (codes[pairs[:, 0]], codes[pairs[:, 1]])), shape=(len(index), len(index)))
+    _, component = connected_components(links, directed=False)
+    first = {label: name for name, label in reversed(list(zip(index, component, strict=True)))}
+    return [str(first[component[code]]) for code in codes]
+
+
+def _check_every_class_everywhere(frame: pd.DataFrame) -> None:
+    counts = pd.crosstab(frame["class"], frame["split"])
+    for split in SPLITS:
+        for key in counts.index:
+            if split not in counts or counts.loc[key, split] == 0:
+                groups = frame.loc[frame["class"] == key, "group"].nunique()
+                raise Problem(
+                    f"class {key} has no image in the {split} split ({groups} "
+                    "patients or blocks). Add data, or change seed, prepare.fractions or prepare.block in params.yaml."
+                )

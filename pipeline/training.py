@@ -1,0 +1,152 @@
+"""One training loop for both phases: shuffled views, early stopping, best weights; goes on after an interruption."""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from pipeline import stage
+from pipeline.stage import Problem
+
+STATE = Path(".state")  # survives a stage that DVC starts again; never an output
+COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+
+
+@dataclass
+class Progress:
+    """What an interrupted run needs to know to go on as if nothing had happened."""
+
+    epoch: int = 0
+    best_loss: float = float("inf")
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Views(keras.utils.PyDataset):
+    """One epoch over stored views: view `epoch mod V` of every image, in an order drawn from seed and epoch."""
+
+    def __init__(self, views: np.ndarray, labels: np.ndarray, weights: np.ndarray, batch: int, seed: int, epoch: int):
+        super().__init__()
+        self.views = views[epoch % len(views)]
+        self.labels, self.weights, self.batch = labels, weights, batch
+        self.order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = np.sort(self.order[index * self.batch : (index + 1) * self.batch])  # in file order: the disk's friend
+        x = self.views[rows]
+        return (x if x.dtype == np.uint8 else x.astype(np.float32)), self.labels[rows], self.weights[rows]
+
+
+def class_weights(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
+    """A weight for each image [n]: n ÷ (classes × n of its class), or 1."""
+    if not balanced:
+        return np.ones(len(labels), np.float32)
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * counts))[labels].astype(np.float32)
+
+
+def state_key(*parts: str) -> str:
+    """Names the state of a run by all that decides its course: another recipe never goes on from it."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def fit(
+    model: keras.Model,
+    *,
+    epoch_data: Callable[[int], Views],
+    val: tuple[np.ndarray, np.ndarray],
+    epochs: int,
+    patience: int,
+    state: Path,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> pd.DataFrame:
+    """Trains a compiled model and leaves it with the weights of the epoch of least validation loss.
+
+    Args:
+        epoch_data: the training batches of an epoch, a function of its number alone.
+        val: inputs [m, …] and labels [m].
+        patience: epochs without a better validation loss after which it stops.
+        state: folder for what an interruption must not lose; removed by `forget` once outputs are written.
+        on_epoch: told each epoch's metrics as soon as they are known.
+
+    Returns:
+        One row an epoch, `COLUMNS`.
+    """
+    progress = Progress()
+    if (state / "progress.json").is_file():
+        progress = Progress(**json.loads((state / "progress.json").read_text()))
+        with np.load(state / "last.npz") as saved:
+            for variable, name in zip(_variables(model), saved.files, strict=True):
+                variable.assign(saved[name])
+        print(f"going on after epoch {progress.epoch} of {epochs}")
+
+    while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
+        started = time.monotonic()
+        logs = model.fit(
+            epoch_data(progress.epoch),
+            validation_data=val,
+            epochs=1,
+            shuffle=False,
+            verbose="auto" if _watched() else 0,
+        ).history
+        row = {name: float(logs[name][-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        row |= {
+            "epoch": progress.epoch,
+            "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        if not np.isfinite(row["loss"]):
+            raise Problem(f"the loss became {row['loss']} in epoch {progress.epoch + 1}: lower the learning rate")
+        progress.history.append(row)
+        if row["val_loss"] < progress.best_loss:
+            progress.best_loss, progress.best_epoch = row["val_loss"], progress.epoch
+        progress.epoch += 1
+        _save(model, state, progress)
+        on_epoch(row)
+        print(
+            f"epoch {progress.epoch}/{epochs}: loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}, "
+            f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f}, {row['seconds']:.0f} s",
+            flush=True,
+        )
+
+    print(f"best: epoch {progress.best_epoch + 1}, validation loss {progress.best_loss:.3f}")
+    model.load_weights(state / "best.weights.h5")
+    return pd.DataFrame(progress.history)[list(COLUMNS)]
+
+
+def forget(state: Path) -> None:
+    """Drops the state of a run that is complete."""
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def _save(model: keras.Model, state: Path, progress: Progress) -> None:
+    """The new state replaces the old as one folder: an interruption leaves either, never half of each."""
+    with stage.writing(state) as folder:
+        folder.mkdir()
+        np.savez(folder / "last.npz", *(variable.numpy() for variable in _variables(model)))
+        if progress.best_epoch == progress.epoch - 1:
+            model.save_weights(folder / "best.weights.h5")
+        else:
+            (folder / "best.weights.h5").hardlink_to(state / "best.weights.h5")
+        (folder / "progress.json").write_text(json.dumps(asdict(progress)))
+
+
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    """All that the next step depends on: weights, the state of dropout's random numbers, and the optimizer's."""
+    model.optimizer.build(model.trainable_variables)
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _watched() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,174 @@
+"""What the API answers, as types: `/docs` and `/openapi.json` come from these."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from serving.contract import DISCLAIMER
+from serving.decision import Decision, ReasonCode
+from serving.decoding import Decoded
+from serving.engine import Scores
+from serving.model import Model
+
+
+class ModelIdentity(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str | None = Field(description="in the registry; null for a file that was named directly")
+    alias: str | None
+    file_sha256: str
+    precision: Literal["fp32", "int8"]
+    synthetic: bool = Field(description="trained on rendered images: its answers have no clinical meaning")
+
+
+class ReasonAnswer(BaseModel):
+    """One reason why an image is referred."""
+
+    code: ReasonCode
+    detail: str
+
+
+class Quality(BaseModel):
+    """Measured on the image as the model sees it."""
+
+    brightness: float = Field(description="mean luma, 0..255")
+    sharpness: float = Field(description="variance of the Laplacian; small means blurred")
+
+
+class ImageIdentity(BaseModel):
+    """The file that was sent. It is not kept."""
+
+    sha256: str
+    format: str
+    width: int
+    height: int
+
+
+class Timings(BaseModel):
+    """Milliseconds; each includes its own wait."""
+
+    read: float = Field(description="the upload")
+    decode: float
+    queue: float = Field(description="waiting for the model")
+    infer: float
+
+
+_EXAMPLE: JsonValue = {
+    "request_id": "4b825dc642cb6eb9a060e54bf8d69288",
+    "class": "pre",
+    "label": "Pre-B ALL",
+    "probabilities": {"benign": 0.021, "early": 0.108, "pre": 0.842, "pro": 0.029},
+    "p_malignant": 0.979,
+    "malignant": True,
+    "decision": "report",
+    "reasons": [],
+    "wording": "Resembles Pre-B ALL; confirm by flow cytometry.",
+    "unlikeness": 0.41,
+    "quality": {"brightness": 171.3, "sharpness": 212.8},
+    "image": {"sha256": "9f86d08…", "format": "JPEG", "width": 224, "height": 224},
+    "model": {
+        "name": "leukdetect",
+        "version": "3",
+        "alias": "champion",
+        "file_sha256": "e3b0c44…",
+        "precision": "fp32",
+        "synthetic": False,
+    },
+    "timings_ms": {"read": 0.4, "decode": 1.9, "queue": 0.1, "infer": 51.7},
+    "disclaimer": DISCLAIMER,
+}
+
+
+class Prediction(BaseModel):
+    """The answer to one image."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    request_id: str
+    class_: str = Field(serialization_alias="class", description="the key of the highest class, reported or not")
+    label: str = Field(description="the same for people")
+    probabilities: dict[str, float] = Field(description="calibrated, for every class")
+    p_malignant: float = Field(description="the malignant classes together")
+    malignant: bool = Field(description="p_malignant is at or above the model's operating point")
+    decision: Literal["report", "refer"] = Field(description="refer: the server declines, a haematologist must look")
+    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")
+    wording: str = Field(description="the answer in words fit for a person")
+    unlikeness: float = Field(description="distance from the training images; beyond 1 it refers")
+    quality: Quality
+    image: ImageIdentity
+    model: ModelIdentity
+    timings_ms: Timings
+    disclaimer: str
+
+
+class Health(BaseModel):
+    """The server's state, for a person."""
+
+    status: Literal["ok", "degraded"]
+    note: str | None = Field(description="why it is degraded")
+    model: ModelIdentity
+    classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
+    operating_point: float = Field(description="malignant from this p_malignant on")
+    uptime_seconds: float
+    queue_depth: int
+    intended_use: str
+    disclaimer: str
+
+
+class State(BaseModel):
+    """The answer to a probe that succeeds."""
+
+    status: Literal["ok"] = "ok"
+
+
+def identity(model: Model) -> ModelIdentity:
+    """Names the model."""
+    return ModelIdentity(
+        name=model.contract.name,
+        version=model.located.version,
+        alias=model.located.alias,
+        file_sha256=model.sha256,
+        precision=model.contract.precision,
+        synthetic=model.contract.provenance.synthetic,
+    )
+
+
+def prediction(
+    request_id: str, model: Model, image: Decoded, scores: Scores, decision: Decision, read: float, decode: float
+) -> Prediction:
+    """Puts the answer together; `read` and `decode` in seconds."""
+    contract = model.contract
+    top = contract.classes[decision.top]
+    shares = zip(contract.classes, scores.probabilities, strict=True)
+    return Prediction(
+        request_id=request_id,
+        class_=top.key,
+        label=top.label,
+        probabilities={each.key: round(float(share), 6) for each, share in shares},
+        p_malignant=round(decision.p_malignant, 6),
+        malignant=decision.malignant,
+        decision=decision.kind,
+        reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in decision.reasons],
+        wording=decision.wording,
+        unlikeness=round(scores.unlikeness, 4),
+        quality=Quality(brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1)),
+        image=ImageIdentity(
+            sha256=image.sha256, format=image.header.format, width=image.header.width, height=image.header.height
+        ),
+        model=identity(model),
+        timings_ms=Timings(
+            read=_ms(read), decode=_ms(decode), queue=_ms(scores.queue_seconds), infer=_ms(scores.infer_seconds)
+        ),
+        disclaimer=disclaimer(model),
+    )
+
+
+def disclaimer(model: Model) -> str:
+    """The model's own disclaimer, after the one that a model without clinical meaning needs first."""
+    own = model.contract.disclaimer
+    return f"Trained on rendered images: no clinical meaning. {own}" if model.contract.provenance.synthetic else own
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,90 @@
+"""Errors as RFC 9457 problem details. No stack trace and nothing of the image is ever in one."""
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(description="what went wrong, for programs; about:blank when the status says it all")
+    title: str = Field(description="the same in a few words")
+    status: int
+    detail: str = Field(description="what was wrong with this request, and what to do")
+    request_id: str = Field(description="also in the header X-Request-Id and in the server's log")
+
+
+class ProblemError(Exception):
+    """Ends a request with a problem. `code` is a slug, `detail` a sentence for the client."""
+
+    def __init__(self, status: int, code: str, title: str, detail: str, *, retry_after: int | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.status, self.code, self.title, self.detail = status, code, title, detail
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+
+def overloaded(detail: str) -> ProblemError:
+    """503: nothing is wrong with the request; it may be sent again in a second."""
+    return ProblemError(503, "overloaded", "The server is busy", detail, retry_after=1)
+
+
+def response(
+    request_id: str,
+    status: int,
+    detail: str,
+    *,
+    code: str | None = None,
+    title: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """A problem as a response; without a code its type is about:blank and its title the status's own phrase."""
+    problem = ProblemDetails(
+        type=f"urn:leukdetect:problem:{code}" if code else "about:blank",
+        title=title or HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        request_id=request_id,
+    )
+    return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error that a route or the framework raises a problem. (What nobody expected: `middleware`.)"""
+
+    @app.exception_handler(ProblemError)
+    async def problem(request: Request, error: ProblemError) -> JSONResponse:
+        return response(
+            request.state.request_id,
+            error.status,
+            error.detail,
+            code=error.code,
+            title=error.title,
+            headers=error.headers,
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers) if error.headers else None
+        return response(request.state.request_id, error.status_code, error.detail, headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        # Only where and what: pydantic's own report would repeat the input.
+        faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+        return response(request.state.request_id, 422, "; ".join(faults))
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """The `responses` of a route that can end with these problems, for OpenAPI."""
+    schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }

@@ -1,0 +1,322 @@
+"""`python -m pipeline.evaluate` on a small project: real model files, real prepared images."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+import sklearn.metrics
+import yaml
+from PIL import Image
+
+from pipeline import baselines, evaluate, metrics, plots
+from pipeline.stage import Problem
+from tests import tiny_model
+
+KEYS = [c.key for c in tiny_model.CLASSES]
+RECIPE = Path(__file__).parents[2] / "params.yaml"
+# What the tiny model takes each class for; noise makes it err now and then.
+COLOURS = {"benign": (150, 110, 110), "early": (110, 150, 110), "pre": (110, 110, 150), "pro": (75, 75, 75)}
+
+
+def make_project(root: Path, *, noise: float = 22, patients: int = 5) -> None:
+    """Params, two model files, prepared images of 32 px, a split by patient, curves and the data's origin."""
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe["evaluate"]["bootstrap"] = 200
+    (root / "params.yaml").write_text(yaml.safe_dump(recipe))
+    tiny_model.write(root / "models/leukdetect.onnx", bias=26.0)
+    tiny_model.write(root / "models/leukdetect.int8.onnx", precision="int8", bias=28.0)
+
+    rng = np.random.default_rng(3)
+    rows, pixels = [], []
+    for label, key in enumerate(KEYS):
+        for split in ("train", "val", "test"):
+            for patient in range(patients):
+                for image in range(3):
+                    name = f"{key}-{split}{patient}"
+                    rows.append((f"{key}/{name}-{image}.jpg", key, label, "0" * 64, name, name, split))
+                    tint = rng.normal(COLOURS[key], noise)
+                    pixels.append(np.clip(rng.normal(tint, 12, (tiny_model.SIZE, tiny_model.SIZE, 3)), 0, 255))
+    pixels[-1][:] = 0  # black: unlike anything
+    (root / "data/prepared").mkdir(parents=True)
+    np.save(root / "data/prepared/images.npy", np.array(pixels).astype(np.uint8))
+    columns = ["path", "class", "label", "sha256", "patient", "group", "split"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "data/prepared/split.csv", index=False)
+
+    source = {
+        "source": "demo",
+        "origin": "Rendered for a test",
+        "licence": "MIT",
+        "synthetic": True,
+        "version": None,
+        "archive_sha256": None,
+        "images": dict.fromkeys(KEYS, 9 * patients),
+        "sha256": "ab" * 32,
+    }
+    (root / "data/source.json").write_text(json.dumps(source))
+    (root / "reports/history").mkdir(parents=True)
+    for phase, epochs in (("train_head", 3), ("fine_tune", 2)):
+        names = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+        curves = {name: np.linspace(1, 0.5, epochs) for name in names}
+        pd.DataFrame({"epoch": range(1, epochs + 1), **curves}).to_csv(
+            root / f"reports/history/{phase}.csv", index=False
+        )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose model files have been evaluated."""
+    root = tmp_path_factory.mktemp("project")
+    make_project(root)
+    with contextlib.chdir(root):
+        evaluate.main()
+    return root
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project that is the current folder; nothing that fails in it leaves a report."""
+    make_project(tmp_path, patients=2)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["history"]
+
+
+@pytest.fixture(scope="module")
+def report(done: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((done / "reports/metrics.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def test_split(done: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The rows of the test split, and the probabilities and unlikeness that plain onnxruntime gives for them."""
+    split = pd.read_csv(done / "data/prepared/split.csv").query("split == 'test'")
+    session = onnxruntime.InferenceSession(done / "models/leukdetect.onnx")
+    pixels = np.load(done / "data/prepared/images.npy")[split.index]
+    return split, *session.run(["probabilities", "unlikeness"], {"image": pixels})
+
+
+class TestMetricsJson:
+    def test_it_measures_the_onnx_file_on_the_test_split(
+        self, report: dict[str, Any], test_split: tuple[pd.DataFrame, np.ndarray, np.ndarray]
+    ) -> None:
+        split, probabilities, unlikeness = test_split
+        predicted, labels = probabilities.argmax(1), split["label"].to_numpy()
+        p_malignant, fp32 = probabilities[:, 1:].sum(1), report["fp32"]
+        recall = sklearn.metrics.recall_score(labels, predicted, average=None)
+        assert 0.6 < fp32["accuracy"]["value"] < 1  # the fixture errs, or this would show little
+        expected = {
+            "accuracy": (predicted == labels).mean(),
+            "balanced_accuracy": recall.mean(),
+            "malignant_sensitivity": (p_malignant >= 0.4)[labels > 0].mean(),
+            "malignant_specificity": (p_malignant < 0.4)[labels == 0].mean(),
+            "malignant_auroc": sklearn.metrics.roc_auc_score(labels > 0, p_malignant),
+            "coverage": ((probabilities.max(1) >= 0.5) & (unlikeness <= 1)).mean(),
+        }
+        assert {name: fp32[name]["value"] for name in expected} == pytest.approx(expected, abs=2e-6)
+        by_class = {key: fp32["per_class"][key]["recall"]["value"] for key in KEYS}
+        assert by_class == pytest.approx(dict(zip(KEYS, recall, strict=True)), abs=1e-6)
+
+    def test_every_number_that_the_gate_reads_is_there(self, report: dict[str, Any]) -> None:
+        for path in (
+            "fp32.balanced_accuracy",
+            *(f"fp32.per_class.{key}.recall" for key in KEYS),
+            "fp32.malignant_sensitivity",
+            "fp32.ece",
+            "margin_over_colour",
+            "int8_vs_fp32.balanced_accuracy_drop",
+        ):
+            estimate: Any = report
+            for key in path.split("."):
+                estimate = estimate[key]
+            assert set(estimate) == {"value", "low", "high"}, path
+            assert estimate["low"] <= estimate["value"] <= estimate["high"], path
+
+    def test_differences_are_those_of_the_values_they_compare(self, report: dict[str, Any]) -> None:
+        def balanced(part: str) -> float:
+            return float(report[part]["balanced_accuracy"]["value"])
+
+        assert report["margin_over_colour"]["value"] == pytest.approx(
+            balanced("fp32") - balanced("colour_only"), abs=2e-6
+        )
+        drop = report["int8_vs_fp32"]["balanced_accuracy_drop"]["value"]
+        assert drop == pytest.approx(balanced("fp32") - balanced("int8"), abs=2e-6)
+        assert drop != 0
+        assert report["int8_vs_fp32"]["equal_argmax"]["value"] < 1
+        assert 0 < report["int8_vs_fp32"]["mean_difference"] < report["int8_vs_fp32"]["max_difference"] <= 1
+
+    def test_it_counts_images_and_groups(self, report: dict[str, Any]) -> None:
+        assert report["synthetic"] is True
+        counts = {"train": 60, "val": 60, "test": 60, "embargo": 0, "test_groups": 20, "fewest_test_groups": 5}
+        assert report["split"] == counts
+
+
+class TestFiles:
+    def test_a_second_run_writes_the_same_bytes(self, done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        files = [path for path in sorted((done / "reports").rglob("*")) if path.is_file()]
+        before = {path: path.read_bytes() for path in files}
+        with contextlib.chdir(done):
+            evaluate.main()
+        assert {path.relative_to(done).as_posix() for path in files} == {
+            "reports/history/fine_tune.csv",
+            "reports/history/train_head.csv",
+            "reports/metrics.json",
+            "reports/model_card.md",
+            "reports/predictions.csv",
+            *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc")),
+            *(
+                f"reports/figures/{name}.png"
+                for name in ("confusion_matrix", "mistakes", "reliability", "roc", "training_curves")
+            ),
+        }
+        assert {path: path.read_bytes() for path in files} == before
+        printed = capsys.readouterr().out
+        assert "colour only" in printed
+        assert "SYNTHETIC DEMO: no clinical meaning" in printed
+
+    def test_predictions_are_the_test_split_and_say_why_an_image_is_referred(
+        self, done: Path, test_split: tuple[pd.DataFrame, np.ndarray, np.ndarray]
+    ) -> None:
+        table = pd.read_csv(done / "reports/predictions.csv")
+        split, probabilities, _ = test_split
+        assert table["path"].tolist() == split["path"].tolist()
+        np.testing.assert_allclose(table[[f"probability_{key}" for key in KEYS]], probabilities, atol=1e-6)
+        assert table["predicted"].tolist() == [KEYS[i] for i in probabilities.argmax(1)]
+        assert (table["low_confidence"] == (table["confidence"] < 0.5)).all()
+        assert (table["unlike"] == (table["unlikeness"] > 1)).all()
+        assert ((table["decision"] == "refer") == (table["low_confidence"] | table["unlike"])).all()
+        assert table["low_confidence"].any()
+        assert table["unlike"].any()
+        assert (table["malignant"] == (table["p_malignant"] >= 0.4)).all()
+
+    def test_plots_fit_dvc_and_history_runs_through_both_phases(self, done: Path) -> None:
+        confusion = pd.read_csv(done / "reports/plots/confusion.csv")
+        assert list(confusion) == ["actual", "predicted"]
+        assert set(confusion["actual"]) == set(KEYS)
+        history = pd.read_csv(done / "reports/plots/history.csv")
+        assert history["step"].tolist() == [1, 2, 3, 4, 5]
+        assert history["epoch"].tolist() == [1, 2, 3, 1, 2]
+        assert history["phase"].tolist() == ["train_head"] * 3 + ["fine_tune"] * 2
+        reliability = pd.read_csv(done / "reports/plots/reliability.csv")
+        assert reliability["images"].sum() == 60
+        roc = pd.read_csv(done / "reports/plots/roc.csv")
+        assert roc.iloc[0].tolist() == [0, 0]
+        assert roc.iloc[-1].tolist() == [1, 1]
+
+    def test_figures_are_real_images_that_name_no_date_or_software(self, done: Path) -> None:
+        for path in (done / "reports/figures").iterdir():
+            with Image.open(path) as image:
+                assert min(image.size) > 300
+                assert set(image.info) == {"dpi"}
+
+    def test_the_model_card_holds_the_result_the_baseline_and_the_warning(
+        self, done: Path, report: dict[str, Any]
+    ) -> None:
+        card = (done / "reports/model_card.md").read_text()
+        for estimate in (report["fp32"]["balanced_accuracy"], report["colour_only"]["balanced_accuracy"]):
+            assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in card
+        for text in ("SYNTHETIC DEMO", "Not a medical device", "Licence: MIT", "60 patients", "flow cytometry"):
+            assert text in card
+
+
+class TestProblems:
+    @pytest.mark.parametrize(
+        ("missing", "target"),
+        [
+            ("models/leukdetect.onnx", "export"),
+            ("models/leukdetect.int8.onnx", "export"),
+            ("data/prepared/split.csv", "prepare"),
+            ("data/source.json", "fetch"),
+        ],
+    )
+    def test_a_missing_input_names_the_stage_that_makes_it(self, project: Path, missing: str, target: str) -> None:
+        (project / missing).unlink()
+        with pytest.raises(Problem, match=f"dvc repro {target}"):
+            evaluate.main()
+
+    def test_missing_curves_name_the_phase(self, project: Path) -> None:
+        curves = project / "reports/history/fine_tune.csv"
+        curves.unlink()
+        with pytest.raises(Problem, match=r"fine_tune.csv is missing; `dvc repro fine_tune`"):
+            evaluate.main()
+
+    def test_a_class_without_test_images_is_named(self, project: Path) -> None:
+        path = project / "data/prepared/split.csv"
+        split = pd.read_csv(path)
+        split.loc[(split["class"] == "pre") & (split["split"] == "test"), "split"] = "embargo"
+        split.to_csv(path, index=False)
+        with pytest.raises(Problem, match="the test split has no image of pre"):
+            evaluate.main()
+
+    def test_a_model_of_other_classes_is_refused(self, project: Path) -> None:
+        recipe = yaml.safe_load(RECIPE.read_text())
+        recipe["classes"].reverse()
+        (project / "params.yaml").write_text(yaml.safe_dump(recipe))
+        with pytest.raises(Problem, match=r"knows the classes .*, but params.yaml has"):
+            evaluate.main()
+
+    def test_images_of_another_size_are_refused(self, project: Path) -> None:
+        images = np.load(project / "data/prepared/images.npy")
+        np.save(project / "data/prepared/images.npy", images[:, :16, :16])
+        with pytest.raises(Problem, match=r"holds images of 16 px, but models/leukdetect.onnx takes 32 px"):
+            evaluate.main()
+
+
+def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    before = pixels.copy()
+    masked = evaluate.mask_corner(pixels, 0.25)
+    assert (pixels == before).all()
+    changed = (masked != pixels).any(axis=(0, 3))
+    assert changed[24:, 24:].all()
+    assert not changed[:24].any()
+    assert not changed[:, :24].any()
+    assert (masked[1, 24:, 24:] == np.median(pixels[1], axis=(0, 1)).astype(np.uint8)).all()
+
+
+def test_the_colour_baseline_sees_colour_and_nothing_of_the_shape() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = (
+        rng.normal(np.where(labels, 100, 150)[:, None, None, None], 20, (60, 16, 16, 3)).clip(0, 255).astype(np.uint8)
+    )
+    predicted = baselines.colour_only(images[:30], labels[:30], images[30:], seed=0)
+    assert (predicted == labels[30:]).all()
+    scattered = images[30:].reshape(30, 256, 3)[:, rng.permutation(256)].reshape(30, 16, 16, 3)
+    assert (baselines.colour_only(images[:30], labels[:30], scattered, seed=0) == predicted).all()
+
+
+class TestFigures:
+    def test_a_synthetic_run_is_stamped_and_a_real_one_is_not(self, tmp_path: Path) -> None:
+        for synthetic in (True, False):
+            with matplotlib.rc_context(plots.STYLE):
+                figure = plots.confusion_matrix(np.eye(2) * 5, ["Benign", "Malignant"])
+                plots.save(figure, tmp_path / "figure.png", "Test split, n = 10", synthetic=synthetic)
+            texts = [text.get_text() for text in figure.texts]
+            assert "Test split, n = 10" in texts
+            assert (plots.SYNTHETIC in texts) is synthetic
+
+    def test_the_mistakes_shown_are_the_most_confident_ones(self) -> None:
+        labels, predicted = np.zeros(40, int), np.ones(40, int)
+        confidence = np.linspace(0.5, 0.99, 40)
+        figure = plots.mistakes(np.zeros((40, 8, 8, 3), np.uint8), labels, predicted, confidence, ["A", "B"])
+        shown = [axes.get_xlabel() for axes in figure.axes]
+        assert shown == [f"A\n→ B, {value:.2f}" for value in confidence[::-1][:12]]
+
+    def test_without_mistakes_the_figure_says_so(self) -> None:
+        figure = plots.mistakes(np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, int), np.zeros(3, int), np.ones(3), ["A"])
+        assert "All 3 images were classified correctly." in [text.get_text() for text in figure.texts]
+
+    def test_a_perfectly_confident_and_right_model_can_be_drawn(self, tmp_path: Path) -> None:
+        certain = metrics.Estimate(0, 0, 0)
+        with matplotlib.rc_context(plots.STYLE):
+            figure = plots.reliability(np.ones(20), np.ones(20, bool), certain)
+            plots.save(figure, tmp_path / "reliability.png", "n = 20", synthetic=False)
+        assert (tmp_path / "reliability.png").stat().st_size > 0

@@ -1,0 +1,418 @@
+"""Registration against a real MLflow: who becomes champion, who does not, and what is left behind."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import requests
+import yaml
+from mlflow.entities.model_registry import RegisteredModel
+
+from pipeline import register, tracking
+from pipeline.stage import Problem
+from serving import contract, images
+from tests import tiny_model
+
+ROOT = Path(__file__).parents[2]
+COLOURS = {"benign": (200, 60, 60), "early": (60, 200, 60), "pre": (60, 60, 200), "pro": (5, 5, 5)}
+GOOD, BETTER, BLIND_TO_PRO = 8.0, 9.0, -50.0  # the tiny model's bias; the last one never says pro
+
+pytestmark = [
+    # MLflow's own queries, with SQLAlchemy 2.1.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: that takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose model has been evaluated: what `register` finds. The tiny model gets every test image right."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    write_recipe(mode="enforce")
+    write_data()
+    write_reports()
+    write_model(GOOD)
+    return tmp_path
+
+
+def write_recipe(**gate: object) -> None:
+    recipe = yaml.safe_load((ROOT / "params.yaml").read_text())
+    recipe["prepare"]["image_size"] = tiny_model.SIZE
+    recipe["evaluate"]["bootstrap"] = 200
+    recipe["gate"] |= gate
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def write_data() -> None:
+    """Four patients a class with two images each, all of them held out."""
+    rows, pixels = [], []
+    for label, (key, (red, green, blue)) in enumerate(COLOURS.items()):
+        for number in range(8):
+            path = Path("data/raw") / key / f"{key}-{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tiny_model.jpeg((red, green, blue + number)))
+            pixels.append(images.resize(images.decode(path.read_bytes()), tiny_model.SIZE))
+            patient = f"{key}-p{number // 2}"
+            rows.append([f"{key}/{path.name}", key, label, "0" * 64, patient, patient, "test"])
+    Path("data/prepared").mkdir()
+    np.save("data/prepared/images.npy", np.stack(pixels))
+    with Path("data/prepared/split.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "class", "label", "sha256", "patient", "group", "split"], *rows])
+    source = {"source": "demo", "origin": "rendered by a test", "synthetic": True, "sha256": "d" * 64, "images": {}}
+    Path("data/source.json").write_text(json.dumps(source))
+
+
+def write_reports(balanced_accuracy: float = 0.9) -> None:
+    metrics = {
+        "fp32": {
+            "balanced_accuracy": {"value": balanced_accuracy, "low": 0.8, "high": 0.95},
+            "per_class": {key: {"recall": {"value": 0.9}} for key in COLOURS},
+            "malignant_sensitivity": {"value": 0.99},
+            "ece": {"value": 0.05},
+        },
+        "margin_over_colour": {"value": 0.5},
+        "int8_vs_fp32": {"balanced_accuracy_drop": {"value": 0.01}},
+        "synthetic": True,
+    }
+    files = {
+        "metrics.json": json.dumps(metrics),
+        "history/train_head.csv": "epoch,loss,seconds\n0,1.5,3\n1,1.0,3\n",
+        "figures/roc.png": "png",
+        "plots/roc.csv": "fpr,tpr\n",
+        "validation/data_docs/index.html": "<html>",
+        "model_card.md": "# card",
+        "predictions.csv": "path\n",
+    }
+    for name, text in files.items():
+        path = Path("reports") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def write_model(bias: float, **changes: Any) -> None:
+    tiny_model.write(register.FP32, bias=bias, **changes)
+    tiny_model.write(register.INT8, bias=bias, precision="int8", **changes)
+
+
+def aliases() -> dict[str, str]:
+    model: RegisteredModel = tracking.client().get_registered_model("leukdetect")
+    return {name: str(version) for name, version in model.aliases.items()}
+
+
+def versions() -> list[str]:
+    return sorted(str(version.version) for version in tracking.client().search_model_versions("name = 'leukdetect'"))
+
+
+def registration() -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(register.REGISTRATION.read_text())
+    return result
+
+
+def promotions() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in register.PROMOTIONS.read_text().splitlines()]
+
+
+def test_the_first_model_that_passes_becomes_champion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register.main()
+    assert aliases() == {"champion": "1"}
+    output = capsys.readouterr()
+    assert "Version 1 is champion now." in output.out
+    assert "There is no champion to compare with." in output.out
+    assert output.err == ""
+
+    written = registration()
+    assert (written["version"], written["alias"], written["gate"]) == ("1", "champion", "passed")
+    assert {check["name"] for check in written["checks"]} >= {"balanced accuracy", "recall of pro", "INT8 drop"}
+    (line,) = promotions()
+    assert (line["version"], line["from_version"], line["balanced_accuracy"]) == ("1", None, 0.9)
+    assert line["run_id"] == written["run_id"]
+
+
+def test_one_run_holds_the_whole_pass(project: Path) -> None:
+    register.main()
+    client = tracking.client()
+    run = client.get_run(registration()["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["gate"] == "passed"
+    assert run.data.metrics["fp32/balanced_accuracy/value"] == 0.9
+    assert "synthetic" not in run.data.metrics
+    assert run.data.params["fine_tune.optimizer"] == "adam"
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "train_head/loss")] == [1.5, 1.0]
+    assert run.inputs
+    assert [item.dataset.digest for item in run.inputs.dataset_inputs] == ["d" * 16]
+    top = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert top == {
+        *("figures", "plots", "history", "validation", "params.yaml", "source.json"),
+        *("metrics.json", "model_card.md", "predictions.csv"),
+    }
+
+    version = client.get_model_version("leukdetect", "1")
+    assert version.run_id == run.info.run_id
+    assert str(version.description).startswith("Trained on rendered images: its numbers have no clinical meaning.")
+    assert version.tags["leukdetect.data_sha256"] == "0" * 64  # what the file says of itself
+    assert version.tags["leukdetect.git_commit"] == "0" * 40
+    assert (version.tags["balanced_accuracy"], version.tags["int8_drop"]) == ("0.9000", "0.0100")
+
+
+def test_the_run_that_the_model_file_names_is_used_with_what_it_holds_already(project: Path) -> None:
+    recipe = register.params.load()
+    run = tracking.run_id(recipe, "0" * 64)
+    tracking.log_epoch(run, "train_head", 0, {"loss": 1.5})
+    tracking.client().set_terminated(run)
+    write_model(GOOD, provenance=provenance(mlflow_run=run))
+    register.main()
+    assert registration()["run_id"] == run
+    points = tracking.client().get_metric_history(run, "train_head/loss")
+    assert sorted(point.step for point in points) == [0, 1]
+
+
+def provenance(**changes: str) -> contract.Provenance:
+    fields = {"source": "tests", "data_sha256": "0" * 64, "params_sha256": "0" * 64, "git_commit": "0" * 40}
+    return contract.Provenance(
+        synthetic=True, created="2026-01-01T00:00:00Z", **{"mlflow_run": "none", **fields, **changes}
+    )
+
+
+def test_the_champion_predicts_from_image_arrays(project: Path) -> None:
+    register.main()
+    model = mlflow.pyfunc.load_model("models:/leukdetect@champion")
+    pixels = np.load("data/prepared/images.npy")
+    probabilities = model.predict(pixels[:40])
+    assert probabilities.dtype == np.float32
+    assert probabilities.shape == (32, 4)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert probabilities.argmax(1).tolist() == [label for label in range(4) for _ in range(8)]
+    with pytest.raises(mlflow.MlflowException, match="schema"):
+        model.predict(pixels.astype(np.float32))
+
+
+def test_the_version_holds_both_files_under_the_names_that_the_server_reads(project: Path) -> None:
+    register.main()
+    folder = Path(mlflow.artifacts.download_artifacts("models:/leukdetect@champion"))
+    assert (folder / "artifacts/leukdetect.onnx").read_bytes() == register.FP32.read_bytes()
+    assert (folder / "artifacts/leukdetect.int8.onnx").read_bytes() == register.INT8.read_bytes()
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert [line.partition("==")[0] for line in requirements] == ["mlflow", "numpy", "onnxruntime"]
+    assert "pipeline" not in (folder / "pyfunc.py").read_text().replace("pipelines", "")
+
+
+def test_a_model_that_is_worse_than_the_champion_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register.main()
+    write_model(BLIND_TO_PRO)
+    with pytest.raises(
+        Problem, match=r"refuses version 2.*new − champion\. Version 2 is 'challenger'; version 1 stays"
+    ):
+        register.main()
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    output = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in output.splitlines() if "FAILS" in line] == [
+        "balanced accuracy, new − champion"
+    ]
+    assert "-0.2500" in output
+    assert "Compared with champion version 1 on the same test images." in output
+    written = registration()
+    assert (written["version"], written["alias"], written["gate"]) == ("2", "challenger", "failed")
+    assert tracking.client().get_run(written["run_id"]).data.tags["gate"] == "failed"
+    assert len(promotions()) == 1
+
+
+def test_a_model_below_a_floor_is_refused_even_with_no_champion(project: Path) -> None:
+    write_reports(balanced_accuracy=0.5)
+    with pytest.raises(Problem, match=r"It falls short in: balanced accuracy.*there is no champion"):
+        register.main()
+    assert aliases() == {"challenger": "1"}
+    assert not register.PROMOTIONS.exists()
+
+
+def test_a_better_model_is_promoted_and_the_old_one_is_kept_as_previous(project: Path) -> None:
+    write_model(BLIND_TO_PRO)
+    register.main()
+    write_model(GOOD)
+    register.main()
+    assert aliases() == {"champion": "2", "previous": "1"}
+    write_model(BETTER)
+    register.main()
+    assert aliases() == {"champion": "3", "previous": "2"}
+    assert [(line["from_version"], line["version"]) for line in promotions()] == [(None, "1"), ("1", "2"), ("2", "3")]
+
+
+def test_registering_the_same_file_again_changes_nothing(project: Path) -> None:
+    register.main()
+    before = (aliases(), versions(), len(promotions()), registration()["run_id"])
+    register.main()
+    assert (aliases(), versions(), len(promotions()), registration()["run_id"]) == before
+    points = tracking.client().get_metric_history(before[3], "fp32/balanced_accuracy/value")
+    assert len(points) == 1
+
+
+def test_a_refused_model_passes_later_when_the_bounds_allow_it(project: Path) -> None:
+    register.main()
+    write_model(BLIND_TO_PRO)
+    with pytest.raises(Problem):
+        register.main()
+    write_recipe(mode="off")
+    register.main()
+    assert versions() == ["1", "2"]
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_that_falls_below_a_raised_bar_is_not_removed(project: Path) -> None:
+    register.main()
+    write_recipe(min_balanced_accuracy=0.95)
+    with pytest.raises(Problem, match="Version 1 was champion before and stays it"):
+        register.main()
+    assert aliases() == {"champion": "1"}
+
+
+@pytest.mark.parametrize(("bias", "verdict"), [(BETTER, "pass"), (BLIND_TO_PRO, "refuse")])
+def test_a_dry_run_says_what_it_would_do_and_moves_nothing(
+    project: Path, bias: float, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register.main()
+    write_model(bias)
+    write_recipe(mode="dry-run")
+    register.main()
+    assert f"the gate would {verdict} it" in capsys.readouterr().out
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    assert len(promotions()) == 1
+
+
+def test_with_the_gate_off_the_champion_moves_and_it_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe(mode="off")
+    write_reports(balanced_accuracy=0.1)
+    register.main()
+    assert aliases() == {"champion": "1"}
+    assert "The gate is off: nothing was checked." in capsys.readouterr().out
+    assert registration()["checks"] == []
+
+
+def test_a_champion_of_another_image_size_answers_from_the_original_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as larger:
+        larger.setattr(tiny_model, "SIZE", 48)
+        write_model(GOOD)
+    register.main()
+    write_model(BLIND_TO_PRO)
+    with pytest.raises(Problem, match="new − champion"):
+        register.main()
+    assert "-0.2500" in capsys.readouterr().out
+
+
+def test_a_champion_of_other_classes_is_not_compared_with(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(GOOD, classes=tiny_model.CLASSES[::-1])
+    register.main()
+    write_model(BLIND_TO_PRO)
+    register.main()
+    assert "Not compared with champion version 1: its classes are pro, pre, early, benign." in capsys.readouterr().out
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
+    register.main()
+    shutil.rmtree(tracking.ARTIFACTS)
+    write_model(BETTER)
+    with pytest.raises(Problem, match="the champion, leukdetect version 1, could not be fetched"):
+        register.main()
+    assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_reports_that_are_missing_are_named_and_nothing_is_registered(project: Path) -> None:
+    register.METRICS.unlink()
+    with pytest.raises(Problem, match=r"reports/metrics\.json is missing; `dvc repro`"):
+        register.main()
+    assert tracking.client().search_registered_models() == []
+
+
+def test_the_command_uses_the_embedded_mlflow_and_exits_1_when_refused(project: Path) -> None:
+    write_reports(balanced_accuracy=0.5)
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "pipeline.register"]
+    result = subprocess.run(command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "balanced accuracy        0.5000  FAILS  ≥ 0.6000" in result.stdout
+    assert result.stderr.strip().startswith("error: params.gate refuses version 1.")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert aliases() == {"challenger": "1"}
+
+
+@pytest.fixture
+def server(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A real tracking server on loopback, which keeps the artifacts too."""
+    shutil.copy(empty_database, project / "served.db")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{project}/served.db",
+        "--artifacts-destination",
+        str(project / "served"),
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts faster
+    with (project / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=project, env=environment, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            requests.get(f"{address}/health", timeout=1).raise_for_status()
+            break
+        except requests.RequestException:
+            assert process.poll() is None, (project / "server.log").read_text()
+            assert time.monotonic() < deadline, (project / "server.log").read_text()
+            time.sleep(0.2)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    yield process
+    stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server and its worker, which share a session of their own."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_holds_the_registry_and_its_death_is_one_message(
+    server: subprocess.Popen[bytes], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register.main()
+    write_model(BETTER)
+    register.main()  # fetches the champion from the server
+    assert aliases() == {"champion": "2", "previous": "1"}
+    assert list((project / "served").rglob("leukdetect.onnx"))
+    assert not (project / "mlartifacts").exists()
+    assert "View" not in capsys.readouterr().out, "MLflow prints no addresses of its own"
+    probabilities = mlflow.pyfunc.load_model("models:/leukdetect@champion").predict(np.load("data/prepared/images.npy"))
+    assert probabilities.shape == (32, 4)
+
+    stop(server)
+    start = time.monotonic()
+    with pytest.raises(Problem, match=r"MLflow at http://127\.0\.0\.1:\d+ could not be used"):
+        register.main()
+    assert time.monotonic() - start < 10

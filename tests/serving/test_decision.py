@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from serving import contract
+from serving.decision import decide
+from tests import tiny_model
+
+THRESHOLDS = contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=5.0)
+
+
+@pytest.fixture(scope="module")
+def promise(tmp_path_factory):
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "m.onnx", thresholds=THRESHOLDS)
+
+
+def decided(promise, probabilities, *, unlikeness=0.3, brightness=150.0, sharpness=50.0):
+    return decide(np.array(probabilities, np.float32), unlikeness, brightness, sharpness, promise)
+
+
+def codes(decision):
+    return [reason.code for reason in decision.reasons]
+
+
+def test_a_clear_malignant_image_is_reported_as_a_resemblance(promise):
+    decision = decided(promise, [0.02, 0.1, 0.8, 0.08])
+    assert (decision.kind, decision.malignant) == ("report", True)
+    assert decision.wording == "Resembles Pre-B ALL; confirm by flow cytometry."
+    assert decision.p_malignant == pytest.approx(0.98)
+
+
+def test_a_clear_benign_image_is_reported_without_a_promise(promise):
+    decision = decided(promise, [0.9, 0.04, 0.03, 0.03])
+    assert (decision.kind, decision.malignant) == ("report", False)
+    assert decision.wording == "Resembles Benign (hematogone); this alone does not exclude leukaemia."
+
+
+@pytest.mark.parametrize(
+    ("signal", "value", "code"),
+    [
+        ("unlikeness", 1.2, "unlike_training_images"),
+        ("brightness", 12.0, "too_dark"),
+        ("brightness", 250.0, "too_bright"),
+        ("sharpness", 1.0, "blurred"),
+    ],
+)
+def test_what_the_model_cannot_judge_is_referred_with_the_number(promise, signal, value, code):
+    decision = decided(promise, [0.9, 0.04, 0.03, 0.03], **{signal: value})
+    assert (decision.kind, codes(decision)) == ("refer", [code])
+    assert f"{value:g}" in decision.reasons[0].detail
+    assert decision.wording == f"Refer to a haematologist: {decision.reasons[0].brief}."
+
+
+@pytest.mark.parametrize(("signal", "value"), [("unlikeness", 1.0), ("brightness", 20.0), ("brightness", 240.0)])
+def test_a_value_at_its_threshold_is_accepted(promise, signal, value):
+    assert decided(promise, [0.9, 0.04, 0.03, 0.03], **{signal: value}).kind == "report"
+
+
+def test_an_uncertain_subtype_is_referred_and_its_malignancy_is_still_said(promise):
+    decision = decided(promise, [0.02, 0.4, 0.38, 0.2])
+    assert codes(decision) == ["low_confidence"]
+    assert decision.wording.endswith("The malignant classes together reach 98.0\u00a0%.")
+
+
+def test_a_benign_look_above_the_operating_point_does_not_exclude_malignancy(promise):
+    decision = decided(promise, [0.55, 0.2, 0.15, 0.1])
+    assert (codes(decision), decision.malignant) == (["malignant_not_excluded"], True)
+    assert "malignancy is not excluded" in decision.wording
+    assert "Benign (hematogone)" in decision.reasons[0].detail
+
+
+def test_a_malignant_look_below_the_operating_point_is_not_confirmed(tmp_path):
+    strict = tiny_model.write(tmp_path / "m.onnx", thresholds=THRESHOLDS.model_copy(update={"malignant": 0.9}))
+    decision = decided(strict, [0.3, 0.6, 0.05, 0.05])
+    assert (codes(decision), decision.malignant) == (["malignant_not_confirmed"], False)
+    assert "flow cytometry" not in decision.wording
+
+
+def test_all_reasons_are_given(promise):
+    decision = decided(promise, [0.45, 0.3, 0.15, 0.1], unlikeness=2, brightness=3, sharpness=0)
+    assert codes(decision) == [
+        "too_dark",
+        "blurred",
+        "unlike_training_images",
+        "low_confidence",
+        "malignant_not_excluded",
+    ]

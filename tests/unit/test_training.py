@@ -1,0 +1,111 @@
+"""The training loop: going on after an interruption, stopping early, and agreeing with itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import training
+
+VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 3, 96)
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def toy() -> keras.Model:
+    """Dropout, batch normalisation and a schedule: all that a later epoch depends on."""
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((16,))
+    for layer in (keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)):
+        x = layer(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    rate = keras.optimizers.schedules.CosineDecay(0.01, 100)
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def fit(
+    state: Path, epochs: int = 5, patience: int = 10, on_epoch: Callable[[dict[str, float]], None] = lambda row: None
+) -> tuple[keras.Model, pd.DataFrame]:
+    model = toy()
+    history = training.fit(
+        model,
+        epoch_data=lambda epoch: training.Views(VIEWS, LABELS, np.ones(96, np.float32), 32, 0, epoch),
+        val=(VIEWS[0], LABELS),
+        epochs=epochs,
+        patience=patience,
+        state=state,
+        on_epoch=on_epoch,
+    )
+    return model, history
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    def interrupt(row: dict[str, float]) -> None:
+        if row["epoch"] == 2:
+            raise PowerCutError
+
+    straight, history = fit(tmp_path / "straight")
+    with pytest.raises(PowerCutError):
+        fit(tmp_path / "broken", on_epoch=interrupt)
+    resumed, resumed_history = fit(tmp_path / "broken")
+
+    for a, b in zip(straight.get_weights(), resumed.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
+
+
+def test_two_runs_with_the_same_seed_agree(tmp_path: Path) -> None:
+    (a, _), (b, _) = fit(tmp_path / "a"), fit(tmp_path / "b")
+    assert all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_it_keeps_the_weights_of_the_epoch_with_the_least_validation_loss(tmp_path: Path) -> None:
+    model, history = fit(tmp_path / "s", epochs=8)
+    loss = model.evaluate(VIEWS[0], LABELS, verbose=0)[0]
+    assert loss == pytest.approx(history["val_loss"].min(), abs=1e-5)
+
+
+def test_it_stops_when_validation_stays_behind(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    model = toy()
+    flat = np.zeros_like(VIEWS[0])  # nothing to learn from: the loss against shuffled labels only grows
+
+    history = training.fit(
+        model,
+        epoch_data=lambda epoch: training.Views(VIEWS, np.zeros(96, int), np.ones(96, np.float32), 32, 0, epoch),
+        val=(flat, np.full(96, 2)),
+        epochs=50,
+        patience=3,
+        state=state,
+        on_epoch=lambda row: None,
+    )
+    assert len(history) == int(history["val_loss"].argmin()) + 1 + 3
+    assert len(history) < 50
+
+
+def test_each_epoch_takes_the_next_view_in_its_own_order() -> None:
+    views = np.arange(3 * 10).reshape(3, 10, 1).astype(np.float32)
+    labels = np.arange(10)
+    seen = []
+    for epoch in range(4):
+        batches = training.Views(views, labels, np.ones(10, np.float32), 4, 0, epoch)
+        x = np.concatenate([batches[i][0] for i in range(len(batches))])[:, 0]
+        y = np.concatenate([batches[i][1] for i in range(len(batches))])
+        assert np.array_equal(x, y + 10 * (epoch % 3))  # view epoch mod 3, labels with their images
+        assert sorted(y) == list(range(10))
+        seen.append(tuple(y))
+    assert len(set(seen)) == 4
+
+
+def test_class_weights_make_every_class_count_the_same() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 1)
+    weights = training.class_weights(labels, 3, balanced=True)
+    assert [weights[labels == c].sum() for c in range(3)] == pytest.approx([10 / 3] * 3)
+    assert training.class_weights(labels, 3, balanced=False).tolist() == [1] * 10
