@@ -5,6 +5,7 @@ The whole model is `.keras`-loadable without any of this code: it takes uint8 RG
 swapped instead when weights are loaded, which is the same arithmetic and leaves no odd step in the graph.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
@@ -72,7 +73,9 @@ def load_base_weights(model: keras.Model, weights: str) -> None:
         if not Path(weights).is_file():
             raise Problem(f"features.weights: there is no file {weights}; give a path, imagenet or none")
         try:
-            base.load_weights(weights)
+            with warnings.catch_warnings():  # Keras warns of each part it misses, then raises
+                warnings.simplefilter("ignore")
+                base.load_weights(weights)
         except (ValueError, OSError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise Problem(

@@ -37,9 +37,8 @@ def render(measured: dict[str, Any], contract: Contract, source: dict[str, Any],
     int8, corner = measured["int8_vs_fp32"], measured["corner_masked"]
     stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n"
     images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
-    unit = (
-        f"patient ({patients} known)" if patients else "block of neighbouring file numbers; the patients are not known"
-    )
+    patient = "virtual patient" if measured["synthetic"] else "patient"
+    unit = f"{patient}; there are {patients}" if patients else "block of neighbouring file numbers"
     return f"""# Model card: {contract.name}
 {stamp if measured["synthetic"] else ""}
 > {contract.disclaimer}
@@ -60,18 +59,18 @@ magnifications or diseases than those of the data below.
 
 ## Results
 
-Test split: {split["test"]} images in {split["test_groups"]} groups, {split["fewest_test_groups"]} or more a class;
-measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
+Test split: {split["test"]} images in {split["test_groups"]} groups, {split["fewest_test_groups"]} or more a class.
+Measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
 
 {_headline(measured)}
 
 {_per_class(measured, contract)}
 
-- The model's balanced accuracy is {interval(measured["margin_over_colour"])} above colour only: a random forest on the
-  mean and SD of red, green and blue, which sees no cell.
-- INT8 loses {interval(int8["balanced_accuracy_drop"])} of balanced accuracy; its class is FP32's in
+- Margin of balanced accuracy over colour only: {interval(measured["margin_over_colour"])}. Colour only is a random
+  forest on the mean and SD of red, green and blue; it sees no cell.
+- Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
   {int8["equal_argmax"]["value"]:.1%} of images.
-- With the scale bar's corner masked, balanced accuracy is {interval(corner["balanced_accuracy"])}, and
+- Balanced accuracy with the scale bar's corner masked: {interval(corner["balanced_accuracy"])};
   {corner["changed"]["value"]:.1%} of predictions change.
 
 ## Thresholds
@@ -83,7 +82,8 @@ Chosen on the validation split, for a malignant sensitivity of {contract.target_
 
 ## Limits
 
-- {_patients(patients)} One source: another laboratory's stain, camera or patients may give other results.
+- {_patients(patients, measured["synthetic"])}
+- One source: another laboratory's stain, camera or patients may give other results.
 - The subtypes are defined by immunophenotype, which cannot be seen: an answer is "resembles", never "is".
 - A group is drawn whole; with few groups a class, the intervals are too narrow.
 - It knows only these classes: {", ".join(c.label for c in contract.classes)}.
@@ -142,7 +142,9 @@ def _line(title: str, fp32: str = "", int8: str = "", colour: str = "") -> str:
     return f"{title:34}{fp32:24}{int8:24}{colour}".rstrip()
 
 
-def _patients(patients: int) -> str:
+def _patients(patients: int, synthetic: bool) -> str:
+    if synthetic:
+        return "No patients: nothing here says how it does on a real smear."
     if patients:
-        return f"{patients} patients, which is few."
-    return "The number of patients is not known; images of one patient may lie on both sides of a split."
+        return f"Few patients: {patients}."
+    return "The patients are not known, and few: images of one may lie on both sides of the split."

@@ -11,19 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import params, splits, stage
+from pipeline import manifest, params, splits, stage
 from pipeline.stage import Problem
 from serving import images
 
 RAW = Path("data/raw")
-MANIFEST = Path("data/manifest.csv")
 PREPARED = Path("data/prepared")
 
 
 def main() -> None:
     recipe = params.load()
-    manifest = read_manifest()
-    frame = splits.assign(manifest, recipe.prepare, recipe.seed)
+    frame = splits.assign(manifest.read(), recipe.prepare, recipe.seed)
     label = {c.key: i for i, c in enumerate(recipe.classes)}
     frame["label"] = frame["class"].map(label)
 
@@ -51,13 +49,6 @@ def main() -> None:
     print(
         "\n".join(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}" for split in splits.SPLITS)
     )
-
-
-def read_manifest() -> pd.DataFrame:
-    """The manifest, all text columns as text (a patient may be called 007)."""
-    if not MANIFEST.is_file():
-        raise Problem(f"{MANIFEST} is missing; `dvc repro validate` makes it")
-    return pd.read_csv(MANIFEST, dtype={"path": str, "class": str, "sha256": str, "dhash": str}, keep_default_na=False)
 
 
 def read(split: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:

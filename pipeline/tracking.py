@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import params as recipes
 from pipeline.stage import Problem
@@ -45,6 +45,8 @@ SQLITE = "sqlite:///"
 ARTIFACTS = Path("mlartifacts")  # of the embedded MLflow; a server keeps its own
 KEY_TAG = "leukdetect.key"
 HEALTH_TIMEOUT = 5  # seconds
+
+FAILURES = (MlflowException, requests.RequestException, SQLAlchemyError)
 
 _lost: set[str] = set()  # runs whose server failed while training; register replays what they lack
 
@@ -86,9 +88,9 @@ def reachable() -> Iterator[None]:
     """Turns whatever MLflow or the way to it raises into one Problem that names the URI."""
     try:
         yield
-    except (MlflowException, requests.RequestException) as error:
+    except FAILURES as error:
         raise Problem(
-            f"MLflow at {shown_uri()} could not be used: {_first_line(error)}\n"
+            f"MLflow at {shown_uri()} could not be used: {_reason(error)}\n"
             "Start that server or correct MLFLOW_TRACKING_URI (unset, MLflow lives in ./mlflow.db), then run this "
             "again: it goes on where it was."
         ) from error
@@ -103,10 +105,10 @@ def run_id(params: recipes.Params, data_sha256: str) -> str:
     parts = (recipes.digest(params), data_sha256, socket.gethostname(), str(Path.cwd()))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with reachable():
-        mlflow = client()
-        experiment = _experiment(mlflow, params.register_.experiment)
+        store = client()
+        experiment = _experiment(store, params.register_.experiment)
         is_this_pass = f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
-        running = mlflow.search_runs([experiment], is_this_pass, max_results=1)
+        running = store.search_runs([experiment], is_this_pass, max_results=1)
         if running:
             run = running[0]
         else:
@@ -116,9 +118,9 @@ def run_id(params: recipes.Params, data_sha256: str) -> str:
                 "leukdetect.data_sha256": data_sha256,
                 "leukdetect.params_sha256": recipes.digest(params),
             }
-            run = mlflow.create_run(experiment, tags=tags, run_name=_name(params))
+            run = store.create_run(experiment, tags=tags, run_name=_name(params))
         # On a resumed run too: it may have been interrupted between being created and this.
-        mlflow.log_batch(run.info.run_id, params=_flat_params(params))
+        store.log_batch(run.info.run_id, params=_flat_params(params))
     return run.info.run_id
 
 
@@ -128,10 +130,10 @@ def log_epoch(run_id: str, phase: str, epoch: int, metrics: dict[str, float]) ->
         return
     try:
         _log(client(), run_id, phase, epoch, metrics)
-    except (MlflowException, requests.RequestException) as error:
+    except FAILURES as error:
         _lost.add(run_id)
         print(
-            f"\nwarning: MLflow at {shown_uri()} stopped answering ({_first_line(error)}). Training goes on; "
+            f"\nwarning: MLflow at {shown_uri()} stopped answering ({_reason(error)}). Training goes on; "
             "`register` will log the epochs that are missing.",
             file=sys.stderr,
         )
@@ -148,14 +150,14 @@ def replay(run_id: str, phase: str, csv_path: Path) -> None:
     with csv_path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     with reachable():
-        mlflow = client()
+        store = client()
         names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
-        logged = {name: {m.step for m in mlflow.get_metric_history(run_id, f"{phase}/{name}")} for name in names}
+        logged = {name: {m.step for m in store.get_metric_history(run_id, f"{phase}/{name}")} for name in names}
         for row in rows:
             epoch = int(row["epoch"])
             missing = {name: float(row[name]) for name in names if row[name] and epoch not in logged[name]}
             if missing:
-                _log(mlflow, run_id, phase, epoch, missing)
+                _log(store, run_id, phase, epoch, missing)
 
 
 def log_new(run_id: str, metrics: dict[str, float]) -> None:
@@ -165,11 +167,11 @@ def log_new(run_id: str, metrics: dict[str, float]) -> None:
         Problem: MLflow could not be used.
     """
     with reachable():
-        mlflow = client()
-        logged = mlflow.get_run(run_id).data.metrics
+        store = client()
+        logged = store.get_run(run_id).data.metrics
         now = _now()
         new = [Metric(name, value, now, 0) for name, value in metrics.items() if not _same(logged.get(name), value)]
-        mlflow.log_batch(run_id, metrics=new)
+        store.log_batch(run_id, metrics=new)
 
 
 def flat(value: Any, separator: str, prefix: str = "") -> dict[str, Any]:
@@ -204,17 +206,15 @@ def git_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    git = shutil.which("git") or "git"
-    run = subprocess.run([git, *arguments], check=True, capture_output=True, text=True)  # noqa: S603 (fixed arguments)
-    return run.stdout.strip()
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _experiment(mlflow: MlflowClient, name: str) -> str:
-    experiment = mlflow.get_experiment_by_name(name)
+def _experiment(store: MlflowClient, name: str) -> str:
+    experiment = store.get_experiment_by_name(name)
     if experiment is not None:
         return experiment.experiment_id
     embedded = uri().startswith(SQLITE)
-    return mlflow.create_experiment(name, artifact_location=ARTIFACTS.resolve().as_uri() if embedded else None)
+    return store.create_experiment(name, artifact_location=ARTIFACTS.resolve().as_uri() if embedded else None)
 
 
 def _name(params: recipes.Params) -> str:
@@ -236,9 +236,9 @@ def _flat_params(params: recipes.Params) -> list[Param]:
     return [Param(key, value[:MAX_PARAM_VAL_LENGTH]) for key, value in text.items()]
 
 
-def _log(mlflow: MlflowClient, run_id: str, phase: str, epoch: int, metrics: dict[str, float]) -> None:
+def _log(store: MlflowClient, run_id: str, phase: str, epoch: int, metrics: dict[str, float]) -> None:
     now = _now()
-    mlflow.log_batch(
+    store.log_batch(
         run_id, metrics=[Metric(f"{phase}/{name}", float(value), now, epoch) for name, value in metrics.items()]
     )
 
@@ -269,5 +269,7 @@ def _without_secrets(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-def _first_line(error: Exception) -> str:
-    return _without_secrets(str(error).strip().partition("\n")[0])
+def _reason(error: Exception) -> str:
+    text = _without_secrets(str(error))
+    buried = re.search(r"\[Errno -?\d+\] ([^\"')]+)", text)  # what the system said, under four layers of clients
+    return buried.group(1) if buried else text.strip().partition("\n")[0]

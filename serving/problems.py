@@ -83,7 +83,7 @@ def install(app: FastAPI) -> None:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
     """The `responses` of a route that can end with these problems, for OpenAPI."""
-    schema = {"$ref": f"#/components/schemas/{ProblemDetails.__name__}"}
+    schema = ProblemDetails.model_json_schema()
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
         for status in statuses

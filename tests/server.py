@@ -1,7 +1,6 @@
 """Starts the real server, as a process of its own, for a test to talk to."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -34,12 +33,12 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Server]:
+def running(folder: Path, *flags: str, python: str | Path = sys.executable) -> Iterator[Server]:
     """Runs `python -m serving FLAGS` on a free loopback port until the block ends; its log goes to `folder`."""
     log_file = folder / "server.log"
-    command = [sys.executable, "-m", "serving", "--port", "0", "--cache-dir", str(folder / "cache"), *flags]
+    command = [python, "-m", "serving", "--port", "0", "--cache-dir", str(folder / "cache"), *flags]
     with log_file.open("wb") as log:
-        process = subprocess.Popen(command, stderr=log, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": "default"})
+        process = subprocess.Popen(command, stderr=log, cwd=ROOT)
     try:
         yield Server(_url(process, log_file), process, log_file)
     finally:

@@ -115,6 +115,7 @@ function details(card, answer) {
 function fail(card, title, detail, requestId) {
   verdict(card, "error", title);
   const answer = $(".answer", card);
+  $(".found", card).remove();
   answer.append(element("p", detail, "wording"));
   if (requestId) answer.append(element("p", `Request id ${requestId}`, "small"));
 }

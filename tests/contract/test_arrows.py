@@ -29,10 +29,10 @@ def _python(program: str) -> str:
     return run.stdout.strip()
 
 
-def test_serving_imports_no_tensorflow_no_pandas_and_nothing_of_the_pipeline():
+def test_serving_imports_no_tensorflow_no_pandas_and_nothing_of_the_pipeline() -> None:
     assert int(_python(IMPORT_EVERYTHING)) == len(list((ROOT / "serving").glob("*.py"))) - 1  # all but __init__
 
 
-def test_mlflow_is_the_library_and_not_the_folder_of_that_name():
+def test_mlflow_is_the_library_and_not_the_folder_of_that_name() -> None:
     assert not list((ROOT / "mlflow").glob("**/*.py"))
     assert "site-packages" in _python("import mlflow; print(mlflow.__file__)")

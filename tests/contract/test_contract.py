@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -14,20 +15,20 @@ REGENERATE = (
 )
 
 
-def test_the_published_schema_is_that_of_the_contract():
+def test_the_published_schema_is_that_of_the_contract() -> None:
     assert json.loads(contract.SCHEMA_FILE.read_text()) == contract.Contract.model_json_schema(), (
         f"serving/contract.schema.json is out of date; make it anew with\n{REGENERATE}"
     )
 
 
-def test_a_model_file_gives_its_contract_back(tmp_path):
+def test_a_model_file_gives_its_contract_back(tmp_path: Path) -> None:
     written = tiny_model.write(tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     assert contract.parse(session.get_modelmeta().custom_metadata_map) == written
     assert written.decode.behaviour == images.behaviour(tiny_model.SIZE)
 
 
-def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path):
+def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
     model = onnx.load(tmp_path / "m.onnx")
     with pytest.raises(contract.ContractError, match=r"carries no 'leukdetect' metadata.*pipeline\.export"):
@@ -44,18 +45,18 @@ def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path):
         ("thresholds", {"malignant": 1.5}, r"thresholds\.malignant"),
     ],
 )
-def test_a_broken_contract_is_refused_where_it_breaks(tmp_path, field, value, where):
+def test_a_broken_contract_is_refused_where_it_breaks(tmp_path: Path, field: str, value: object, where: str) -> None:
     fields = tiny_model.write(tmp_path / "m.onnx").model_dump() | {field: value}
     with pytest.raises(contract.ContractError, match=f"broken at {where}"):
         contract.parse({contract.METADATA_KEY: json.dumps(fields)})
 
 
-def test_metadata_that_is_no_json_is_refused():
+def test_metadata_that_is_no_json_is_refused() -> None:
     with pytest.raises(contract.ContractError, match="broken at contract"):
         contract.parse({contract.METADATA_KEY: "{"})
 
 
-def test_repeated_keys_and_one_sided_classes_are_refused(tmp_path):
+def test_repeated_keys_and_one_sided_classes_are_refused(tmp_path: Path) -> None:
     benign, early, *_ = tiny_model.CLASSES
     with pytest.raises(ValidationError, match="class keys repeat"):
         tiny_model.write(tmp_path / "m.onnx", classes=[benign, early, early, benign])
@@ -63,7 +64,7 @@ def test_repeated_keys_and_one_sided_classes_are_refused(tmp_path):
         tiny_model.write(tmp_path / "m.onnx", classes=[early, early.model_copy(update={"key": "other"})])
 
 
-def test_a_golden_answer_needs_a_probability_for_every_class(tmp_path):
+def test_a_golden_answer_needs_a_probability_for_every_class(tmp_path: Path) -> None:
     golden = tiny_model.write(tmp_path / "m.onnx").golden[0]
     with pytest.raises(ValidationError, match="3 probabilities for 4 classes"):
         tiny_model.write(tmp_path / "m.onnx", golden=[golden.model_copy(update={"probabilities": [0.5, 0.5, 0.0]})])

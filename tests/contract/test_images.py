@@ -2,6 +2,7 @@
 
 import io
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def photograph(width: int = 101, height: int = 67) -> Image.Image:
     return Image.fromarray(np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8))
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -43,52 +44,52 @@ JPEGS = {
 
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS.keys())
 @pytest.mark.parametrize("size", [(101, 67), (8, 8), (1, 1), (224, 224)])
-def test_a_jpeg_decodes_to_the_very_bits_of_pillow(options, size):
+def test_a_jpeg_decodes_to_the_very_bits_of_pillow(options: dict[str, Any], size: tuple[int, int]) -> None:
     data = encoded(photograph(*size), "JPEG", **options)
     np.testing.assert_array_equal(images.decode(data), Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def test_a_grey_jpeg_is_repeated_in_three_channels():
+def test_a_grey_jpeg_is_repeated_in_three_channels() -> None:
     data = encoded(photograph().convert("L"), "JPEG")
     grey = np.asarray(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(images.decode(data), np.stack([grey] * 3, -1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
+def test_exif_orientation_is_applied(orientation: int) -> None:
     data = encoded(photograph(), "JPEG", exif=turned(orientation))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(images.decode(data), upright)
     assert images.decode(data).size == ((67, 101) if orientation >= 5 else (101, 67))
 
 
-def test_cmyk_is_converted():
+def test_cmyk_is_converted() -> None:
     data = encoded(photograph().convert("CMYK"), "JPEG", quality=95)
     difference = np.abs(np.asarray(images.decode(data), float) - np.asarray(photograph(), float))
     assert difference.mean() < 4  # a wrong inversion would be near 100
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_upper_eight(kind):
+def test_sixteen_bit_grey_keeps_its_upper_eight(kind: str) -> None:
     values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
     pixels = np.asarray(images.decode(encoded(Image.fromarray(values), kind)))
     np.testing.assert_array_equal(pixels[..., 0], [[0, 0, 1], [128, 254, 255]])
     assert pixels.shape == (2, 3, 3)
 
 
-def test_what_exceeds_sixteen_bits_is_white_and_does_not_wrap_round():
+def test_what_exceeds_sixteen_bits_is_white_and_does_not_wrap_round() -> None:
     values = np.array([[-5, 0, 65535, 70000]], np.int32)
     pixels = np.asarray(images.decode(encoded(Image.fromarray(values), "TIFF")))
     np.testing.assert_array_equal(pixels[0, :, 0], [0, 0, 255, 255])
 
 
-def test_a_palette_gives_its_colours():
+def test_a_palette_gives_its_colours() -> None:
     image = photograph().quantize(16)
     np.testing.assert_array_equal(images.decode(encoded(image, "PNG")), image.convert("RGB"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_what_is_transparent_becomes_white(kind):
+def test_what_is_transparent_becomes_white(kind: str) -> None:
     image = Image.new("RGBA", (4, 4), (200, 0, 0, 255))
     image.putpixel((0, 0), (0, 0, 0, 0))
     pixels = np.asarray(images.decode(encoded(image, kind, lossless=True)))
@@ -96,7 +97,7 @@ def test_what_is_transparent_becomes_white(kind):
     assert pixels[3, 3].tolist() == [200, 0, 0]
 
 
-def test_a_transparent_palette_entry_becomes_white():
+def test_a_transparent_palette_entry_becomes_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -104,19 +105,19 @@ def test_a_transparent_palette_entry_becomes_white():
     assert pixels[0].tolist() == [[255, 255, 255], [40, 50, 60]]
 
 
-def test_of_several_frames_the_first_is_taken():
+def test_of_several_frames_the_first_is_taken() -> None:
     data = encoded(Image.new("RGB", (5, 5), "red"), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))])
     assert images.decode(data).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
-def test_the_header_alone_tells_type_and_size(kind):
+def test_the_header_alone_tells_type_and_size(kind: str) -> None:
     header = images.header(encoded(photograph(), kind)[:4096])
     assert (header.format, header.width, header.height) == (kind, 101, 67)
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
-def test_half_a_file_is_an_error_that_names_its_type(kind):
+def test_half_a_file_is_an_error_that_names_its_type(kind: str) -> None:
     whole = encoded(photograph(), kind)
     with pytest.raises(images.ImageError, match=r"corrupt|broken") as error:
         images.decode(whole[: len(whole) // 2])
@@ -124,19 +125,19 @@ def test_half_a_file_is_an_error_that_names_its_type(kind):
 
 
 @pytest.mark.parametrize("data", [b"benign,early,pre,pro\n", b"GIF89a" + bytes(64), b"%PDF-1.7", bytes(1000)])
-def test_other_content_is_unsupported_whatever_it_is_called(data):
+def test_other_content_is_unsupported_whatever_it_is_called(data: bytes) -> None:
     for read in (images.header, images.decode):
         with pytest.raises(images.UnsupportedImage, match="send JPEG, PNG, BMP, TIFF, WEBP"):
             read(data)
 
 
-def test_an_empty_file_says_so():
+def test_an_empty_file_says_so() -> None:
     for read in (images.header, images.decode):
         with pytest.raises(images.ImageError, match="the file is empty"):
             read(b"")
 
 
-def test_a_broken_exif_block_is_an_image_error():
+def test_a_broken_exif_block_is_an_image_error() -> None:
     """Pillow raises SyntaxError, struct.error or a mere warning there, depending on the byte."""
     data = bytearray(encoded(photograph(), "JPEG", exif=turned(6)))
     block = data.index(b"Exif") + 6
@@ -147,14 +148,14 @@ def test_a_broken_exif_block_is_an_image_error():
             decodes_or_raises_image_error(bytes(broken))
 
 
-def test_resize_squashes_to_a_square():
+def test_resize_squashes_to_a_square() -> None:
     small = images.resize(photograph(), 32)
     assert small.shape == (32, 32, 3)
     assert small.dtype == np.uint8
     np.testing.assert_array_equal(images.resize(Image.fromarray(small), 32), small)  # of its size already
 
 
-def test_brightness_is_mean_luma_and_sharpness_falls_with_blur():
+def test_brightness_is_mean_luma_and_sharpness_falls_with_blur() -> None:
     assert images.brightness(np.full((4, 4, 3), (255, 0, 0), np.uint8)) == pytest.approx(0.299 * 255)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     blurred = images.resize(Image.fromarray(noise).resize((8, 8)), 32)
@@ -162,7 +163,7 @@ def test_brightness_is_mean_luma_and_sharpness_falls_with_blur():
     assert images.sharpness(np.full((8, 8, 3), 77, np.uint8)) == pytest.approx(0)
 
 
-def test_behaviour_depends_on_the_size_and_on_nothing_else():
+def test_behaviour_depends_on_the_size_and_on_nothing_else() -> None:
     assert images.behaviour(64) == images.behaviour(64)
     assert images.behaviour(64) != images.behaviour(65)
 
@@ -190,13 +191,13 @@ def decodes_or_raises_image_error(data: bytes) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"RIFF"]))
-def test_arbitrary_bytes_decode_or_raise_image_error(data, magic):
+def test_arbitrary_bytes_decode_or_raise_image_error(data: bytes, magic: bytes) -> None:
     decodes_or_raises_image_error(magic + data)
 
 
 @settings(max_examples=600, deadline=None)
 @given(st.data())
-def test_mutated_images_decode_or_raise_image_error(data):
+def test_mutated_images_decode_or_raise_image_error(data: st.DataObject) -> None:
     mutated = bytearray(data.draw(st.sampled_from(SEEDS)))
     end = data.draw(st.sampled_from([64, 256, len(mutated)]))  # headers are where parsers break
     for _ in range(data.draw(st.integers(1, 6))):

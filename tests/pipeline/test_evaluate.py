@@ -222,7 +222,13 @@ class TestFiles:
         card = (done / "reports/model_card.md").read_text()
         for estimate in (report["fp32"]["balanced_accuracy"], report["colour_only"]["balanced_accuracy"]):
             assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in card
-        for text in ("SYNTHETIC DEMO", "Not a medical device", "Licence: MIT", "60 patients", "flow cytometry"):
+        for text in (
+            "SYNTHETIC DEMO",
+            "Not a medical device",
+            "Licence: MIT",
+            "a group is a virtual patient; there are 60",
+            "flow cytometry",
+        ):
             assert text in card
 
 

@@ -126,7 +126,9 @@ def test_a_dead_server_is_found_in_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     address = f"http://someone:secret@127.0.0.1:{closed_port()}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     start = time.monotonic()
-    with pytest.raises(Problem, match=r"MLflow at http://127\.0\.0\.1:\d+ could not be used") as caught:
+    with pytest.raises(
+        Problem, match=r"MLflow at http://127\.0\.0\.1:\d+ could not be used: Connection refused\n"
+    ) as caught:
         tracking.check()
     assert time.monotonic() - start < 10
     assert "MLFLOW_TRACKING_URI" in str(caught.value)
@@ -145,6 +147,15 @@ def test_a_database_that_cannot_be_written_is_found(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/absent/mlflow.db")
     with pytest.raises(Problem, match=r"absent/mlflow\.db cannot be written .* MLFLOW_TRACKING_URI"):
         tracking.check()
+
+
+def test_a_database_that_is_none_is_one_message(
+    here: Path, recipe: params.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "other.db").write_text("not a database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here}/other.db")
+    with pytest.raises(Problem, match=r"other\.db could not be used: .* file is not a database"):
+        tracking.run_id(recipe, DATA)
 
 
 def test_the_embedded_mlflow_needs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

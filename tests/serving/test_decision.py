@@ -1,34 +1,44 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from serving import contract
-from serving.decision import decide
+from serving.contract import Contract
+from serving.decision import Decision, decide
 from tests import tiny_model
 
 THRESHOLDS = contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=5.0)
 
 
 @pytest.fixture(scope="module")
-def promise(tmp_path_factory):
+def promise(tmp_path_factory: pytest.TempPathFactory) -> Contract:
     return tiny_model.write(tmp_path_factory.mktemp("model") / "m.onnx", thresholds=THRESHOLDS)
 
 
-def decided(promise, probabilities, *, unlikeness=0.3, brightness=150.0, sharpness=50.0):
+def decided(
+    promise: Contract,
+    probabilities: list[float],
+    *,
+    unlikeness: float = 0.3,
+    brightness: float = 150.0,
+    sharpness: float = 50.0,
+) -> Decision:
     return decide(np.array(probabilities, np.float32), unlikeness, brightness, sharpness, promise)
 
 
-def codes(decision):
+def codes(decision: Decision) -> list[str]:
     return [reason.code for reason in decision.reasons]
 
 
-def test_a_clear_malignant_image_is_reported_as_a_resemblance(promise):
+def test_a_clear_malignant_image_is_reported_as_a_resemblance(promise: Contract) -> None:
     decision = decided(promise, [0.02, 0.1, 0.8, 0.08])
     assert (decision.kind, decision.malignant) == ("report", True)
     assert decision.wording == "Resembles Pre-B ALL; confirm by flow cytometry."
     assert decision.p_malignant == pytest.approx(0.98)
 
 
-def test_a_clear_benign_image_is_reported_without_a_promise(promise):
+def test_a_clear_benign_image_is_reported_without_a_promise(promise: Contract) -> None:
     decision = decided(promise, [0.9, 0.04, 0.03, 0.03])
     assert (decision.kind, decision.malignant) == ("report", False)
     assert decision.wording == "Resembles Benign (hematogone); this alone does not exclude leukaemia."
@@ -43,7 +53,9 @@ def test_a_clear_benign_image_is_reported_without_a_promise(promise):
         ("sharpness", 1.0, "blurred"),
     ],
 )
-def test_what_the_model_cannot_judge_is_referred_with_the_number(promise, signal, value, code):
+def test_what_the_model_cannot_judge_is_referred_with_the_number(
+    promise: Contract, signal: str, value: float, code: str
+) -> None:
     decision = decided(promise, [0.9, 0.04, 0.03, 0.03], **{signal: value})
     assert (decision.kind, codes(decision)) == ("refer", [code])
     assert f"{value:g}" in decision.reasons[0].detail
@@ -51,31 +63,31 @@ def test_what_the_model_cannot_judge_is_referred_with_the_number(promise, signal
 
 
 @pytest.mark.parametrize(("signal", "value"), [("unlikeness", 1.0), ("brightness", 20.0), ("brightness", 240.0)])
-def test_a_value_at_its_threshold_is_accepted(promise, signal, value):
+def test_a_value_at_its_threshold_is_accepted(promise: Contract, signal: str, value: float) -> None:
     assert decided(promise, [0.9, 0.04, 0.03, 0.03], **{signal: value}).kind == "report"
 
 
-def test_an_uncertain_subtype_is_referred_and_its_malignancy_is_still_said(promise):
+def test_an_uncertain_subtype_is_referred_and_its_malignancy_is_still_said(promise: Contract) -> None:
     decision = decided(promise, [0.02, 0.4, 0.38, 0.2])
     assert codes(decision) == ["low_confidence"]
     assert decision.wording.endswith("The malignant classes together reach 98.0\u00a0%.")
 
 
-def test_a_benign_look_above_the_operating_point_does_not_exclude_malignancy(promise):
+def test_a_benign_look_above_the_operating_point_does_not_exclude_malignancy(promise: Contract) -> None:
     decision = decided(promise, [0.55, 0.2, 0.15, 0.1])
     assert (codes(decision), decision.malignant) == (["malignant_not_excluded"], True)
     assert "malignancy is not excluded" in decision.wording
     assert "Benign (hematogone)" in decision.reasons[0].detail
 
 
-def test_a_malignant_look_below_the_operating_point_is_not_confirmed(tmp_path):
+def test_a_malignant_look_below_the_operating_point_is_not_confirmed(tmp_path: Path) -> None:
     strict = tiny_model.write(tmp_path / "m.onnx", thresholds=THRESHOLDS.model_copy(update={"malignant": 0.9}))
     decision = decided(strict, [0.3, 0.6, 0.05, 0.05])
     assert (codes(decision), decision.malignant) == (["malignant_not_confirmed"], False)
     assert "flow cytometry" not in decision.wording
 
 
-def test_all_reasons_are_given(promise):
+def test_all_reasons_are_given(promise: Contract) -> None:
     decision = decided(promise, [0.45, 0.3, 0.15, 0.1], unlikeness=2, brightness=3, sharpness=0)
     assert codes(decision) == [
         "too_dark",

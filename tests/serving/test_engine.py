@@ -1,11 +1,12 @@
 import asyncio
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from serving.engine import MAX_BATCH, Engine
+from serving.engine import MAX_BATCH, Engine, Scores
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 
@@ -15,13 +16,13 @@ POISON = 13
 class Model:
     """Answers each image with its own first pixel; the test says when. A batch with a poisoned image fails whole."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
-        self.batches = []
+        self.batches: list[list[int]] = []
 
-    def infer(self, pixels):
+    def infer(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.started.set()
         assert self.gate.wait(10)
         values = pixels[:, 0, 0, 0]
@@ -32,7 +33,7 @@ class Model:
 
 
 @contextmanager
-def engine(model, queue_size=32):
+def engine(model: Model, queue_size: int = 32) -> Iterator[Engine]:
     running = Engine(model.infer, queue_size, Metrics().batch_size)
     try:
         yield running
@@ -41,11 +42,11 @@ def engine(model, queue_size=32):
         running.close()
 
 
-def image(value):
+def image(value: int) -> np.ndarray:
     return np.full((2, 2, 3), value, np.uint8)
 
 
-async def hold(running, model):
+async def hold(running: Engine, model: Model) -> asyncio.Task[Scores]:
     """Occupies the model with image 0 until the gate opens, so that what follows has to wait."""
     model.gate.clear()
     first = asyncio.create_task(running.run(image(0)))
@@ -53,14 +54,14 @@ async def hold(running, model):
     return first
 
 
-async def wait_for_depth(running, depth):
+async def wait_for_depth(running: Engine, depth: int) -> None:
     async with asyncio.timeout(10):
         while running.depth != depth:
             await asyncio.sleep(0.001)
 
 
-def test_everyone_gets_their_own_answer():
-    async def main():
+def test_everyone_gets_their_own_answer() -> None:
+    async def main() -> None:
         with engine(Model()) as running:
             values = [v for v in range(30) if v != POISON]
             scores = await asyncio.gather(*(running.run(image(v)) for v in values))
@@ -70,8 +71,8 @@ def test_everyone_gets_their_own_answer():
     asyncio.run(main())
 
 
-def test_what_waits_is_taken_together_and_nothing_waits_for_more():
-    async def main():
+def test_what_waits_is_taken_together_and_nothing_waits_for_more() -> None:
+    async def main() -> None:
         model = Model()
         with engine(model) as running:
             first = await hold(running, model)
@@ -84,8 +85,8 @@ def test_what_waits_is_taken_together_and_nothing_waits_for_more():
     asyncio.run(main())
 
 
-def test_a_full_queue_refuses_at_once_and_stays_ready():
-    async def main():
+def test_a_full_queue_refuses_at_once_and_stays_ready() -> None:
+    async def main() -> None:
         model = Model()
         with engine(model, queue_size=2) as running:
             waiting = [await hold(running, model)]
@@ -101,24 +102,26 @@ def test_a_full_queue_refuses_at_once_and_stays_ready():
     asyncio.run(main())
 
 
-def test_a_poisoned_image_fails_alone():
-    async def main():
+def test_a_poisoned_image_fails_alone() -> None:
+    async def main() -> None:
         model = Model()
         with engine(model) as running:
             first = await hold(running, model)
             others = [asyncio.create_task(running.run(image(v))) for v in (1, POISON, 3)]
             await wait_for_depth(running, 3)
             model.gate.set()
-            _, one, poisoned, three = await asyncio.gather(first, *others, return_exceptions=True)
-            assert (one.unlikeness, three.unlikeness) == (1, 3)
-            assert str(poisoned) == "poisoned"
+            one, poisoned, three = others
+            with pytest.raises(RuntimeError, match="poisoned"):
+                await poisoned
+            assert ((await one).unlikeness, (await three).unlikeness) == (1, 3)
+            await first
             assert (await running.run(image(4))).unlikeness == 4
 
     asyncio.run(main())
 
 
-def test_a_cancelled_image_is_never_computed_and_strands_no_batch_mate():
-    async def main():
+def test_a_cancelled_image_is_never_computed_and_strands_no_batch_mate() -> None:
+    async def main() -> None:
         model = Model()
         with engine(model) as running:
             first = await hold(running, model)
@@ -133,8 +136,8 @@ def test_a_cancelled_image_is_never_computed_and_strands_no_batch_mate():
     asyncio.run(main())
 
 
-def test_cancelling_what_is_being_computed_harms_nobody():
-    async def main():
+def test_cancelling_what_is_being_computed_harms_nobody() -> None:
+    async def main() -> None:
         model = Model()
         with engine(model) as running:
             first = await hold(running, model)
@@ -145,9 +148,9 @@ def test_cancelling_what_is_being_computed_harms_nobody():
     asyncio.run(main())
 
 
-def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer():
-    async def main():
-        def infer(pixels):
+def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer() -> None:
+    async def main() -> None:
+        def infer(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.full((len(pixels), 2), np.nan, np.float32), np.zeros(len(pixels), np.float32)
 
         running = Engine(infer, 4, Metrics().batch_size)
@@ -158,8 +161,8 @@ def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer():
     asyncio.run(main())
 
 
-def test_closing_answers_what_waits_and_refuses_what_comes():
-    async def main():
+def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+    async def main() -> None:
         model = Model()
         running = Engine(model.infer, 4, Metrics().batch_size)
         waiting = [await hold(running, model)]

@@ -1,4 +1,6 @@
 import base64
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,11 +11,11 @@ from serving.registry import Located
 from tests import tiny_model
 
 
-def load(path):
+def load(path: Path) -> model.Model:
     return model.load(Located(path))
 
 
-def test_a_good_file_loads_and_answers(tmp_path):
+def test_a_good_file_loads_and_answers(tmp_path: Path) -> None:
     promise = tiny_model.write(tmp_path / "m.onnx")
     loaded = load(tmp_path / "m.onnx")
     pixels = images.resize(images.decode(base64.b64decode(promise.golden[0].image)), tiny_model.SIZE)
@@ -23,7 +25,7 @@ def test_a_good_file_loads_and_answers(tmp_path):
     np.testing.assert_allclose(probabilities[1], promise.golden[0].probabilities, atol=1e-5)
 
 
-def changed(path, change):
+def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
     tiny_model.write(path)
     file = onnx.load(path)
     change(file)
@@ -42,24 +44,26 @@ def changed(path, change):
     ],
     ids=["no contract", "an output missing", "another type", "another size", "a fixed batch"],
 )
-def test_a_file_that_breaks_its_promise_is_refused_by_the_check_it_fails(tmp_path, change, message):
+def test_a_file_that_breaks_its_promise_is_refused_by_the_check_it_fails(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], object], message: str
+) -> None:
     with pytest.raises(model.RefusedError, match=message):
         load(changed(tmp_path / "m.onnx", change))
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(model.RefusedError, match="file: onnxruntime cannot open"):
         load(tmp_path / "m.onnx")
 
 
-def test_another_decoder_is_refused(tmp_path):
+def test_another_decoder_is_refused(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour="0" * 64))
     with pytest.raises(model.RefusedError, match="decoder: this server decodes images otherwise"):
         load(tmp_path / "m.onnx")
 
 
-def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tmp_path):
+def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tmp_path: Path) -> None:
     golden = tiny_model.write(tmp_path / "m.onnx").golden
     wrong = [golden[0], golden[1].model_copy(update={"probabilities": golden[0].probabilities})]
     tiny_model.write(tmp_path / "m.onnx", golden=wrong)
@@ -67,13 +71,13 @@ def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tm
         load(tmp_path / "m.onnx")
 
 
-def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path):
+def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     golden = tiny_model.write(tmp_path / "m.onnx").golden
     tiny_model.write(tmp_path / "m.onnx", golden=[golden[0].model_copy(update={"image": "bm90IGFuIGltYWdl"})])
     with pytest.raises(model.RefusedError, match="golden set: an image cannot be read"):
         load(tmp_path / "m.onnx")
 
 
-def test_threads_follow_the_affinity_mask(monkeypatch):
+def test_threads_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
     assert model.cpus() == 1

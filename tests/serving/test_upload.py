@@ -24,7 +24,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(7000, 7000), (40_000, 10)])
-def test_a_bomb_is_refused_by_its_header(size):
+def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     with pytest.raises(ProblemError, match=r"megapixels") as refused:
         upload.check(png_that_claims(*size), 40_000_000)
     assert (refused.value.status, refused.value.code) == (413, "too-many-pixels")
@@ -40,7 +40,7 @@ def test_a_bomb_is_refused_by_its_header(size):
     ],
     ids=["empty", "text", "truncated", "no pixels"],
 )
-def test_what_cannot_be_decoded_has_a_status_that_says_why(data, status, code):
+def test_what_cannot_be_decoded_has_a_status_that_says_why(data: bytes, status: int, code: str) -> None:
     with pytest.raises(ProblemError) as refused:
         decode(data, 32, 40_000_000)
     assert (refused.value.status, refused.value.code) == (status, code)
@@ -48,7 +48,7 @@ def test_what_cannot_be_decoded_has_a_status_that_says_why(data, status, code):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
-def test_every_kind_of_image_is_accepted(kind):
+def test_every_kind_of_image_is_accepted(kind: str) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (50, 40), (120, 60, 160)).save(buffer, kind)
     decoded = decode(buffer.getvalue(), 32, 2000)

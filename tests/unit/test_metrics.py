@@ -43,7 +43,7 @@ def scores(seed: int, n: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class TestAgainstScikitLearn:
     """Weighted by how often each image was drawn, as scikit-learn weighs samples."""
 
-    @unhurried
+    @settings(deadline=None, max_examples=30)
     @given(samples())
     def test_what_needs_only_predictions(self, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         labels, predictions, groups = sample

@@ -1,0 +1,255 @@
+"""The whole path in small: a copy of the project, `dvc repro`, the registry, the server. Minutes, not hours."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import yaml
+from PIL import Image
+
+from pipeline import smears
+from tests.conftest import require
+from tests.server import free_port, wait_until_ready
+
+ROOT = Path(__file__).parents[2]
+SERVER_PYTHON = ROOT / ".venv-serving/bin/python"
+TINY: dict[str, dict[str, Any]] = {
+    "demo": {"patients": 10, "images_per_patient": 4, "size": 40},
+    "validate": {"min_images_per_class": 10},
+    "prepare": {"image_size": 32},
+    "features": {"views": 2},
+    "train_head": {"epochs": 2},
+    "fine_tune": {"epochs": 1},
+    "export": {"int8_images": 8, "golden_images": 4},
+    "evaluate": {"bootstrap": 100},
+    # Two epochs teach nothing; here the path is under test, not the accuracy.
+    "gate": {
+        "min_balanced_accuracy": 0.0, "min_class_recall": 0.0, "min_malignant_sensitivity": 0.0,
+        "max_ece": 1.0, "min_margin_over_colour": -1.0, "max_int8_drop": 1.0, "max_regression": 1.0,
+    },
+}  # fmt: skip
+
+
+class Project:
+    """A copy of the project in a folder of its own, with its own git, DVC cache and MLflow."""
+
+    def __init__(self, root: Path, preset: str, changes: dict[str, dict[str, Any]]) -> None:
+        self.root = root
+        listed = subprocess.run(
+            ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file() and name not in ("dvc.lock", "reports/metrics.json"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, root / name)
+        recipe = yaml.safe_load((root / f"presets/{preset}.yaml").read_text())
+        for section, values in changes.items():
+            recipe[section] |= values
+        self.write(recipe)
+        for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -qm start"):
+            subprocess.run(["git", *command.split()], cwd=root, check=True)
+
+    def write(self, recipe: dict[str, Any]) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+
+    def read(self) -> dict[str, Any]:
+        return yaml.safe_load((self.root / "params.yaml").read_text())
+
+    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "LEUKDETECT_", "GIT_"))}
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1", **settings}
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=900)
+
+    def dvc(self, *arguments: str) -> str:
+        result = self.run("dvc", *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("demo"), "demo", TINY)
+    project.dvc("repro")
+    return project
+
+
+@pytest.fixture(scope="module")
+def server(project: Project) -> Iterator[str]:
+    require(SERVER_PYTHON.is_file(), f"no {SERVER_PYTHON}: `make .venv-serving/.ready` makes it")
+    port = free_port()
+    environment = os.environ | {"LEUKDETECT_PORT": str(port), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    process = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], cwd=project.root, env=environment)
+    try:
+        wait_until_ready(process, f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_a_fresh_project_becomes_a_registered_champion(project: Project) -> None:
+    registration = json.loads((project.root / "reports/registration.json").read_text())
+    assert registration["alias"] == "champion"
+    for output in ("reports/metrics.json", "reports/model_card.md", "reports/figures/confusion_matrix.png"):
+        assert (project.root / output).stat().st_size > 0
+    parity = json.loads((project.root / "reports/parity.json").read_text())
+    assert parity["images"] > 0
+    assert parity["max_difference"] <= 1e-4
+    assert parity["argmax_differs"] == 0
+
+
+def test_with_nothing_changed_nothing_runs(project: Project) -> None:
+    assert "up to date" in project.dvc("repro")
+    assert json.loads(project.dvc("status", "--json")) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "stages"),
+    [
+        ("fetch", "origin", "elsewhere", {"fetch"}),
+        ("demo", "size", 48, {"fetch"}),
+        ("validate", "max_imbalance", 4, {"validate"}),
+        ("prepare", "near_duplicate_bits", 1, {"prepare"}),
+        ("augment", "zoom", 0.2, {"features"}),
+        ("features", "views", 3, {"features", "train_head"}),
+        ("train_head", "learning_rate", 2e-3, {"train_head"}),
+        ("fine_tune", "learning_rate", 1e-4, {"fine_tune"}),
+        ("calibrate", "components", 32, {"calibrate"}),
+        ("export", "golden_images", 5, {"export"}),
+        ("evaluate", "corner", 0.2, {"evaluate"}),
+        ("register", "name", "other", {"export", "register"}),
+        ("gate", "mode", "off", {"register"}),
+    ],
+)
+def test_a_parameter_reruns_only_what_reads_it(
+    project: Project, section: str, key: str, value: object, stages: set[str]
+) -> None:
+    """`dvc status` names the stages that a change itself touches; what lies downstream follows from dvc.yaml."""
+    before = project.read()
+    changed = project.read()
+    changed[section][key] = value
+    try:
+        project.write(changed)
+        status = json.loads(project.dvc("status", "--json"))
+    finally:
+        project.write(before)
+    assert set(status) == stages
+
+
+def test_the_file_runs_where_nothing_of_ours_is_installed(project: Project, tmp_path: Path) -> None:
+    shutil.copy(project.root / "models/leukdetect.onnx", tmp_path)
+    code = (
+        "import json, sys, numpy as np, onnxruntime as ort; s = ort.InferenceSession('leukdetect.onnx');"
+        "c = json.loads(s.get_modelmeta().custom_metadata_map['leukdetect']); n = c['decode']['size'];"
+        "p, e, u, m = s.run(['probabilities', 'embedding', 'unlikeness', 'cam'], {'image': np.zeros((2, n, n, 3), np.uint8)});"
+        "assert not {'pipeline', 'serving', 'tensorflow', 'pydantic'} & set(sys.modules);"
+        "print(p.shape, e.shape, u.shape, m.shape[:2], [k['key'] for k in c['classes']])"
+    )
+    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout == "(2, 4) (2, 2048) (2,) (2, 4) ['benign', 'early', 'pre', 'pro']\n", result.stderr
+
+
+def test_the_registered_model_predicts_from_arrays_as_a_pyfunc(project: Project) -> None:
+    code = (
+        "import mlflow, numpy as np; mlflow.set_tracking_uri('sqlite:///mlflow.db');"
+        "m = mlflow.pyfunc.load_model('models:/leukdetect@champion');"
+        "x = np.load('data/prepared/images.npy')[:3]; p = m.predict(x);"
+        "p = p['probabilities'] if isinstance(p, dict) else p; print(np.asarray(p).shape, np.asarray(p).sum(1).round(3).tolist())"
+    )
+    result = project.run(sys.executable, "-c", code)
+    assert result.stdout.splitlines()[-1] == "(3, 4) [1.0, 1.0, 1.0]", result.stderr
+
+
+def test_the_server_answers_for_a_held_out_image_from_the_registry(project: Project, server: str) -> None:
+    rows = (project.root / "data/prepared/split.csv").read_text().splitlines()
+    path = next(row.split(",")[0] for row in rows if row.endswith(",test"))
+    with (project.root / "data/raw" / path).open("rb") as file:
+        answer = requests.post(f"{server}/predict", files={"file": file}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert sum(body["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert body["model"]["version"] == "1"
+    assert body["model"]["synthetic"] is True
+
+
+def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) -> None:
+    subprocess.run(["git", "add", "-A"], cwd=project.root, check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "first"], cwd=project.root, check=True
+    )
+    project.dvc("exp", "run", "-S", "calibrate.refer_share=0.2")
+    difference = json.loads(project.dvc("params", "diff", "--json"))
+    assert difference["params.yaml"]["calibrate.refer_share"] == {"old": 0.05, "new": 0.2, "diff": pytest.approx(0.15)}
+    assert "coverage" in project.dvc("metrics", "diff", "--all")
+    assert "workspace" in project.dvc("exp", "show", "--csv") or project.dvc("exp", "list")
+    project.dvc("plots", "show")
+    assert "vega" in (project.root / "dvc_plots/index.html").read_text().lower()
+
+
+def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
+    recipe = project.read()
+    recipe["gate"]["min_balanced_accuracy"] = 1.0
+    recipe["fine_tune"]["learning_rate"] = 1e-6  # another file than the champion's
+    project.write(recipe)
+    result = project.run("dvc", "repro")
+    assert result.returncode != 0
+    assert "balanced_accuracy" in result.stdout + result.stderr
+    registration = json.loads((project.root / "reports/registration.json").read_text())
+    assert registration["alias"] == "challenger"
+    code = (
+        "import mlflow; c = mlflow.MlflowClient('sqlite:///mlflow.db');"
+        "print(c.get_model_version_by_alias('leukdetect', 'champion').version)"
+    )
+    assert project.run(sys.executable, "-c", code).stdout.split()[-1] != registration["version"]
+
+
+@pytest.fixture(scope="module")
+def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands in for pretrained weights: right in shape, random in content."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "resnet50_notop.weights.h5"
+    keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3)).save_weights(path)
+    return path
+
+
+def test_two_classes_in_cnmc_naming_with_the_papers_frozen_base(tmp_path: Path, base_weights: Path) -> None:
+    source = tmp_path / "download/C-NMC_training_data"
+    for fold in range(2):
+        for key, rendered, prefix in (("all", "pro", ""), ("hem", "benign", "H")):
+            folder = source / f"fold_{fold}" / key
+            folder.mkdir(parents=True)
+            for patient in range(fold * 6, fold * 6 + 6):
+                for index in range(3):
+                    pixels = smears.render(rendered, patient, 1, index, 64, 7)
+                    Image.fromarray(np.asarray(pixels)).save(folder / f"UID_{prefix}{patient}_{index}_1_{key}.bmp")
+    (tmp_path / "project").mkdir()
+    project = Project(
+        tmp_path / "project",
+        "cnmc2019",
+        TINY | {
+            "fetch": {"source": "folder", "folder": str(tmp_path / "download"), "synthetic": True},
+            "features": {"weights": str(base_weights), "views": 2},
+            "prepare": {"image_size": 64},
+        },
+    )  # fmt: skip
+    project.dvc("repro")
+    metrics = json.loads((project.root / "reports/metrics.json").read_text())
+    assert set(metrics["fp32"]["per_class"]) == {"hem", "all"}
+    groups = {
+        row.split(",")[5]: row.split(",")[6] for row in (project.root / "data/prepared/split.csv").read_text().splitlines()[1:]
+    }
+    assert set(groups.values()) == {"train", "val", "test"}
+    assert np.load(project.root / "data/features/train.npy", mmap_mode="r").shape[2:] == (2, 2, 1024)

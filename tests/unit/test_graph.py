@@ -1,0 +1,88 @@
+"""The exported graph against Keras, TensorFlow's own gradients, and the NumPy it was written from."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tensorflow as tf
+from scipy.special import softmax
+
+from pipeline import calibrate, export, graph, model
+
+SIZE, TEMPERATURE = 64, 1.7
+
+
+@pytest.fixture(scope="module")
+def whole() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    whole = model.build(SIZE, 4)
+    bn = whole.get_layer("head_bn")  # as after training: not the identity
+    rng = np.random.default_rng(0)
+    bn.set_weights([rng.uniform(0.5, 1.5, 256), rng.normal(size=256), rng.normal(size=256), rng.uniform(0.5, 2, 256)])
+    return whole
+
+
+@pytest.fixture(scope="module")
+def space() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    space = calibrate.fit_unlikeness(np.abs(rng.normal(size=(120, 2048))), rng.integers(0, 4, 120), 16)
+    return space | {"scale": np.array(3.0, np.float32)}
+
+
+@pytest.fixture(scope="module")
+def proto(whole: keras.Model, space: dict[str, np.ndarray]) -> onnx.ModelProto:
+    return graph.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def answers(proto: onnx.ModelProto, images: np.ndarray) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+
+def test_inputs_and_outputs_are_the_contracts(proto: onnx.ModelProto, answers: dict[str, Any]) -> None:
+    assert [value.name for value in proto.graph.input] == ["image"]
+    shapes = {name: array.shape for name, array in answers.items()}
+    assert shapes == {"probabilities": (5, 4), "embedding": (5, 2048), "unlikeness": (5,), "cam": (5, 4, 2, 2)}
+
+
+def test_probabilities_are_kerass_at_the_temperature(whole: keras.Model, answers: dict[str, Any], images: np.ndarray) -> None:
+    logits = keras.Model(whole.input, whole.get_layer("logits").output)(images, training=False).numpy()
+    assert np.abs(answers["probabilities"] - softmax(logits / TEMPERATURE, axis=1)).max() <= 1e-4
+
+
+def test_unlikeness_is_the_numpy_one(answers: dict[str, Any], space: dict[str, np.ndarray]) -> None:
+    expected = calibrate.unlikeness(answers["embedding"], space)
+    assert answers["unlikeness"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_closed_form_cam_is_tensorflows_grad_cam(whole: keras.Model, answers: dict[str, Any], images: np.ndarray) -> None:
+    maps = keras.Model(whole.input, whole.get_layer(model.STAGE_OUTPUT).output)(images, training=False)
+    head = keras.Model(whole.get_layer(model.STAGE_OUTPUT).output, whole.get_layer("logits").output)
+    assert answers["cam"].max() > 0
+    for c in range(4):
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            logit = head(maps, training=False)[:, c]
+        weights = tf.reduce_mean(tape.gradient(logit, maps), axis=(1, 2), keepdims=True)
+        expected = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1)).numpy()
+        assert np.abs(answers["cam"][:, c] - expected).max() <= 1e-4
+
+
+def test_int8_keeps_head_distance_and_maps_in_float(proto: onnx.ModelProto, images: np.ndarray) -> None:
+    quantised = export.quantise(proto, images)
+    kinds = [node.op_type for node in quantised.graph.node]
+    assert kinds.count("DequantizeLinear") > 53  # every convolution's weights, at least
+    floats = {tensor.name for tensor in quantised.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    assert sum("head" in name or "MatMul" in name for name in floats) > 0 or kinds.count("MatMul") > 0
+    session = onnxruntime.InferenceSession(quantised.SerializeToString())
+    assert session.run(["probabilities"], {"image": images})[0].sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5)
