@@ -60,10 +60,10 @@ def main() -> None:
             **quality_bounds(looks["train"]),
         },
         "reference": {
-            "confidence": _quantiles(confidence),
-            "unlikeness": _quantiles(distance / space["scale"]),
-            "brightness": _quantiles(looks["val"][:, 0]),
-            "sharpness": _quantiles(looks["val"][:, 1]),
+            "confidence": quantiles(confidence),
+            "unlikeness": quantiles(distance / space["scale"]),
+            "brightness": quantiles(looks["val"][:, 0]),
+            "sharpness": quantiles(looks["val"][:, 1]),
             "class_shares": (np.bincount(predicted, minlength=len(malignant)) / len(predicted)).tolist(),
         },
         "validation": {
@@ -172,7 +172,8 @@ def _unit(embedding: np.ndarray) -> np.ndarray:
     return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
 
 
-def _quantiles(values: np.ndarray) -> list[float]:
+def quantiles(values: np.ndarray) -> list[float]:
+    """The 0, 5, … 100 % quantiles, as a contract's drift reference holds them."""
     return [round(float(value), 6) for value in np.quantile(values, QUANTILES)]
 
 

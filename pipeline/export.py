@@ -43,10 +43,14 @@ def main() -> None:
     proto = graph.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size)
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
     quantised = quantise(proto, pixels[np.sort(chosen)])
+    _, val = prepare.read("val")
+    quantised, distances = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
+    reference = calibration["reference"] | {"unlikeness": calibrate.quantiles(distances)}
+
     facts = _facts(recipe, calibration)
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         _save(proto, fp32, recipe, facts | {"precision": "fp32"})
-        _save(quantised, int8, recipe, facts | {"precision": "int8"})
+        _save(quantised, int8, recipe, facts | {"precision": "int8", "reference": reference})
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
@@ -100,6 +104,29 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
             reduce_range=True,
         )
         return onnx.load(done)
+
+
+def rescale_unlikeness(
+    proto: onnx.ModelProto, pixels: np.ndarray, quantile: float
+) -> tuple[onnx.ModelProto, np.ndarray]:
+    """Puts the referral threshold of a quantised graph back to 1.0 on validation images uint8 [n, S, S, 3].
+
+    Rounding moves embeddings out of the training images' subspace, so that every distance grows; with FP32's scale
+    a third of ordinary images would be referred.
+
+    Returns:
+        The graph, and its unlikeness [n] of these images.
+    """
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    distances = np.concatenate([session.run(["unlikeness"], {"image": row[None]})[0] for row in pixels])
+    factor = np.float32(1 / np.quantile(distances, quantile))
+    for node in proto.graph.node:
+        node.output[:] = ["unlikeness_unscaled" if name == "unlikeness" else name for name in node.output]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor), "unlikeness_factor"))
+    proto.graph.node.append(
+        onnx.helper.make_node("Mul", ["unlikeness_unscaled", "unlikeness_factor"], ["unlikeness"], "rescale_unlikeness")
+    )
+    return proto, distances * factor
 
 
 def _after_pooling(proto: onnx.ModelProto) -> list[str]:

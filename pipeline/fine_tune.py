@@ -5,6 +5,7 @@ Writes: models/model.keras (the whole model, float32), reports/history/fine_tune
 Run:    python -m pipeline.fine_tune
 """
 
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -56,7 +57,7 @@ def main() -> None:
         epochs=tune.epochs,
         patience=tune.patience,
         state=state,
-        on_epoch=lambda row: tracking.log_epoch(run, "fine_tune", int(row["epoch"]), row),
+        on_epoch=partial(tracking.log_epoch, run, "fine_tune"),
     )
     model.copy_weights(part, whole)
     with stage.writing(HISTORY) as path:

@@ -8,7 +8,6 @@ swapped instead when weights are loaded, which is the same arithmetic and leaves
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from urllib.error import URLError
 
 import keras
 import tensorflow as tf
@@ -63,7 +62,7 @@ def load_base_weights(model: keras.Model, weights: str) -> None:
     if weights == "imagenet":
         try:
             base = keras.applications.ResNet50(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
-        except (URLError, OSError, ValueError) as error:  # Keras wraps what urllib raises, by version
+        except Exception as error:  # Keras raises a bare Exception where the download fails
             raise Problem(
                 f"the ImageNet weights could not be downloaded ({error}). Check the network or the proxy, or fetch "
                 "the ResNet-50 no-top file elsewhere and set features.weights in params.yaml to its path."

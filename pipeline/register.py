@@ -57,6 +57,7 @@ def main() -> None:
     tracking.check()
     model, metrics, source = onnx_model.load(FP32), _read_json(METRICS), _read_json(SOURCE)
     onnx_model.load(INT8)  # a broken one must be found before it is registered
+    PROMOTIONS.touch()  # an output of this stage even while nothing was ever promoted
 
     with tracking.reachable():
         client = tracking.client()
@@ -200,7 +201,6 @@ def _append_promotion(
         "git_commit": model.contract.provenance.git_commit,
         "balanced_accuracy": gate.number(metrics, HEADLINE["balanced_accuracy"]),
     }
-    PROMOTIONS.parent.mkdir(exist_ok=True)
     with PROMOTIONS.open("a") as file:  # appending one short line is atomic: two processes never mix theirs
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -219,7 +219,7 @@ def _register(
     headline = {tag: f"{gate.number(metrics, field):.4f}" for tag, field in HEADLINE.items()}
     known = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
-    _log_reports(client, run_id, metrics, source)
+    _log_reports(client, run_id, model, metrics, source)
     version = str((known[0] if known else _new_version(client, name, run_id, model, source)).version)
     for tag, value in headline.items():  # on a known version too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
@@ -237,7 +237,9 @@ def _run_id(client: MlflowClient, model: OnnxModel, recipe: params.Params) -> st
         return tracking.run_id(recipe, provenance.data_sha256)
 
 
-def _log_reports(client: MlflowClient, run_id: str, metrics: dict[str, Any], source: dict[str, Any]) -> None:
+def _log_reports(
+    client: MlflowClient, run_id: str, model: OnnxModel, metrics: dict[str, Any], source: dict[str, Any]
+) -> None:
     for history in sorted((REPORTS / "history").glob("*.csv")):
         tracking.replay(run_id, history.stem, history)
     numbers = {key: value for key, value in tracking.flat(metrics, "/").items() if type(value) in (int, float)}
@@ -245,7 +247,7 @@ def _log_reports(client: MlflowClient, run_id: str, metrics: dict[str, Any], sou
 
     dataset = Dataset(
         name=source["source"],
-        digest=source["sha256"][:16],
+        digest=model.contract.provenance.data_sha256[:16],  # MLflow takes 36 at most
         source_type="leukdetect",
         source=json.dumps(source, ensure_ascii=False),
     )

@@ -5,10 +5,12 @@ Writes: models/head.keras (the whole model, float32), reports/history/train_head
 Run:    python -m pipeline.train_head
 """
 
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pipeline import features, model, params, prepare, stage, tracking, training
 from pipeline.params import Params
@@ -52,7 +54,7 @@ def main() -> None:
         epochs=recipe.train_head.epochs,
         patience=recipe.train_head.patience,
         state=state,
-        on_epoch=lambda row: tracking.log_epoch(run, "train_head", int(row["epoch"]), row),
+        on_epoch=partial(tracking.log_epoch, run, "train_head"),
     )
     model.copy_weights(learner, whole)
     with stage.writing(HISTORY) as path:
@@ -70,7 +72,7 @@ def _pooled(part: keras.Model, views: np.ndarray, val: np.ndarray) -> tuple[np.n
         sharing its layers with `part`.
     """
     pooled = part.get_layer(model.POOLED).output
-    base = keras.Model(part.input, pooled)
+    base = tf.function(keras.Model(part.input, pooled), reduce_retracing=True)
     model.set_trainable(part, lambda name: False, batch_norm=False)
 
     def forward(x: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def fit(
     epochs: int,
     patience: int,
     state: Path,
-    on_epoch: Callable[[dict[str, float]], None],
+    on_epoch: Callable[[int, dict[str, float]], None],
 ) -> pd.DataFrame:
     """Trains a compiled model and leaves it with the weights of the epoch of least validation loss.
 
@@ -78,7 +78,7 @@ def fit(
         val: inputs [m, …] and labels [m].
         patience: epochs without a better validation loss after which it stops.
         state: folder for what an interruption must not lose; removed by `forget` once outputs are written.
-        on_epoch: told each epoch's metrics as soon as they are known.
+        on_epoch: told each epoch's number, from 0, and its metrics as soon as they are known.
 
     Returns:
         One row an epoch, `COLUMNS`.
@@ -113,7 +113,7 @@ def fit(
             progress.best_loss, progress.best_epoch = row["val_loss"], progress.epoch
         progress.epoch += 1
         _save(model, state, progress)
-        on_epoch(row)
+        on_epoch(progress.epoch - 1, {name: value for name, value in row.items() if name != "epoch"})
         print(
             f"epoch {progress.epoch}/{epochs}: loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}, "
             f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f}, {row['seconds']:.0f} s",

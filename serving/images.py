@@ -21,6 +21,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 
+# Of odd tags and the like: what matters raises. Once for the process, since catch_warnings is not thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 # We cap pixels ourselves, from the header; Pillow's own warning at 89 MP would come too late.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -116,11 +119,9 @@ def _open(data: bytes) -> Image.Image:
 
 @contextmanager
 def _reading(complaint: str) -> Iterator[None]:
-    """What Pillow's parsers raise on malformed bytes becomes ImageError; their warnings of odd tags are silenced."""
+    """What Pillow's parsers raise on malformed bytes becomes ImageError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except ImageError:
         raise
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, struct.error) as error:

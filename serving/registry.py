@@ -58,7 +58,7 @@ def resolve(settings: Settings) -> Located:
             _download(f"models:/{name}/{version.version}/artifacts", folder)
     except Exception as error:  # database, HTTP and MLflow errors of every kind mean one thing here
         message = f"{settings.model} could not be had from {settings.tracking_uri}: {error}"
-        raise RegistryError(message) from error
+        raise RegistryError(re.sub(r"//[^/@\s]*@", "//…@", message)) from error  # no password in a log
     return Located(folder / FILES[settings.precision], str(version.version), alias)
 
 

@@ -31,8 +31,9 @@ def start(settings: Settings) -> Start:
         fallback = registry.last_known_good(settings)
         if fallback is None or (located is not None and fallback.path == located.path):
             raise
-        note = f"serving version {fallback.version}, the last known good: {error}"
-        log.warning(note)
+        why = f"version {located.version} was refused" if located else "the registry could not be asked"
+        note = f"Version {fallback.version}, the last known good, serves, since {why}."
+        log.warning(note, extra={"error": str(error)})  # the note is for everyone, and names no path and no address
         return Start(model.load(fallback), note)
     registry.remember(settings, located)
     return Start(chosen)

@@ -16,7 +16,7 @@ async function describeServer() {
     $("#disclaimer").textContent = health.disclaimer;
     $("#synthetic").hidden = !model.synthetic;
     if (health.note) {
-      $("#degraded").textContent = `The model that was asked for is not in service: ${health.note}`;
+      $("#degraded").textContent = health.note;
       $("#degraded").hidden = false;
     }
   } catch {

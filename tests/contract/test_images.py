@@ -1,6 +1,7 @@
 """The one decoder: what it makes of every kind of image that a microscope, a viewer or an attacker may send."""
 
 import io
+import zlib
 from contextlib import suppress
 from typing import Any
 
@@ -137,14 +138,19 @@ def test_an_empty_file_says_so() -> None:
             read(b"")
 
 
-def test_a_broken_exif_block_is_an_image_error() -> None:
-    """Pillow raises SyntaxError, struct.error or a mere warning there, depending on the byte."""
-    data = bytearray(encoded(photograph(), "JPEG", exif=turned(6)))
-    block = data.index(b"Exif") + 6
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_raises_nothing_but_image_error(kind: str) -> None:
+    """Pillow raises SyntaxError or struct.error there, or merely warns, depending on the byte."""
+    data = encoded(photograph(), kind, exif=turned(6))
+    block = data.index(b"MM\0*")  # where the block's own header starts
     for position in range(block, block + 26):
         for value in (0x00, 0x7F, 0xFF):
             broken = bytearray(data)
             broken[position] = value
+            if kind == "PNG":  # or its checksum would be all that is wrong
+                chunk = data.index(b"eXIf")
+                end = chunk + 4 + int.from_bytes(data[chunk - 4 : chunk])
+                broken[end : end + 4] = zlib.crc32(broken[chunk:end]).to_bytes(4)
             decodes_or_raises_image_error(bytes(broken))
 
 
@@ -178,6 +184,7 @@ SEEDS = [
     encoded(photograph(), "TIFF"),
     encoded(photograph(), "TIFF", compression="tiff_deflate"),
     encoded(photograph(), "WEBP"),
+    encoded(photograph(), "WEBP", exif=turned(6)),
 ]
 
 

@@ -1,7 +1,8 @@
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,11 @@ def engine(model: Model, queue_size: int = 32) -> Iterator[Engine]:
         running.close()
 
 
+def within_seconds(test: Coroutine[Any, Any, None]) -> None:
+    """Runs the test; what hangs fails soon."""
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
 def image(value: int) -> np.ndarray:
     return np.full((2, 2, 3), value, np.uint8)
 
@@ -68,7 +74,7 @@ def test_everyone_gets_their_own_answer() -> None:
             assert [s.unlikeness for s in scores] == values
             assert [s.probabilities.tolist() for s in scores] == [[v, v] for v in values]
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_what_waits_is_taken_together_and_nothing_waits_for_more() -> None:
@@ -82,7 +88,7 @@ def test_what_waits_is_taken_together_and_nothing_waits_for_more() -> None:
             await asyncio.gather(first, *others)
             assert [len(batch) for batch in model.batches] == [1, MAX_BATCH, 2]
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_a_full_queue_refuses_at_once_and_stays_ready() -> None:
@@ -99,7 +105,7 @@ def test_a_full_queue_refuses_at_once_and_stays_ready() -> None:
             model.gate.set()
             await asyncio.gather(*waiting)
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_a_poisoned_image_fails_alone() -> None:
@@ -117,7 +123,7 @@ def test_a_poisoned_image_fails_alone() -> None:
             await first
             assert (await running.run(image(4))).unlikeness == 4
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_a_cancelled_image_is_never_computed_and_strands_no_batch_mate() -> None:
@@ -133,7 +139,7 @@ def test_a_cancelled_image_is_never_computed_and_strands_no_batch_mate() -> None
             assert (await first, (await one).unlikeness, (await three).unlikeness)[1:] == (1, 3)
             assert model.batches == [[0], [1, 3]]
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_cancelling_what_is_being_computed_harms_nobody() -> None:
@@ -145,7 +151,7 @@ def test_cancelling_what_is_being_computed_harms_nobody() -> None:
             model.gate.set()
             assert (await running.run(image(5))).unlikeness == 5
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer() -> None:
@@ -158,7 +164,7 @@ def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer() -> None:
             await running.run(image(1))
         running.close()
 
-    asyncio.run(main())
+    within_seconds(main())
 
 
 def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
@@ -177,4 +183,4 @@ def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
         await closing
         assert [scores.unlikeness for scores in await asyncio.gather(*waiting)] == [0, 1, 2]
 
-    asyncio.run(main())
+    within_seconds(main())

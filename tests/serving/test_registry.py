@@ -114,12 +114,13 @@ def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_s
     a_registry.database.unlink()
     begun = start(settings)
     assert (begun.model.sha256, begun.model.located.version) == (good.model.sha256, version)
-    assert begun.note
-    assert begun.note.startswith(f"serving version {version}, the last known good: there is no registry at")
+    assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
     assert not a_registry.database.exists()  # asking must not make an empty one
 
 
-def test_a_new_version_that_is_refused_changes_nothing(a_registry: Registry, settings: Settings) -> None:
+def test_a_new_version_that_is_refused_changes_nothing(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     good = a_registry.add()
     good_model = start(settings).model
     wrong = [good_model.contract.golden[0].model_copy(update={"probabilities": [0.25] * 4})]
@@ -127,8 +128,8 @@ def test_a_new_version_that_is_refused_changes_nothing(a_registry: Registry, set
     for _ in range(2):  # a refused version never becomes the last known good
         begun = start(settings)
         assert begun.model.located.version == good != bad
-        assert begun.note
-        assert "golden set" in begun.note
+        assert begun.note == f"Version {good}, the last known good, serves, since version {bad} was refused."
+        assert "golden set: a probability differs" in vars(caplog.records[-1])["error"]
 
 
 def test_without_a_last_known_good_a_refused_version_is_an_error(a_registry: Registry, settings: Settings) -> None:
@@ -153,6 +154,13 @@ def test_an_interrupted_download_never_looks_finished(
             registry.resolve(settings)
     assert not list(settings.cache_dir.rglob("*.onnx"))
     assert start(settings).note is None
+
+
+def test_a_registrys_password_is_not_repeated(tmp_path: Path) -> None:
+    settings = Settings(tracking_uri="http://me:secret@127.0.0.1:9", cache_dir=tmp_path)
+    with pytest.raises(RegistryError, match=r"could not be had from http://…@127\.0\.0\.1:9") as error:
+        registry.resolve(settings)
+    assert "secret" not in str(error.value)
 
 
 def test_a_missing_alias_is_named(a_registry: Registry, settings: Settings) -> None:

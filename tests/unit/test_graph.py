@@ -55,7 +55,9 @@ def test_inputs_and_outputs_are_the_contracts(proto: onnx.ModelProto, answers: d
     assert shapes == {"probabilities": (5, 4), "embedding": (5, 2048), "unlikeness": (5,), "cam": (5, 4, 2, 2)}
 
 
-def test_probabilities_are_kerass_at_the_temperature(whole: keras.Model, answers: dict[str, Any], images: np.ndarray) -> None:
+def test_probabilities_are_kerass_at_the_temperature(
+    whole: keras.Model, answers: dict[str, Any], images: np.ndarray
+) -> None:
     logits = keras.Model(whole.input, whole.get_layer("logits").output)(images, training=False).numpy()
     assert np.abs(answers["probabilities"] - softmax(logits / TEMPERATURE, axis=1)).max() <= 1e-4
 
@@ -65,7 +67,9 @@ def test_unlikeness_is_the_numpy_one(answers: dict[str, Any], space: dict[str, n
     assert answers["unlikeness"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_closed_form_cam_is_tensorflows_grad_cam(whole: keras.Model, answers: dict[str, Any], images: np.ndarray) -> None:
+def test_the_closed_form_cam_is_tensorflows_grad_cam(
+    whole: keras.Model, answers: dict[str, Any], images: np.ndarray
+) -> None:
     maps = keras.Model(whole.input, whole.get_layer(model.STAGE_OUTPUT).output)(images, training=False)
     head = keras.Model(whole.get_layer(model.STAGE_OUTPUT).output, whole.get_layer("logits").output)
     assert answers["cam"].max() > 0
@@ -76,6 +80,18 @@ def test_the_closed_form_cam_is_tensorflows_grad_cam(whole: keras.Model, answers
         weights = tf.reduce_mean(tape.gradient(logit, maps), axis=(1, 2), keepdims=True)
         expected = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1)).numpy()
         assert np.abs(answers["cam"][:, c] - expected).max() <= 1e-4
+
+
+def test_a_rescaled_graph_refers_the_share_of_validation_images_that_was_asked_for(
+    proto: onnx.ModelProto, images: np.ndarray
+) -> None:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    rescaled, distances = export.rescale_unlikeness(copy, images, 0.5)
+    onnx.checker.check_model(rescaled, full_check=True)
+    answer = onnxruntime.InferenceSession(rescaled.SerializeToString()).run(["unlikeness"], {"image": images})[0]
+    assert np.median(answer) == pytest.approx(1, rel=1e-3)
+    assert answer == pytest.approx(distances, rel=1e-3)
 
 
 def test_int8_keeps_head_distance_and_maps_in_float(proto: onnx.ModelProto, images: np.ndarray) -> None:

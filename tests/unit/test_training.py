@@ -31,7 +31,10 @@ def toy() -> keras.Model:
 
 
 def fit(
-    state: Path, epochs: int = 5, patience: int = 10, on_epoch: Callable[[dict[str, float]], None] = lambda row: None
+    state: Path,
+    epochs: int = 5,
+    patience: int = 10,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> tuple[keras.Model, pd.DataFrame]:
     model = toy()
     history = training.fit(
@@ -47,8 +50,8 @@ def fit(
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    def interrupt(row: dict[str, float]) -> None:
-        if row["epoch"] == 2:
+    def interrupt(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 2:
             raise PowerCutError
 
     straight, history = fit(tmp_path / "straight")
@@ -84,7 +87,7 @@ def test_it_stops_when_validation_stays_behind(tmp_path: Path) -> None:
         epochs=50,
         patience=3,
         state=state,
-        on_epoch=lambda row: None,
+        on_epoch=lambda epoch, metrics: None,
     )
     assert len(history) == int(history["val_loss"].argmin()) + 1 + 3
     assert len(history) < 50
