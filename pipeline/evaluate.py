@@ -17,10 +17,9 @@ import pandas as pd
 
 from pipeline import baselines, metrics, model_card, onnx_model, params, plots, prepare, stage
 from pipeline.metrics import Estimate
-from pipeline.onnx_model import OnnxModel
+from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
 
-FP32, INT8 = Path("models/leukdetect.onnx"), Path("models/leukdetect.int8.onnx")
 SOURCE = Path("data/source.json")
 HISTORY = Path("reports/history")
 METRICS = Path("reports/metrics.json")

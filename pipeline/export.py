@@ -21,12 +21,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
 from pipeline import calibrate, graph, onnx_model, params, prepare, smears, stage, tracking
+from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
 from serving import contract, images
 
-FP32 = Path("models/leukdetect.onnx")
-INT8 = Path("models/leukdetect.int8.onnx")
 PARITY = Path("reports/parity.json")
 PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONNX
 

@@ -9,6 +9,9 @@ import onnxruntime
 from pipeline.stage import Problem, progress
 from serving import contract
 
+FP32 = Path("models/leukdetect.onnx")
+INT8 = Path("models/leukdetect.int8.onnx")
+
 
 @dataclass(frozen=True)
 class OnnxModel:

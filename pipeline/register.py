@@ -29,12 +29,10 @@ from mlflow.types import Schema, TensorSpec
 
 from pipeline import gate, onnx_model, params, prepare, stage, tracking
 from pipeline import metrics as measures
-from pipeline.onnx_model import OnnxModel
+from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
 from serving import images
 
-FP32 = Path("models/leukdetect.onnx")
-INT8 = Path("models/leukdetect.int8.onnx")
 SOURCE = Path("data/source.json")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"

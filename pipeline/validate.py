@@ -8,7 +8,6 @@ When a check fails, the reports are still written, for a look at what is wrong, 
 """
 
 import os
-import warnings
 from dataclasses import asdict
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -57,9 +56,8 @@ def look_at_all(raw: Path, max_side: int) -> pd.DataFrame:
     paths = sorted(path for path in raw.rglob("*") if path.is_file())
     if not paths:
         raise Problem(f"{raw} holds no images; `dvc repro fetch` puts them there")
-    # Threads, since reading, decoding and NumPy all let go of Python's lock. `serving.images` silences Pillow while it
-    # opens a file, and threads that do so at once may put the filters back in the wrong order: hence once more around.
-    with warnings.catch_warnings(action="ignore"), ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    # Threads, since reading, decoding and NumPy all let go of Python's lock.
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         looks = pool.imap(lambda path: manifest.look(path, max_side), paths)
         facts = [asdict(fact) for fact in stage.progress(looks, "looking", total=len(paths))]
     table = pd.DataFrame(facts)

@@ -1,6 +1,7 @@
 """Helpers of every test."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -12,3 +13,13 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("LEUKDETECT_REQUIRE_ALL") == "1":
         pytest.fail(f"LEUKDETECT_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, to copy: making them takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -29,19 +29,6 @@ ROOT = Path(__file__).parents[2]
 COLOURS = {"benign": (200, 60, 60), "early": (60, 200, 60), "pre": (60, 60, 200), "pro": (5, 5, 5)}
 GOOD, BETTER, BLIND_TO_PRO = 8.0, 9.0, -50.0  # the tiny model's bias; the last one never says pro
 
-pytestmark = [
-    # MLflow's own queries, with SQLAlchemy 2.1.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: that takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
 
 @pytest.fixture
 def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pipeline import smears
 from tests.conftest import require
-from tests.server import free_port, wait_until_ready
+from tests.server import running
 
 ROOT = Path(__file__).parents[2]
 SERVER_PYTHON = ROOT / ".venv-serving/bin/python"
@@ -36,6 +37,9 @@ TINY: dict[str, dict[str, Any]] = {
         "max_ece": 1.0, "min_margin_over_colour": -1.0, "max_int8_drop": 1.0, "max_regression": 1.0,
     },
 }  # fmt: skip
+
+
+pytestmark = pytest.mark.timeout(900)
 
 
 class Project:
@@ -87,20 +91,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def server(project: Project) -> Iterator[str]:
+def server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """From the slim environment, fed by the project's registry."""
     require(SERVER_PYTHON.is_file(), f"no {SERVER_PYTHON}: `make .venv-serving/.ready` makes it")
-    port = free_port()
-    environment = os.environ | {"LEUKDETECT_PORT": str(port), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    process = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], cwd=project.root, env=environment)
-    try:
-        wait_until_ready(process, f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        assert process.wait(timeout=30) == 0
-
-
-pytestmark = pytest.mark.timeout(900)
+    registry = f"sqlite:///{project.root / 'mlflow.db'}"
+    with running(tmp_path_factory.mktemp("server"), "--tracking-uri", registry, python=SERVER_PYTHON) as server:
+        yield server.url
 
 
 def test_a_fresh_project_becomes_a_registered_champion(project: Project) -> None:
@@ -198,6 +194,32 @@ def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) 
     assert "workspace" in project.dvc("exp", "show", "--csv") or project.dvc("exp", "list")
     project.dvc("plots", "show")
     assert "vega" in (project.root / "dvc_plots/index.html").read_text().lower()
+
+
+def test_ctrl_c_in_training_keeps_what_was_learnt_and_the_next_run_goes_on(project: Project) -> None:
+    recipe = project.read()
+    recipe["train_head"]["epochs"] = 3
+    project.write(recipe)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    command = [sys.executable, "-m", "pipeline.train_head"]
+    process = subprocess.Popen(
+        command, cwd=project.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    before = (project.root / "models/head.keras").read_bytes()
+    while not process.stdout.readline().startswith("epoch 1/3"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: nothing half-written was kept" in errors
+    assert "Traceback" not in errors
+    assert (project.root / "models/head.keras").read_bytes() == before
+
+    again = project.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stdout
+    assert "epoch 1/3" not in again.stdout
 
 
 def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
