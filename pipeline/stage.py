@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import json
+import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +24,11 @@ class Problem(Exception):
 
 def run(main: Callable[[], None]) -> None:
     """Runs a stage's `main`; a Problem, a full disk or Ctrl-C ends it with one message, not a traceback."""
+    started = time.monotonic()
     try:
         main()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(f"took {time.monotonic() - started:.0f} s, at most {peak / 2**30:.1f} GiB of memory")
     except Problem as problem:
         sys.exit(f"\nerror: {problem}")
     except KeyboardInterrupt:
