@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import balanced_accuracy_score
@@ -94,7 +95,8 @@ def load_model() -> keras.Model:
 
 def forward(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Logits [n, C] and embeddings [n, 2048] of rows of prepared images."""
-    trunk = keras.Model(whole.input, [whole.get_layer("logits").output, whole.get_layer(model.POOLED).output])
+    outputs = [whole.get_layer("logits").output, whole.get_layer(model.POOLED).output]
+    trunk = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
     parts = [
         [tensor.numpy() for tensor in trunk(pixels[rows[start : start + batch]], training=False)]
         for start in stage.progress(range(0, len(rows), batch), "forward", unit="batch")

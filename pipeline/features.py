@@ -7,11 +7,14 @@ Writes: data/features/train.npy [V, n, …], data/features/val.npy [m, …] (not
 Run:    python -m pipeline.features
 """
 
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pipeline import augment, model, params, prepare, stage, tracking
 from pipeline.params import Params
@@ -19,6 +22,7 @@ from pipeline.stage import Problem
 
 FEATURES = Path("data/features")
 BATCH = 32
+AHEAD = 4  # batches
 
 
 def main() -> None:
@@ -45,18 +49,17 @@ def main() -> None:
                 ]
             )
 
+        forward = _forward(frozen)
         jobs = [(number, start) for number in range(recipe.features.views) for start in range(0, len(train), BATCH)]
         # Augmentation runs ahead of the network by a few batches, on the same cores.
-        ahead = [pool.submit(augmented, *job) for job in jobs[:4]]
+        ahead = deque(pool.submit(augmented, *job) for job in jobs[:AHEAD])
         for i, (number, start) in enumerate(stage.progress(jobs, "views", unit="batch")):
-            if i + 4 < len(jobs):
-                ahead.append(pool.submit(augmented, *jobs[i + 4]))
-            batch = ahead[i].result()
-            ahead[i] = None  # type: ignore[call-overload]  # frees the pixels
-            views[number, start : start + len(batch)] = _forward(frozen, batch)
+            ahead.extend(pool.submit(augmented, *job) for job in jobs[i + AHEAD : i + AHEAD + 1])
+            batch = ahead.popleft().result()
+            views[number, start : start + len(batch)] = forward(batch)
         for start in range(0, len(val), BATCH):
             batch = pixels[val.index[start : start + BATCH]]
-            plain[start : start + len(batch)] = _forward(frozen, batch)
+            plain[start : start + len(batch)] = forward(batch)
         views.flush()
         plain.flush()
 
@@ -91,13 +94,19 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
 
 
-def _forward(frozen: keras.Model | None, batch: np.ndarray) -> np.ndarray:
+def _forward(frozen: keras.Model | None) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns a batch of images into what is stored."""
     if frozen is None:
-        return batch
-    activations = frozen(batch, training=False).numpy()
-    if activations.max() > np.finfo(np.float16).max:
-        raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
-    return activations.astype(np.float16)
+        return lambda batch: batch
+    graph = tf.function(frozen, reduce_retracing=True)  # as a graph, convolution, normalisation and ReLU are one step
+
+    def forward(batch: np.ndarray) -> np.ndarray:
+        activations = graph(batch, training=False).numpy()
+        if activations.max() > np.finfo(np.float16).max:
+            raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
+        return activations.astype(np.float16)
+
+    return forward
 
 
 if __name__ == "__main__":
