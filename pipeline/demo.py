@@ -8,12 +8,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import requests
 
-from pipeline import prepare, stage
+from pipeline import params, prepare, stage, tracking
 from pipeline.stage import Problem
 
 SERVER_PYTHON = Path(".venv-serving/bin/python")  # no TensorFlow in there
@@ -30,6 +31,8 @@ def main() -> None:
     if subprocess.run(["dvc", "repro"]).returncode != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")
     print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
+    if not has_champion(params.load().register_.name):  # a registry that was removed is no change that DVC could see
+        subprocess.run([sys.executable, "-m", "pipeline.register"], check=True)
 
     address = f"http://localhost:{options.port}"
     server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=os.environ | {"LEUKDETECT_PORT": str(options.port)})
@@ -54,6 +57,12 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def has_champion(name: str) -> bool:
+    """Whether the registry holds a version that serves."""
+    models = tracking.client().search_registered_models(f"name = '{name}'")
+    return any("champion" in found.aliases for found in models)
 
 
 def held_out_image() -> Path:

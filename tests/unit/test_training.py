@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import training
+from pipeline import model, training
 
 VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 3, 96)
@@ -36,9 +36,9 @@ def fit(
     patience: int = 10,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    model = toy()
+    network = toy()
     history = training.fit(
-        model,
+        network,
         epoch_data=lambda epoch: training.Views(VIEWS, LABELS, np.ones(96, np.float32), 32, 0, epoch),
         val=(VIEWS[0], LABELS),
         epochs=epochs,
@@ -46,7 +46,7 @@ def fit(
         state=state,
         on_epoch=on_epoch,
     )
-    return model, history
+    return network, history
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -69,19 +69,42 @@ def test_two_runs_with_the_same_seed_agree(tmp_path: Path) -> None:
     assert all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
 
 
+def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 24, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(24) % 4
+
+    def train(state: Path) -> list[np.ndarray]:
+        keras.utils.set_random_seed(7)
+        part = model.trainable_part(model.build(32, 4), None, bn_momentum=0.9)
+        part.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        training.fit(
+            part,
+            epoch_data=lambda epoch: training.Views(images, labels, np.ones(24, np.float32), 8, 0, epoch),
+            val=(images[0], labels),
+            epochs=1,
+            patience=1,
+            state=state,
+            on_epoch=lambda epoch, metrics: None,
+        )
+        return part.get_weights()
+
+    for a, b in zip(train(tmp_path / "a"), train(tmp_path / "b"), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-5)
+
+
 def test_it_keeps_the_weights_of_the_epoch_with_the_least_validation_loss(tmp_path: Path) -> None:
-    model, history = fit(tmp_path / "s", epochs=8)
-    loss = model.evaluate(VIEWS[0], LABELS, verbose=0)[0]
+    network, history = fit(tmp_path / "s", epochs=8)
+    loss = network.evaluate(VIEWS[0], LABELS, verbose=0)[0]
     assert loss == pytest.approx(history["val_loss"].min(), abs=1e-5)
 
 
 def test_it_stops_when_validation_stays_behind(tmp_path: Path) -> None:
     state = tmp_path / "s"
-    model = toy()
+    network = toy()
     flat = np.zeros_like(VIEWS[0])  # nothing to learn from: the loss against shuffled labels only grows
 
     history = training.fit(
-        model,
+        network,
         epoch_data=lambda epoch: training.Views(VIEWS, np.zeros(96, int), np.ones(96, np.float32), 32, 0, epoch),
         val=(flat, np.full(96, 2)),
         epochs=50,
