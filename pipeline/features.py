@@ -7,6 +7,7 @@ Writes: data/features/train.npy [V, n, …], data/features/val.npy [m, …] (not
 Run:    python -m pipeline.features
 """
 
+import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +34,13 @@ def main() -> None:
     _, val = prepare.read("val")
     frozen = frozen_part(recipe)
 
-    with stage.writing(FEATURES) as folder, ThreadPoolExecutor() as pool:
-        folder.mkdir()
+    state = _state(recipe)
+    with ThreadPoolExecutor() as pool:
         shape = pixels.shape[1:] if frozen is None else frozen.output_shape[1:]
         dtype = np.uint8 if frozen is None else np.float16
-        views = _open(folder / "train.npy", (recipe.features.views, len(train), *shape), dtype)
-        plain = _open(folder / "val.npy", (len(val), *shape), dtype)
+        views = _open(state / "train.npy", (recipe.features.views, len(train), *shape), dtype)
+        plain = _open(state / "val.npy", (len(val), *shape), dtype)
+        forward = _forward(frozen)
 
         def augmented(number: int, start: int) -> np.ndarray:
             rows = train.iloc[start : start + BATCH]
@@ -49,19 +51,28 @@ def main() -> None:
                 ]
             )
 
-        forward = _forward(frozen)
-        jobs = [(number, start) for number in range(recipe.features.views) for start in range(0, len(train), BATCH)]
-        # Augmentation runs ahead of the network by a few batches, on the same cores.
-        ahead = deque(pool.submit(augmented, *job) for job in jobs[:AHEAD])
-        for i, (number, start) in enumerate(stage.progress(jobs, "views", unit="batch")):
-            ahead.extend(pool.submit(augmented, *job) for job in jobs[i + AHEAD : i + AHEAD + 1])
-            batch = ahead.popleft().result()
-            views[number, start : start + len(batch)] = forward(batch)
+        done = _views_done(state)
+        if done:
+            print(f"going on after view {done} of {recipe.features.views}")
+        for number in stage.progress(range(done, recipe.features.views), "views", unit="view"):
+            starts = range(0, len(train), BATCH)
+            # Augmentation runs ahead of the network by a few batches, on the same cores.
+            ahead = deque(pool.submit(augmented, number, start) for start in starts[:AHEAD])
+            for i, start in enumerate(starts):
+                ahead.extend(
+                    pool.submit(augmented, number, following) for following in starts[i + AHEAD : i + AHEAD + 1]
+                )
+                batch = ahead.popleft().result()
+                views[number, start : start + len(batch)] = forward(batch)
+            views.flush()
+            (state / "views_done").write_text(str(number + 1))
         for start in range(0, len(val), BATCH):
             batch = pixels[val.index[start : start + BATCH]]
             plain[start : start + len(batch)] = forward(batch)
-        views.flush()
         plain.flush()
+    (state / "views_done").unlink()
+    with stage.writing(FEATURES) as folder:
+        state.rename(folder)
 
     what = "images" if frozen is None else f"activations {shape} in float16"
     size = sum(file.stat().st_size for file in FEATURES.iterdir()) / 2**20
@@ -90,7 +101,32 @@ def read() -> tuple[np.ndarray, np.ndarray]:
     return np.load(FEATURES / "train.npy", mmap_mode="r"), np.load(FEATURES / "val.npy", mmap_mode="r")
 
 
+def _state(recipe: Params) -> Path:
+    """A folder for what an interruption must not lose; what another recipe or other data left is dropped."""
+    weights = recipe.features.weights
+    key = stage.state_key(
+        recipe.model_dump_json(by_alias=True, include={"seed", "classes", "prepare", "augment", "features"}),
+        recipe.fine_tune.trainable_from,
+        stage.sha256(Path(weights)) if Path(weights).is_file() else weights,
+        prepare.digest(),
+    )
+    state = stage.STATE / "features" / key
+    for other in state.parent.glob("*"):
+        if other != state:
+            shutil.rmtree(other)
+    state.mkdir(parents=True, exist_ok=True)
+    return state
+
+
+def _views_done(state: Path) -> int:
+    file = state / "views_done"
+    return int(file.read_text()) if file.is_file() else 0
+
+
 def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """A new file, or the one that was begun."""
+    if path.is_file():
+        return np.lib.format.open_memmap(path, mode="r+")
     return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         )
 
     weights = training.class_weights(train_labels, len(recipe.classes), tune.class_weights)
-    state = training.STATE / "fine_tune" / _state_key(recipe, data)
+    state = stage.STATE / "fine_tune" / _state_key(recipe, data)
     history = training.fit(
         part,
         epoch_data=lambda epoch: training.Views(views, train_labels, weights, tune.batch_size, recipe.seed + 1, epoch),
@@ -78,7 +78,7 @@ def _optimizer(tune: FineTune, steps: int) -> keras.optimizers.Optimizer:
 
 def _state_key(recipe: Params, data: str) -> str:
     sections = {"seed", "classes", "prepare", "augment", "features", "train_head", "fine_tune"}
-    return training.state_key(recipe.model_dump_json(by_alias=True, include=sections), stage.sha256(HEAD), data)
+    return stage.state_key(recipe.model_dump_json(by_alias=True, include=sections), stage.sha256(HEAD), data)
 
 
 if __name__ == "__main__":

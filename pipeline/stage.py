@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+STATE = Path(".state")  # survives a stage that DVC starts again; never an output
+
 Item = TypeVar("Item")
 
 
@@ -62,6 +64,11 @@ def write_json(path: Path, value: Any) -> None:
     """Writes JSON that diffs well: sorted keys, two spaces, a final newline."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def state_key(*parts: str) -> str:
+    """Names the state of an interrupted stage by all that decides its course: another recipe never goes on from it."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:

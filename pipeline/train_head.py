@@ -44,7 +44,7 @@ def main() -> None:
         )
 
     weights = training.class_weights(train_labels, len(recipe.classes), recipe.train_head.class_weights)
-    state = training.STATE / "train_head" / _state_key(recipe, data)
+    state = stage.STATE / "train_head" / _state_key(recipe, data)
     history = training.fit(
         learner,
         epoch_data=lambda epoch: training.Views(
@@ -89,7 +89,7 @@ def _as_input(x: np.ndarray) -> np.ndarray:
 
 
 def _state_key(recipe: Params, data: str) -> str:
-    return training.state_key(
+    return stage.state_key(
         recipe.model_dump_json(
             by_alias=True, include={"seed", "classes", "prepare", "augment", "features", "train_head"}
         ),

@@ -1,6 +1,5 @@
 """One training loop for both phases: shuffled views, early stopping, best weights; goes on after an interruption."""
 
-import hashlib
 import json
 import shutil
 import sys
@@ -16,7 +15,6 @@ import pandas as pd
 from pipeline import stage
 from pipeline.stage import Problem
 
-STATE = Path(".state")  # survives a stage that DVC starts again; never an output
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
 
 
@@ -54,11 +52,6 @@ def class_weights(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarra
         return np.ones(len(labels), np.float32)
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * counts))[labels].astype(np.float32)
-
-
-def state_key(*parts: str) -> str:
-    """Names the state of a run by all that decides its course: another recipe never goes on from it."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def fit(
