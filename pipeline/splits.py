@@ -92,7 +92,8 @@ def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractio
         first, last = blocks[mine].min(), blocks[mine].max()
         usable = last - first + 1 - 2  # two embargo blocks
         to_val = first + round(usable * fractions.train)
-        to_test = to_val + 1 + max(1, round(usable * fractions.val))
+        # From the sum, so that each boundary moves by one block at most when a block is added.
+        to_test = max(first + 1 + int(usable * (fractions.train + fractions.val) + 1e-9), to_val + 2)
         splits[mine] = np.select(
             [np.isin(blocks[mine], (to_val, to_test)), blocks[mine] < to_val, blocks[mine] < to_test],
             [EMBARGO, "train", "val"],
