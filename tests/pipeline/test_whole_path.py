@@ -71,10 +71,11 @@ class Project:
     def read(self) -> dict[str, Any]:
         return yaml.safe_load((self.root / "params.yaml").read_text())
 
-    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "LEUKDETECT_", "GIT_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment |= {"PATH": path, "DVC_NO_ANALYTICS": "1", **settings}
+        who = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        environment |= {"PATH": path, "DVC_NO_ANALYTICS": "1", **who}
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=900)
 
     def dvc(self, *arguments: str) -> str:
