@@ -45,8 +45,7 @@ def main() -> None:
         print(f"\nPOST /predict with {image}, which the model has never seen:")
         print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
         print(
-            f"\nThe model learnt from rendered smears: a demonstration, with no clinical meaning.\n\n"
-            f"page      {address}/\nAPI       {address}/docs\nmetrics   {address}/metrics\n"
+            f"\npage      {address}/\nAPI       {address}/docs\nmetrics   {address}/metrics\n"
             f"MLflow    make mlflow-ui, then http://localhost:5000"
         )
         if not options.once:
