@@ -85,4 +85,4 @@ def _wait_until_ready(server: subprocess.Popen, address: str) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    stage.guard(main)

@@ -35,4 +35,4 @@ def activate(preset: Path) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    stage.guard(main)

@@ -25,12 +25,17 @@ class Problem(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a stage's `main`; a Problem, a full disk or Ctrl-C ends it with one message, not a traceback."""
+    """Runs a stage's `main` as `guard` does, and says how long it took and its peak memory."""
     started = time.monotonic()
+    guard(main)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"took {time.monotonic() - started:.0f} s, at most {peak / 2**30:.1f} GiB of memory")
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Runs `main`; a Problem, a full disk or Ctrl-C ends the process with one message, not a traceback."""
     try:
         main()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(f"took {time.monotonic() - started:.0f} s, at most {peak / 2**30:.1f} GiB of memory")
     except Problem as problem:
         sys.exit(f"\nerror: {problem}")
     except KeyboardInterrupt:
