@@ -9,7 +9,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help demo serve repro mlflow-ui test test-slow lint lock clean
+.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup soak lint lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -32,6 +32,26 @@ test: .venv/.ready .venv-serving/.ready lint  ## lint, types and tests, all but 
 
 test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each
 	pytest -m slow
+
+test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed, swapped, full disk, stalled clients, 10,000 mutated images
+	pytest -m slow tests/load
+
+# The benchmarks want the machine alone. They share a 224 px model, made from the demo's, and their peers' environments.
+.benchmarks/model224: .venv/.ready
+	test -f models/model.keras || dvc repro
+	python -m benchmarks.model224 --out $@
+
+bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside six others (about 40 minutes)
+	python -m benchmarks.serving --models $<
+
+bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time a request outside decoding and the model, beside a naive app
+	python -m benchmarks.overhead
+
+bench-startup: .benchmarks/model224 .venv-serving/.ready  ## time to ready and memory
+	python -m benchmarks.startup --models $<
+
+soak: .benchmarks/model224 .venv-serving/.ready  ## ten minutes of load and 20 swaps: memory stays flat
+	python -m benchmarks.soak --models $<
 
 lint: .venv/.ready
 	ruff check .

@@ -1,7 +1,7 @@
 """Makes the model's answers honest: temperature, operating point, when to refer, and what "unlike" means.
 
 Reads:  models/model.keras, data/prepared/ (training and validation splits), params.calibrate
-Writes: models/calibration.json (temperature, thresholds, drift reference, validation metrics)
+Writes: models/calibration.json (temperature, thresholds, validation metrics)
         models/unlikeness.npz (class means, directions, variances, scale)
 Run:    python -m pipeline.calibrate
 """
@@ -23,7 +23,6 @@ from serving import images
 
 CALIBRATION = Path("models/calibration.json")
 UNLIKENESS = Path("models/unlikeness.npz")
-QUANTILES = np.linspace(0, 1, 21)
 
 
 def main() -> None:
@@ -45,10 +44,7 @@ def main() -> None:
     distance = unlikeness(embedding, space)
     space["scale"] = np.array(np.quantile(distance, settings.unlikeness_quantile), np.float32)
 
-    looks = {
-        split: np.array([(images.brightness(pixels[row]), images.sharpness(pixels[row])) for row in frame.index])
-        for split, frame in (("train", train), ("val", val))
-    }
+    looks = np.array([(images.brightness(pixels[row]), images.sharpness(pixels[row])) for row in train.index])
     predicted = probabilities.argmax(axis=1)
     result: dict[str, Any] = {
         "temperature": temperature,
@@ -58,14 +54,7 @@ def main() -> None:
                 probabilities[:, malignant].sum(axis=1), malignant[labels], settings.target_sensitivity
             ),
             "confidence": float(np.quantile(confidence, settings.refer_share)),
-            **quality_bounds(looks["train"]),
-        },
-        "reference": {
-            "confidence": quantiles(confidence),
-            "unlikeness": quantiles(distance / space["scale"]),
-            "brightness": quantiles(looks["val"][:, 0]),
-            "sharpness": quantiles(looks["val"][:, 1]),
-            "class_shares": (np.bincount(predicted, minlength=len(malignant)) / len(predicted)).tolist(),
+            **quality_bounds(looks),
         },
         "validation": {
             "images": len(labels),
@@ -172,11 +161,6 @@ def quality_bounds(looks: np.ndarray) -> dict[str, Any]:
 
 def _unit(embedding: np.ndarray) -> np.ndarray:
     return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
-
-
-def quantiles(values: np.ndarray) -> list[float]:
-    """The 0, 5, … 100 % quantiles, as a contract's drift reference holds them."""
-    return [round(float(value), 6) for value in np.quantile(values, QUANTILES)]
 
 
 if __name__ == "__main__":

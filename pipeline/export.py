@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
-from pipeline import calibrate, graph, onnx_model, params, prepare, smears, stage, tracking
+from pipeline import calibrate, graph, onnx_model, params, prepare, reference, smears, stage, tracking
 from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
@@ -43,13 +43,13 @@ def main() -> None:
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
     quantised = quantise(proto, pixels[np.sort(chosen)])
     _, val = prepare.read("val")
-    quantised, distances = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
-    reference = calibration["reference"] | {"unlikeness": calibrate.quantiles(distances)}
+    quantised, _ = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
 
     facts = _facts(recipe, calibration)
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
-        _save(proto, fp32, recipe, facts | {"precision": "fp32"})
-        _save(quantised, int8, recipe, facts | {"precision": "int8", "reference": reference})
+        for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
+            drift_reference = _reference(made, pixels[val.index], val["group"].tolist(), recipe)
+            _save(made, path, recipe, facts | {"precision": precision, "reference": drift_reference})
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
@@ -150,7 +150,6 @@ def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
         "temperature": calibration["temperature"],
         "target_sensitivity": calibration["target_sensitivity"],
         "thresholds": calibration["thresholds"],
-        "reference": calibration["reference"],
         "golden_tolerance": recipe.export.golden_tolerance,
         "validation": calibration["validation"],
         "provenance": {
@@ -167,6 +166,16 @@ def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
             "of the kind it was trained on."
         ),
     }
+
+
+def _reference(proto: onnx.ModelProto, pixels: np.ndarray, groups: list[str], recipe: Params) -> contract.Reference:
+    """What drift is measured against: this very graph's answers to the validation images uint8 [n, S, S, 3]."""
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    parts = [session.run(list(contract.OBSERVED), {"image": row[None]}) for row in stage.progress(pixels, "drift")]
+    answers = {
+        name: np.concatenate(part) for name, part in zip(contract.OBSERVED, zip(*parts, strict=True), strict=True)
+    }
+    return reference.fit(reference.signals(pixels, answers), groups, len(recipe.classes), recipe.seed)
 
 
 def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, object]) -> None:

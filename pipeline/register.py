@@ -32,15 +32,17 @@ from pipeline import metrics as measures
 from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
 from serving import images
+from serving.contract import SHA256_TAGS
 
 SOURCE = Path("data/source.json")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
+MODEL_CARD = REPORTS / "model_card.md"
 REGISTRATION = REPORTS / "registration.json"
 PROMOTIONS = REPORTS / "promotions.jsonl"
 LOGGED_FOLDERS = ("figures", "plots", "history", "validation")
 LOGGED_FILES = ("metrics.json", "predictions.csv", "model_card.md", "parity.json")
-SHA256_TAG = "leukdetect.sha256"
+SHA256_TAG = SHA256_TAGS["fp32"]  # what a version is known again by
 HEADLINE = {  # tags of a version, by their path in metrics.json
     "balanced_accuracy": "fp32.balanced_accuracy.value",
     "malignant_sensitivity": "fp32.malignant_sensitivity.value",
@@ -277,7 +279,7 @@ def _new_version(
         model_id=model_id,
         description=f"{warning}Data: {source['origin']}",
         tags={
-            SHA256_TAG: stage.sha256(model.path),
+            **{SHA256_TAGS[precision]: stage.sha256(path) for precision, path in (("fp32", FP32), ("int8", INT8))},
             "leukdetect.git_commit": provenance.git_commit,
             "leukdetect.data_sha256": provenance.data_sha256,
             "leukdetect.params_sha256": provenance.params_sha256,
@@ -306,7 +308,12 @@ def _log_model(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -
                 metadata={"classes": [c.key for c in model.contract.classes]},
             ),
             python_model=Path(__file__).with_name("pyfunc.py"),
-            artifacts={"onnx": str(FP32), "int8": str(INT8)},
+            artifacts={
+                "onnx": str(FP32),
+                "int8": str(INT8),
+                "metrics": str(METRICS),
+                "model_card": str(MODEL_CARD),
+            },
             signature=ModelSignature(
                 Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
                 Schema([TensorSpec(np.dtype(np.float32), (-1, len(model.contract.classes)))]),

@@ -1,55 +1,77 @@
 """Serves a model: `python -m serving [--model models/leukdetect.onnx]`; `--help` tells every setting."""
 
-import logging
+import os
 import signal
+import ssl
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
+from uvicorn.supervisors import Multiprocess
 
 from serving import logs
-from serving.app import create_app
+from serving.access import KeysError
+from serving.app import application, worker
 from serving.model import RefusedError
 from serving.registry import RegistryError
 from serving.settings import Settings
-from serving.startup import start
-
-log = logging.getLogger("serving")
 
 
 def main() -> None:
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (it is {item['input']!r})" for item in error.errors()
+        faults = [  # of the settings as a whole the message says all, and their values include a secret
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (it is {item['input']!r})"
+            if item["loc"]
+            else item["msg"]
+            for item in error.errors()
         ]
         sys.exit("error: " + "; ".join(faults))
     logs.configure()
     # uvicorn drains, then raises the signal again for whoever was there before: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    if settings.tls_certificate and settings.tls_key:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_certificate, settings.tls_key)
+        except OSError as error:  # a fault of TLS is one too
+            sys.exit(f"error: {settings.tls_certificate} and {settings.tls_key} make no certificate: {error}")
     try:
-        begun = start(settings)
-    except (RegistryError, RefusedError) as error:
+        app = application(settings)
+    except (RegistryError, RefusedError, KeysError) as error:
         sys.exit(f"error: {error}")
-    model = begun.model
-    log.info(
-        "model loaded",
-        extra={"version": model.located.version, "precision": model.contract.precision, "sha256": model.sha256},
-    )
-    config = uvicorn.Config(
-        create_app(settings, begun),
+    if settings.workers == 1:
+        uvicorn.Server(_config(settings, app)).run()
+    else:
+        del app  # it was a rehearsal, whose faults end the start here; each worker loads its own
+        with tempfile.TemporaryDirectory(prefix="leukdetect-metrics-") as folder:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # the workers' metrics meet there
+            config = _config(settings, partial(worker, settings), factory=True, workers=settings.workers)
+            Multiprocess(config, [config.bind_socket()]).run()
+    sys.exit(0)
+
+
+def _config(settings: Settings, app: Callable[..., object], **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,  # ours carries the request id
         server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_worker_healthcheck=60,  # a worker that is still importing on a busy machine is not dead
+        proxy_headers=False,  # the client's address is used for nothing
+        **options,
     )
-    uvicorn.Server(config).run()
-    sys.exit(0)
 
 
 if __name__ == "__main__":

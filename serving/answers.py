@@ -9,6 +9,7 @@ from serving.decision import Decision, ReasonCode
 from serving.decoding import Decoded
 from serving.engine import Scores
 from serving.model import Model
+from serving.problems import ProblemDetails
 
 
 class ModelIdentity(BaseModel):
@@ -102,18 +103,46 @@ class Prediction(BaseModel):
     disclaimer: str
 
 
+class BatchItem(BaseModel):
+    """One image's answer, or its problem."""
+
+    index: int = Field(description="its place among the files sent, from 0")
+    prediction: Prediction | None = None
+    problem: ProblemDetails | None = None
+
+
+class BatchAnswer(BaseModel):
+    """The answers to many images, in the order sent."""
+
+    results: list[BatchItem]
+
+
 class Health(BaseModel):
     """The server's state, for a person."""
 
-    status: Literal["ok", "degraded"]
+    status: Literal["ok", "degraded", "stopping"]
     note: str | None = Field(description="why it is degraded")
     model: ModelIdentity
+    previous: ModelIdentity | None = Field(description="kept for a rollback")
+    challenger: ModelIdentity | None = Field(description="answers some requests too, unseen")
     classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
     operating_point: float = Field(description="malignant from this p_malignant on")
     uptime_seconds: float
-    queue_depth: int
+    queue_depth: int = Field(description="images admitted and not yet answered")
+    estimated_wait_ms: float = Field(description="what one more prediction would wait")
+    threads: int = Field(description="of the model, as measured at start-up")
+    best_batch: int = Field(description="largest batch, as measured at start-up")
     intended_use: str
     disclaimer: str
+
+
+class ModelAnswer(BaseModel):
+    """The model in service, in full."""
+
+    model: ModelIdentity
+    contract: dict[str, JsonValue] = Field(description="what the model file promises; without its golden images")
+    metrics: dict[str, JsonValue] | None = Field(description="from its evaluation, where it was registered with them")
+    model_card: str | None = Field(description="Markdown")
 
 
 class State(BaseModel):
@@ -140,7 +169,7 @@ def prediction(
     """Puts the answer together; `read` and `decode` in seconds."""
     contract = model.contract
     top = contract.classes[decision.top]
-    shares = zip(contract.classes, scores.probabilities, strict=True)
+    shares = zip(contract.classes, scores.outputs["probabilities"], strict=True)
     return Prediction(
         request_id=request_id,
         class_=top.key,
@@ -151,7 +180,7 @@ def prediction(
         decision=decision.kind,
         reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in decision.reasons],
         wording=decision.wording,
-        unlikeness=round(scores.unlikeness, 4),
+        unlikeness=round(float(scores.outputs["unlikeness"]), 4),
         quality=Quality(brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1)),
         image=ImageIdentity(
             sha256=image.sha256, format=image.header.format, width=image.header.width, height=image.header.height

@@ -11,8 +11,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 METADATA_KEY = "leukdetect"
+# A registered version's artifacts/ hold these; its tags, the hashes of both model files.
+FILES = {"fp32": "leukdetect.onnx", "int8": "leukdetect.int8.onnx"}
+SHA256_TAGS = {"fp32": "leukdetect.sha256", "int8": "leukdetect.int8_sha256"}
+METRICS_FILE, MODEL_CARD_FILE = "metrics.json", "model_card.md"
 SCHEMA_FILE = Path(__file__).with_name("contract.schema.json")
 OUTPUTS = ("probabilities", "embedding", "unlikeness", "cam")
+ANSWER = ("probabilities", "unlikeness")  # what a prediction needs; the graph skips what is not asked for
+OBSERVED = (*ANSWER, "embedding")  # and what the drift window needs; on the way to the others, so it costs nothing
+QUANTILES = 21  # 0, 5, … 100 %
 DISCLAIMER = (
     "For research and education only. Not a medical device. Every answer must be reviewed by a "
     "qualified haematologist, and a subtype confirmed by flow cytometry."
@@ -64,6 +71,37 @@ class Golden(_Frozen):
     unlikeness: float
 
 
+class Scalar(_Frozen):
+    """How one number was distributed over the validation images."""
+
+    quantiles: list[float] = Field(min_length=QUANTILES, max_length=QUANTILES, description="0, 5, … 100 %")
+    shares: list[Share] = Field(
+        min_length=QUANTILES + 1,
+        max_length=QUANTILES + 1,
+        description="of images below the first quantile, from each to the next, and from the last on",
+    )
+
+
+class Window(_Frozen):
+    """When so many images in a row have drifted."""
+
+    images: int = Field(gt=0)
+    thresholds: dict[str, dict[str, float]] = Field(description="by signal and test: drift is beyond it")
+
+
+class Reference(_Frozen):
+    """What drift is measured against: this very file's answers to the validation split. See serving/drift.py."""
+
+    images: int = Field(gt=0)
+    groups: int = Field(gt=0, description="patients or sessions that these images come from")
+    false_alarms: Share = Field(description="share of windows from the same source in which any test raises an alarm")
+    scalars: dict[str, Scalar]
+    class_shares: list[Share] = Field(description="of predicted classes, in class order")
+    bandwidth: float = Field(gt=0, description="of the kernel on embeddings of length 1")
+    embedding: list[float] = Field(description="mean of the embeddings' random features")
+    windows: list[Window] = Field(min_length=1, description="the smallest first; below it nothing is said")
+
+
 class Provenance(_Frozen):
     """Where the file comes from."""
 
@@ -87,10 +125,7 @@ class Contract(_Frozen):
     temperature: float = Field(gt=0, description="already inside the graph; here for the record")
     target_sensitivity: Share = Field(description="what thresholds.malignant was chosen for")
     thresholds: Thresholds
-    reference: dict[str, list[float]] = Field(
-        description="drift reference on the validation split: per signal its 0, 5, … 100 % quantiles; "
-        "`class_shares` holds the predicted classes' shares in class order"
-    )
+    reference: Reference
     golden: list[Golden] = Field(min_length=1)
     golden_tolerance: float = Field(gt=0, description="largest difference in a probability to accept")
     validation: dict[str, float] = Field(description="metrics on the validation split")
@@ -105,6 +140,8 @@ class Contract(_Frozen):
             raise ValueError(f"class keys repeat: {keys}")
         if {c.malignant for c in self.classes} != {True, False}:
             raise ValueError("the classes need at least one malignant and one that is not")
+        if len(self.reference.class_shares) != len(keys):
+            raise ValueError(f"the reference has {len(self.reference.class_shares)} shares for {len(keys)} classes")
         for golden in self.golden:
             if len(golden.probabilities) != len(keys):
                 raise ValueError(

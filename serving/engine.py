@@ -1,105 +1,221 @@
-"""One thread owns the session: a bounded queue before it, and whatever waits is answered in one run."""
+"""One thread runs the models: bounded lanes before it, and whatever waits in one is answered in one run."""
 
 import asyncio
-import queue
+import logging
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal, Protocol
 
 import numpy as np
-from prometheus_client import Histogram
 
 from serving import problems
+from serving.contract import ANSWER
+from serving.metrics import Metrics
 
-# Larger batches make the first image wait for the last and are no faster on a CPU.
-MAX_BATCH = 8
+# In the order in which they are served: explanations wait for predictions, a shadow for both.
+Lane = Literal["predict", "explain", "shadow"]
+LANES: tuple[Lane, ...] = ("predict", "explain", "shadow")
+PATIENCE = 8  # runs for predictions while an explanation waits; then it has its turn, so that it does not starve
+MARGIN = 1.5  # of the predicted wait, by which it must lie within the deadline: neighbours come, and the pace drops
+MEMORY = 0.9  # of the pace so far, when a run adds to it: the last ten runs or so count
 
-Infer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+log = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def best_batch(self) -> int: ...
+
+    @property
+    def seconds_an_image(self) -> float: ...
+
+    def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The model's answer to one image."""
+    """The model's answer to one image: a row of each output that was asked for."""
 
-    probabilities: np.ndarray  # float32 [C]
-    unlikeness: float
+    outputs: dict[str, np.ndarray]
     queue_seconds: float
     infer_seconds: float  # of the whole run that this image was in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Waiting:
+    model: Runs
     pixels: np.ndarray
+    outputs: tuple[str, ...]
+    deadline: float
+    lane: Lane
     future: Future[Scores] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
 
 class Engine:
-    """Answers images one run at a time.
+    """Answers images one run at a time, in the order of `LANES`.
 
-    Two callers on one session are slower than one after the other, so a single thread calls `infer`: uint8
-    [N, S, S, 3] to probabilities [N, C] and unlikeness [N]. It takes what is waiting and never waits for more.
+    Two callers on one session are slower than one after the other, so a single thread runs every model. It takes
+    what is waiting for the same model, up to that model's best batch, and never waits for more.
     """
 
-    def __init__(self, infer: Infer, queue_size: int, batch_sizes: Histogram) -> None:
-        self._infer = infer
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_size)
-        self._batch_sizes = batch_sizes
+    def __init__(self, sizes: Mapping[Lane, int], pace: float, metrics: Metrics) -> None:
+        """`sizes`: how many images may be admitted to a lane at once; `pace`: seconds an image, to begin with."""
+        self._sizes = sizes
+        self._pace = pace
+        self._metrics = metrics
+        self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
+        self._admitted = dict.fromkeys(LANES, 0)
+        self._passed_over = 0
+        self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._last_done = 0.0
+        self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
         self._thread.start()
 
     @property
-    def ready(self) -> bool:
-        """Whether an image that is submitted now will be answered. A full queue does not make it false."""
+    def alive(self) -> bool:
+        """Whether what is submitted now will be answered. A full lane does not make it false."""
         return self._thread.is_alive() and not self._closing
 
     @property
     def depth(self) -> int:
-        """How many images wait."""
-        return self._queue.qsize()
+        """How many images were admitted and have no answer yet."""
+        return sum(self._admitted.values())
 
-    async def run(self, pixels: np.ndarray) -> Scores:
-        """Answers one image, uint8 [S, S, 3]; one that is cancelled while it waits is never computed.
+    @property
+    def estimated_wait(self) -> float:
+        """Seconds until one more prediction would be answered, at the pace of the last runs."""
+        return (self._admitted["predict"] + 1) * self._pace
+
+    @contextmanager
+    def admitted(self, deadline: float, lane: Lane = "predict") -> Iterator[None]:
+        """Keeps a place in a lane, from before the image is decoded until it is answered.
+
+        Args:
+            deadline: on the clock of time.perf_counter.
+            lane: which.
 
         Raises:
-            ProblemError: 503 at once when the queue is full or the server is stopping.
+            ProblemError: 503 at once, where the lane is full or the predicted wait is beyond the deadline.
         """
-        if not self.ready:
-            raise problems.overloaded("The server is stopping. Try again.")
-        item = _Waiting(pixels)
+        if not self.alive:
+            raise problems.overloaded("The server is stopping. Try again.", 1)
+        wait = self.estimated_wait
+        # Where nobody waits the next image is let in whatever the pace was: it is how a better pace is learnt.
+        late = self.depth > 0 and time.perf_counter() + MARGIN * wait > deadline
+        if late or self._admitted[lane] >= self._sizes[lane]:
+            detail = f"An answer would take about {wait:.1f} s. Try again, or allow more time with X-Deadline-Ms."
+            raise problems.overloaded(detail, max(1, math.ceil(wait)))
+        self._admit(lane, 1)
         try:
-            self._queue.put_nowait(item)
-        except queue.Full as error:
-            raise problems.overloaded("Too many images wait for the model. Try again in a second.") from error
+            yield
+        finally:
+            self._admit(lane, -1)
+
+    async def run(
+        self,
+        model: Runs,
+        pixels: np.ndarray,
+        deadline: float,
+        *,
+        lane: Lane = "predict",
+        outputs: tuple[str, ...] = ANSWER,
+    ) -> Scores:
+        """Answers one image, uint8 [S, S, 3], for which a place was kept; one that is cancelled is never computed.
+
+        Raises:
+            ProblemError: 504 where the deadline passes first, and then nothing is computed; 503 when stopping.
+        """
+        item = _Waiting(model, pixels, outputs, deadline, lane)
+        with self._changed:
+            if not self.alive:
+                raise problems.overloaded("The server is stopping. Try again.", 1)
+            self._lanes[lane].append(item)
+            self._changed.notify()
         return await asyncio.wrap_future(item.future)
 
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
-        self._closing = True
-        self._queue.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join()
 
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            batch = [item]
-            while len(batch) < MAX_BATCH and not self._queue.empty():
-                following = self._queue.get()  # this thread is the only reader, so it cannot block
-                if following is None:
-                    self._queue.put(None)  # for the outer loop, after this batch
-                    break
-                batch.append(following)
-            self._answer([each for each in batch if each.future.set_running_or_notify_cancel()])
+    def _admit(self, lane: Lane, change: int) -> None:
+        self._admitted[lane] += change  # on the event loop alone
+        self._metrics.queue_depth.labels(lane).set(self._admitted[lane])
+        self._metrics.estimated_wait.set(self.estimated_wait)
+
+    def _guarded(self) -> None:
+        """Should the thread itself fail, nobody is left waiting, and `alive` tells."""
+        batch: list[_Waiting] = []
+        try:
+            while batch := self._take():
+                self._answer(batch)
+                batch = []  # while this waits, it must not keep an old model alive
+        except BaseException:
+            log.exception("the inference thread failed")
+            with self._changed:
+                self._closing = True
+                for item in (*batch, *chain.from_iterable(self._lanes.values())):
+                    if not item.future.done():
+                        item.future.set_exception(problems.overloaded("The model's thread failed.", 5))
+                for lane in self._lanes.values():
+                    lane.clear()
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, of one model and one set of outputs; empty at the end."""
+        with self._changed:
+            while True:
+                while not any(self._lanes.values()):
+                    if self._closing:
+                        return []
+                    self._changed.wait()
+                lane = self._next_lane()
+                waiting = self._lanes[lane]
+                first = waiting[0]
+                batch: list[_Waiting] = []
+                while waiting and len(batch) < first.model.best_batch:
+                    item = waiting[0]
+                    if (item.model, item.outputs) != (first.model, first.outputs):
+                        break
+                    waiting.popleft()
+                    if self._wanted(item):
+                        batch.append(item)
+                if batch:
+                    self._passed_over = self._passed_over + 1 if lane == "predict" and self._lanes["explain"] else 0
+                    return batch
+
+    def _next_lane(self) -> Lane:
+        if self._lanes["explain"] and self._passed_over >= PATIENCE:
+            return "explain"
+        return next(lane for lane in LANES if self._lanes[lane])
+
+    def _wanted(self, item: _Waiting) -> bool:
+        """Whether somebody still waits for it, and will when it is done."""
+        if not item.future.set_running_or_notify_cancel():
+            return False
+        if time.perf_counter() + item.model.seconds_an_image > item.deadline:
+            item.future.set_exception(problems.expired())
+            return False
+        return True
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        if not batch:
-            return
         started = time.perf_counter()
+        outputs = batch[0].outputs
         try:
-            probabilities, unlikeness = self._infer(np.stack([item.pixels for item in batch]))
-            if not (np.isfinite(probabilities).all() and np.isfinite(unlikeness).all()):
+            rows = batch[0].model.run(np.stack([item.pixels for item in batch]), outputs)
+            if not all(np.isfinite(each).all() for each in rows):
                 raise FloatingPointError("the model's answer is not finite")
         except Exception as error:
             if len(batch) == 1:
@@ -108,7 +224,13 @@ class Engine:
                 for item in batch:  # each alone, so that the one at fault harms no other
                     self._answer([item])
             return
-        seconds = time.perf_counter() - started
-        self._batch_sizes.observe(len(batch))
-        for item, row, distance in zip(batch, probabilities, unlikeness, strict=True):
-            item.future.set_result(Scores(row, float(distance), started - item.since, seconds))
+        done = time.perf_counter()
+        if batch[0].lane == "predict":
+            # While it is busy, what counts is from one answer to the next: decoding takes its share of the processors.
+            pace = (done - max(self._last_done, batch[0].since)) / len(batch)
+            self._pace = MEMORY * self._pace + (1 - MEMORY) * pace
+        self._last_done = done
+        self._metrics.batch_size.observe(len(batch))
+        for index, item in enumerate(batch):
+            answer = {name: each[index] for name, each in zip(outputs, rows, strict=True)}
+            item.future.set_result(Scores(answer, started - item.since, done - started))

@@ -2,25 +2,35 @@
 
 import base64
 import hashlib
-import math
-import os
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 
 from serving import contract, images
+from serving.contract import ANSWER, FILES
 from serving.registry import Located
+from serving.session import open_session, run
+from serving.tuning import Tuning, tune
 
-_ANSWER = ["probabilities", "unlikeness"]  # what a prediction needs; the graph skips the rest
+Precision = Literal["auto", "fp32", "int8"]
+
+log = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
     """A model file failed a check; the message names the check and what was found."""
 
 
-@dataclass(frozen=True)
+class GoldenError(RefusedError):
+    """The file is whole, yet on this processor it does not answer as it did where it was built."""
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """A model file that passed every check."""
 
@@ -28,22 +38,48 @@ class Model:
     contract: contract.Contract
     sha256: str
     session: onnxruntime.InferenceSession
+    tuning: Tuning
 
-    def infer(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Uint8 RGB [N, S, S, 3] to probabilities, float32 [N, C], and unlikeness, float32 [N]."""
-        options = onnxruntime.RunOptions()
-        options.add_run_config_entry("only_execute_path_to_fetches", "1")
-        probabilities, unlikeness = self.session.run(_ANSWER, {"image": pixels}, options)
-        return probabilities, unlikeness
+    @property
+    def best_batch(self) -> int:
+        """How many images at once are fastest here."""
+        return self.tuning.batch
+
+    @property
+    def seconds_an_image(self) -> float:
+        """In batches of that size, as measured when it was loaded."""
+        return self.tuning.seconds
+
+    def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
+        """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `serving.contract`."""
+        return run(self.session, pixels, outputs)
 
 
-def load(located: Located) -> Model:
-    """Opens the file, checks its contract and its graph, warms it up, and runs its golden set.
+def load(located: Located, precision: Precision, processors: int, like: Model | None = None) -> Model:
+    """Opens a model file, checks its contract and its graph, and runs its golden set; it is warm afterwards.
+
+    Args:
+        located: an .onnx file, or the folder of a registered version, which holds one of each precision.
+        precision: which of the folder's; auto is INT8 unless its golden set fails on this processor.
+        processors: how many this process may use.
+        like: a model of the same shape, whose measured tuning holds for this one too.
 
     Raises:
         RefusedError: one of the checks failed.
     """
-    session = _open(located.path)
+    if not located.path.is_dir():
+        return _load(located, located.path, processors, like)
+    if precision != "auto":
+        return _load(located, located.path / FILES[precision], processors, like)
+    try:
+        return _load(located, located.path / FILES["int8"], processors, like)
+    except GoldenError as error:
+        log.warning("INT8 does not agree on this processor; FP32 serves", extra={"error": str(error)})
+        return _load(located, located.path / FILES["fp32"], processors, like)
+
+
+def _load(located: Located, path: Path, processors: int, like: Model | None) -> Model:
+    session = _open(path, like.tuning.threads if like else processors)
     try:
         promise = contract.parse(session.get_modelmeta().custom_metadata_map)
     except contract.ContractError as error:
@@ -55,37 +91,30 @@ def load(located: Located) -> Model:
             f"decoder: this server decodes images otherwise ({here[:12]}…) than the one the model was built with "
             f"({promise.decode.behaviour[:12]}…); use the Pillow and simplejpeg versions it was built with"
         )
-    with located.path.open("rb") as file:
-        model = Model(located, promise, hashlib.file_digest(file, "sha256").hexdigest(), session)
+    if like and (like.contract.precision, like.contract.decode.size) == (promise.precision, promise.decode.size):
+        tuning = like.tuning
+    else:
+        session, tuning = _tune(path, session, promise.decode.size, processors)
+    with path.open("rb") as file:
+        model = Model(located, promise, hashlib.file_digest(file, "sha256").hexdigest(), session, tuning)
     _check_golden(model)
     return model
 
 
-def cpus() -> int:
-    """The processors this process may use: its affinity mask, or fewer where a cgroup's quota says so."""
+def _tune(
+    path: Path, first: onnxruntime.InferenceSession, size: int, processors: int
+) -> tuple[onnxruntime.InferenceSession, Tuning]:
+    sessions = {processors: first}
     try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        allowed = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup v2
-        if quota != "max":
-            allowed = min(allowed, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass  # no quota to be seen
-    return max(1, allowed)
-
-
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpus()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning threads steal the time of whoever shares the machine: 70 ms instead of 111 with one busy neighbour.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return tune(lambda threads: sessions.get(threads) or _open(path, threads), size, processors)
     except Exception as error:  # onnxruntime's errors share no base class
+        raise RefusedError(f"warm-up: the graph does not run ({error})") from error
+
+
+def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    try:
+        return open_session(path, threads)
+    except Exception as error:  # as in _tune
         raise RefusedError(f"file: onnxruntime cannot open {path} ({error})") from error
 
 
@@ -126,13 +155,13 @@ def _check_golden(model: Model) -> None:
         raise RefusedError(f"golden set: an image cannot be read ({error})") from error
     expected = np.array([item.probabilities for item in golden])
     try:
-        alone = np.concatenate([model.infer(image[None])[0] for image in pixels])
-        together = model.infer(pixels)[0]
-    except Exception as error:  # as in _open
+        alone = np.concatenate([model.run(image[None])[0] for image in pixels])
+        together = model.run(pixels)[0]
+    except Exception as error:  # as in _tune
         raise RefusedError(f"warm-up: the graph does not run ({error})") from error
     difference = float(np.max(np.abs(np.stack([alone, together]) - expected)))
     if not difference <= model.contract.golden_tolerance:  # so that NaN fails too
-        raise RefusedError(
+        raise GoldenError(
             f"golden set: a probability differs by {difference:.4f} from the one where the model was built; "
             f"at most {model.contract.golden_tolerance:g} is accepted"
         )

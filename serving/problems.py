@@ -24,33 +24,55 @@ class ProblemDetails(BaseModel):
 class ProblemError(Exception):
     """Ends a request with a problem. `code` is a slug, `detail` a sentence for the client."""
 
-    def __init__(self, status: int, code: str, title: str, detail: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        title: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(f"{code}: {detail}")
         self.status, self.code, self.title, self.detail = status, code, title, detail
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
 
-def overloaded(detail: str) -> ProblemError:
-    """503: nothing is wrong with the request; it may be sent again in a second."""
-    return ProblemError(503, "overloaded", "The server is busy", detail, retry_after=1)
+def body_too_large(max_bytes: int) -> ProblemError:
+    """413."""
+    detail = f"At most {max_bytes / 1e6:g} MB are accepted."
+    return ProblemError(413, "body-too-large", "The request is too large", detail)
 
 
-def response(
-    request_id: str,
-    status: int,
-    detail: str,
-    *,
-    code: str | None = None,
-    title: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    """A problem as a response; without a code its type is about:blank and its title the status's own phrase."""
-    problem = ProblemDetails(
-        type=f"urn:leukdetect:problem:{code}" if code else "about:blank",
-        title=title or HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
+def overloaded(detail: str, retry_after: int = 1) -> ProblemError:
+    """503: nothing is wrong with the request; it may be sent again in `retry_after` seconds."""
+    return ProblemError(503, "overloaded", "The server is busy", detail, retry_after=retry_after)
+
+
+def expired() -> ProblemError:
+    """504: it waited past its deadline, and was not computed."""
+    detail = "The image waited longer than its deadline allows. Try again, or allow more time with X-Deadline-Ms."
+    return ProblemError(504, "expired", "Too late", detail, retry_after=1)
+
+
+def details(request_id: str, error: ProblemError) -> ProblemDetails:
+    """The problem as an answer tells it."""
+    return ProblemDetails(
+        type=f"urn:leukdetect:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
         request_id=request_id,
+    )
+
+
+def plain(request_id: str, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem that its status says all of."""
+    problem = ProblemDetails(
+        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, request_id=request_id
     )
     return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)
 
@@ -60,25 +82,20 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def problem(request: Request, error: ProblemError) -> JSONResponse:
-        return response(
-            request.state.request_id,
-            error.status,
-            error.detail,
-            code=error.code,
-            title=error.title,
-            headers=error.headers,
-        )
+        request.state.reason = error.code  # for the metrics
+        content = details(request.state.request_id, error).model_dump()
+        return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers) if error.headers else None
-        return response(request.state.request_id, error.status_code, error.detail, headers=headers)
+        return plain(request.state.request_id, error.status_code, error.detail, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Only where and what: pydantic's own report would repeat the input.
         faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return response(request.state.request_id, 422, "; ".join(faults))
+        return plain(request.state.request_id, 422, "; ".join(faults))
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:

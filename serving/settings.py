@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,12 +18,14 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
+    # what is served
     model: str = Field(
         default="models:/leukdetect@champion",
         description="what to serve: a registry alias, models:/NAME@ALIAS, or the path of an .onnx file",
     )
-    precision: Literal["fp32", "int8"] = Field(
-        default="fp32", description="which of a registered model's two files to serve"
+    precision: Literal["auto", "fp32", "int8"] = Field(
+        default="auto",
+        description="which of a registered model's two files; auto is int8 where its golden set agrees, else fp32",
     )
     tracking_uri: str = Field(
         default="sqlite:///mlflow.db",
@@ -33,15 +35,65 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default=Path(".serving"), description="where downloaded models stay, so that a start needs no registry"
     )
+    watch_seconds: float = Field(
+        default=15, ge=0, description="how often to ask the registry for a new version, give or take a tenth; 0: never"
+    )
+    shadow_share: float = Field(
+        default=0, ge=0, le=1, description="share of predictions that the challenger answers too, unseen, if idle"
+    )
+
+    # where it listens
     host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on")
+    workers: int = Field(default=1, gt=0, description="processes; they share the processors, each loads the model")
+    tls_certificate: Path | None = Field(default=None, description="a PEM file; with tls_key: serve https")
+    tls_key: Path | None = Field(default=None, description="the certificate's private key, a PEM file")
+    cors_origins: list[str] = Field(
+        default=[], description='other sites whose pages may call the API, as JSON: ["https://lis.example"]'
+    )
+
+    # who may do what
+    keys_file: Path | None = Field(default=None, description="API keys; without it anyone may predict")
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="the secret of the registry's webhook on POST /admin/webhook"
+    )
+
+    # limits
     max_body_bytes: int = Field(
         default=20_000_000, gt=0, description="a larger request is refused before it is parsed (413)"
     )
+    max_batch_bytes: int = Field(default=100_000_000, gt=0, description="the same for /predict/batch")
+    max_batch_files: int = Field(default=64, gt=0, description="files in one request to /predict/batch (413)")
     max_pixels: int = Field(
         default=40_000_000, gt=0, description="a larger image is refused before it is decoded (413)"
     )
-    queue_size: int = Field(
-        default=32, gt=0, description="images that may wait for the model; one more is refused (503)"
+    max_buffered_bytes: int = Field(
+        default=256_000_000, gt=0, description="bodies held in memory together; beyond, requests are refused (503)"
     )
-    drain_seconds: int = Field(default=30, gt=0, description="how long a stop (SIGTERM) waits for requests in flight")
+    read_seconds: float = Field(default=30, gt=0, description="how long a client may take to send its body (408)")
+    queue_size: int = Field(
+        default=32, gt=0, description="images admitted and not yet answered; one more is refused (503)"
+    )
+    explain_queue_size: int = Field(default=4, gt=0, description="the same for /explain, which waits for predictions")
+    deadline_ms: int = Field(
+        default=2_000, gt=0, description="how long an answer may take once its request has been read"
+    )
+    max_deadline_ms: int = Field(default=30_000, gt=0, description="the longest that X-Deadline-Ms may ask for")
+
+    # its own records
+    feedback_db: Path | None = Field(
+        default=None, description="SQLite: classes answered and confirmed, no image; else feedback.db in cache_dir"
+    )
+    feedback_days: int = Field(default=90, gt=0, description="how long an answer may wait for its confirmation")
+
+    # its end
+    grace_seconds: float = Field(
+        default=1, ge=0, description="after SIGTERM: not ready, yet answering, until load balancers know"
+    )
+    drain_seconds: int = Field(default=30, gt=0, description="after that: how long to wait for requests in flight")
+
+    @model_validator(mode="after")
+    def _tls_needs_both(self) -> "Settings":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together; one of them is missing")
+        return self

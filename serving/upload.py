@@ -1,34 +1,97 @@
 """From a request's body to an image file's bytes, and the look at their header: everything cheap comes first."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving import images
-from serving.problems import ProblemError
+from serving.problems import ProblemError, body_too_large, overloaded
 
 FIELD = "file"
+_FORM = b"multipart/form-data"
 # A strip of a few rows can hold millions of columns within max_pixels; resizing it would take gigabytes.
 MAX_SIDE = 32_768
 
 
-async def read(request: Request, max_bytes: int) -> bytes:
+class Buffered:
+    """How many bytes of bodies are in memory, over all requests."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def take(self, count: int) -> None:
+        """Raises:
+        ProblemError: 503, where they would be too many together.
+        """
+        if self._held + count > self._most:
+            raise overloaded("Too many uploads are under way. Try again in a second.")
+        self._held += count
+
+    def give_back(self, count: int) -> None:
+        """They are answered."""
+        self._held -= count
+
+
+@asynccontextmanager
+async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
+    """The request's body, while the block lasts.
+
+    Raises:
+        ProblemError: 413 when it is longer than `max_bytes`, declared or in fact; 408 when it takes the client longer
+            than `seconds` to send; 503 where too many bodies are held already.
+        ClientDisconnect: the client went away.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise body_too_large(max_bytes)
+    content = bytearray()
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in request.stream():
+                    buffered.take(len(chunk))
+                    content += chunk
+                    if len(content) > max_bytes:
+                        raise body_too_large(max_bytes)
+        except TimeoutError as error:
+            detail = f"The whole request must arrive within {seconds:g} s."
+            raise ProblemError(408, "too-slow", "The request took too long to arrive", detail) from error
+        yield bytes(content)
+    finally:
+        buffered.give_back(len(content))
+
+
+def one_file(request: Request, content: bytes) -> bytes:
     """The uploaded image file: the multipart field `file`, or else the whole body.
 
     Raises:
-        ProblemError: 413 when the body is longer than `max_bytes`, declared or in fact; 400 or 422 for a form that
-            is broken or does not hold exactly one file.
-        ClientDisconnect: the client went away.
+        ProblemError: 400 or 422 for a form that is broken or does not hold exactly one file.
     """
-    body = await _body(request, max_bytes)
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data":
-        return body
-    files = _files(body, options.get(b"boundary", b""))
+    if not _is_form(request):
+        return content
+    files = all_files(request, content)
     if len(files) != 1:
         detail = f"The form has {len(files)} fields named '{FIELD}'; send exactly one, with one image."
         raise ProblemError(422, "one-image", "One image a request", detail)
     return files[0]
+
+
+def all_files(request: Request, content: bytes) -> list[bytes]:
+    """Every multipart field `file`, in the order in which they were sent.
+
+    Raises:
+        ProblemError: 415 where the body is no form; 400 for a form that is broken.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != _FORM:
+        detail = f"Send a multipart form with one field named '{FIELD}' for each image."
+        raise ProblemError(415, "no-form", "Not a multipart form", detail)
+    return _files(content, options.get(b"boundary", b""))
 
 
 def check(data: bytes, max_pixels: int) -> images.Header:
@@ -58,19 +121,8 @@ def unusable(error: images.ImageError) -> ProblemError:
     return ProblemError(422, "broken-image", "The image cannot be read", detail)
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    too_large = ProblemError(
-        413, "body-too-large", "The request is too large", f"At most {max_bytes / 1e6:g} MB are accepted."
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
+def _is_form(request: Request) -> bool:
+    return parse_options_header(request.headers.get("content-type"))[0] == _FORM
 
 
 def _files(body: bytes, boundary: bytes) -> list[bytes]:

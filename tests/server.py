@@ -1,8 +1,10 @@
-"""Starts the real server, as a process of its own, for a test to talk to."""
+"""Starts the real server, as a process of its own or in a thread of the test's, for a test to talk to."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,13 +50,33 @@ def running(folder: Path, *flags: str, python: str | Path = sys.executable) -> I
         process.wait(timeout=30)
 
 
+@contextmanager
+def serve(app: FastAPI) -> Iterator[httpx.Client]:
+    """Runs `app` in a thread, on a free loopback port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
 def _url(process: subprocess.Popen[bytes], log_file: Path) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for line in log_file.read_text().splitlines():
             if "Uvicorn running on" in line:
                 url = json.loads(line)["message"].split()[3]
-                assert httpx.get(f"{url}/readyz").status_code == 200
-                return url
+                try:
+                    if httpx.get(f"{url}/readyz").status_code == 200:
+                        return url
+                except httpx.ConnectError:
+                    pass  # the port is bound before the first of several workers listens
         time.sleep(0.05)
     raise AssertionError(f"the server did not start:\n{log_file.read_text()}")

@@ -10,7 +10,7 @@ import onnx.parser
 import onnxruntime
 from PIL import Image
 
-from serving import contract, images
+from serving import contract, drift, images
 
 SIZE = 32
 CLASSES = [
@@ -79,7 +79,6 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
                 unlikeness=float(unlikeness[0]),
             )
         )
-    quantiles = np.linspace(0, 1, 21)
     fields: dict[str, object] = {
         "name": "leukdetect",
         "precision": precision,
@@ -88,13 +87,7 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
         "temperature": 1.0,
         "target_sensitivity": 0.99,
         "thresholds": contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=0.0),
-        "reference": {
-            "confidence": quantiles.tolist(),
-            "unlikeness": quantiles.tolist(),
-            "brightness": (quantiles * 255).tolist(),
-            "sharpness": (quantiles * 1000).tolist(),
-            "class_shares": [0.25] * 4,
-        },
+        "reference": _reference(),
         "golden": golden,
         "golden_tolerance": 0.01,
         "validation": {"balanced_accuracy": 0.9},
@@ -115,6 +108,30 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return result
+
+
+def _reference() -> contract.Reference:
+    """As if the validation images had filled each signal's range evenly, and 50 images were a window."""
+    steps = np.linspace(0, 1, contract.QUANTILES)
+    highest = {"brightness": 255, "sharpness": 1000, "stain_hue": 360}
+    thresholds: dict[str, dict[str, float]] = {}
+    for signal, test in drift.TESTS:
+        thresholds.setdefault(signal, {})[test] = {"psi": 3.0, "ks": 0.7, "mmd": 1.1}[test]
+    return contract.Reference(
+        images=200,
+        groups=20,
+        false_alarms=0.001,
+        scalars={
+            signal: contract.Scalar(
+                quantiles=(steps * highest.get(signal, 1)).tolist(), shares=[0.0, *[0.05] * (len(steps) - 1), 0.0]
+            )
+            for signal in drift.SCALARS
+        },
+        class_shares=[0.25] * 4,
+        bandwidth=1.0,
+        embedding=[0.0] * (2 * drift.FEATURES),
+        windows=[contract.Window(images=images, thresholds=thresholds) for images in (50, 200)],
+    )
 
 
 def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (48, 40)) -> bytes:

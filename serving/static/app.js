@@ -1,148 +1,173 @@
-// The page: sends each image as the body of POST /predict (so that its file name stays here) and shows the answer.
+// The page: takes images, has each examined by POST /predict, and shows a card for each.
 
-const $ = (selector, root = document) => root.querySelector(selector);
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+import { ask } from "/static/ask.js";
+import { newCard, showAnswer, showProblem, showWait } from "/static/card.js";
+import { toCsv } from "/static/csv.js";
+import { $, element, nameOf, percent, terms } from "/static/dom.js";
 
-let classes = []; // key and label of each, in the model's order
-let operatingPoint = null;
+const IN_FLIGHT = 2; // one is on its way while the other is computed; more would only crowd out other people
+const server = { classes: [], operatingPoint: null }; // classes: key and label of each, in the model's order
 
 async function describeServer() {
   try {
-    const health = await (await fetch("/health")).json();
+    const health = await ask("/health");
     const { model } = health;
-    classes = health.classes;
-    operatingPoint = health.operating_point;
+    server.classes = health.classes;
+    server.operatingPoint = health.operating_point;
     $("#model").textContent = nameOf(model);
     $("#disclaimer").textContent = health.disclaimer;
     $("#synthetic").hidden = !model.synthetic;
-    if (health.note) {
-      $("#degraded").textContent = health.note;
-      $("#degraded").hidden = false;
-    }
+    $("#degraded").textContent = health.note ?? "";
+    $("#degraded").hidden = !health.note;
   } catch {
     $("#model").textContent = "The server does not answer. Reload the page to try again.";
   }
 }
 
-function nameOf(model) {
-  const version = model.version ? `version ${model.version}` : `file ${model.file_sha256.slice(0, 8)}`;
-  const alias = model.alias ? ` (${model.alias})` : "";
-  return `${model.name}, ${version}${alias}, ${model.precision.toUpperCase()}`;
+// --- examining ---
+
+const results = $("#results");
+const found = new Map(); // card → {file, answer} or {file, problem}
+let waiting = []; // {file, before}: before is the card that it goes above
+let working = 0;
+let total = 0; // of this round, which lasts until nothing waits
+let done = 0;
+let stopping = new AbortController();
+
+function add(files) {
+  if (!files.length) return;
+  const before = results.firstElementChild; // a later choice goes above an earlier one, each in its own order
+  waiting.push(...[...files].map((file) => ({ file, before })));
+  total += files.length;
+  // One card is read out whole; of many only the progress is, and at the end the summary.
+  results.setAttribute("aria-live", total > 1 ? "off" : "polite");
+  $("#batch").hidden = false;
+  showProgress();
+  while (working < IN_FLIGHT && waiting.length) work();
 }
 
-async function examine(file) {
-  const card = $("#result").content.cloneNode(true).firstElementChild;
-  const image = $("img", card);
-  const url = URL.createObjectURL(file);
-  image.addEventListener("load", () => URL.revokeObjectURL(url));
-  image.addEventListener("error", () => {
-    URL.revokeObjectURL(url);
-    image.replaceWith(element("p", "This browser cannot show a preview of this file.", "nopreview"));
-  });
-  image.src = url;
-  image.alt = `Preview of ${file.name}`;
-  $("figcaption", card).textContent = file.name;
-  $("#results").prepend(card);
-  try {
-    const response = await fetch("/predict", {
-      method: "POST",
-      headers: { "Content-Type": "application/octet-stream" },
-      body: file,
-    });
-    if (response.ok) show(card, await response.json());
-    else fail(card, ...(await problem(response)));
-  } catch {
-    fail(card, "No answer", "The server cannot be reached. Check that it is running, then try again.");
+async function work() {
+  working += 1;
+  while (waiting.length) {
+    const { file, before } = waiting.shift();
+    await examine(file, before, stopping.signal);
+    showProgress();
   }
-  card.setAttribute("aria-busy", "false");
+  working -= 1;
+  if (working === 0) finish();
 }
 
-async function problem(response) {
+async function examine(file, before, signal) {
+  const card = newCard(file);
+  results.insertBefore(card, before);
   try {
-    const { title, detail, request_id } = await response.json();
-    return [title, detail, request_id];
-  } catch {
-    return ["No answer", `The server answered with status ${response.status}.`];
+    const answer = await ask("/predict", { body: file, signal, say: (text) => showWait(card, text) });
+    found.set(card, { file, answer });
+    showAnswer(card, file, answer, server);
+  } catch (problem) {
+    if (signal.aborted) {
+      card.remove();
+      return;
+    }
+    found.set(card, { file, problem });
+    showProblem(card, problem);
+    if (problem.status === 401 || problem.status === 403) stop(); // the others would be refused as well
   }
+  done += 1;
 }
 
-function show(card, answer) {
-  const refer = answer.decision === "refer";
-  verdict(card, answer.decision, refer ? "Not reported" : answer.label);
-  $(".wording", card).textContent = answer.wording;
-  $(".reasons", card).replaceChildren(...answer.reasons.map((reason) => element("li", reason.detail)));
-  $(".reasons", card).hidden = !refer;
-  $("h3", card).textContent = refer ? "The model's scores, for reference only" : "Confidence";
-  const labels = Object.fromEntries(classes.map(({ key, label }) => [key, label]));
-  $(".bars", card).replaceChildren(
-    ...Object.entries(answer.probabilities).map(([key, share]) => bar(labels[key] ?? key, share, key === answer.class)),
-  );
-  const side = answer.malignant ? "at or above" : "below";
-  const point = operatingPoint === null ? "" : ` of ${percent(operatingPoint)}`;
-  $(".malignant", card).textContent =
-    `Malignant classes together: ${percent(answer.p_malignant)}, ${side} the operating point${point}.`;
-  $(".synthetic", card).hidden = !answer.model.synthetic;
-  details(card, answer);
-  $(".found", card).hidden = false;
+function stop() {
+  waiting = [];
+  stopping.abort();
 }
 
-function bar(label, share, highest) {
-  const item = element("li", "", highest ? "highest" : "");
-  const progress = document.createElement("progress");
-  progress.max = 1;
-  progress.value = share;
-  progress.setAttribute("aria-label", label);
-  item.append(element("span", label), progress, element("span", percent(share), "share"));
-  return item;
+function finish() {
+  const stopped = done < total ? `Stopped after ${done} of ${total}. ` : "";
+  $("#summary").textContent = $("#said").textContent = stopped + summary();
+  if (document.activeElement === $("#stop")) $("#save").focus(); // what vanishes must not take the focus with it
+  [total, done, stopping] = [0, 0, new AbortController()];
+  showProgress();
 }
 
-function details(card, answer) {
-  const { image, quality, timings_ms: ms } = answer;
-  const facts = {
-    Model: nameOf(answer.model),
-    Image: `${image.format}, ${image.width} × ${image.height} pixels`,
-    "Image SHA-256": image.sha256,
-    Unlikeness: `${answer.unlikeness.toFixed(2)} (referred beyond 1.00)`,
-    Quality: `brightness ${quality.brightness.toFixed(0)}, sharpness ${quality.sharpness.toFixed(0)}`,
-    Time: `${(ms.read + ms.decode + ms.queue + ms.infer).toFixed(0)} ms`,
-    "Request id": answer.request_id,
-  };
-  $("dl", card).replaceChildren(
-    ...Object.entries(facts).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
-  );
+// --- progress, summary, CSV ---
+
+function showProgress() {
+  $("#progress").hidden = total < 2;
+  $("#progress label").textContent = `${done} of ${total} examined`;
+  Object.assign($("#examined"), { max: total || 1, value: done });
+  if (total > 1 && done % Math.ceil(total / 4) === 0) $("#said").textContent = $("#progress label").textContent;
+  $("#save").disabled = found.size === 0;
 }
 
-function fail(card, title, detail, requestId) {
-  verdict(card, "error", title);
-  const answer = $(".answer", card);
-  $(".found", card).remove();
-  answer.append(element("p", detail, "wording"));
-  if (requestId) answer.append(element("p", `Request id ${requestId}`, "small"));
+/** How many of each decision, once there are several. */
+function summary() {
+  if (found.size < 2) return "";
+  const all = [...found.values()];
+  const count = (test) => all.filter(test).length;
+  const parts = [
+    ...server.classes.map(({ key, label }) => [
+      label, count(({ answer }) => answer?.decision === "report" && answer.class === key),
+    ]),
+    ["referred to a haematologist", count(({ answer }) => answer?.decision === "refer")],
+    ["without an answer", count(({ problem }) => problem)],
+  ];
+  const told = parts.filter(([, number]) => number).map(([what, number]) => `${number}\u00a0${what}`);
+  return `${all.length} images: ${told.join(", ")}.`;
 }
 
-function verdict(card, kind, text) {
-  const line = $(".verdict", card);
-  line.dataset.kind = kind;
-  line.textContent = text;
+$("#stop").addEventListener("click", stop);
+$("#save").addEventListener("click", () => {
+  const inOrder = [...results.children].filter((card) => found.has(card)).map((card) => found.get(card));
+  const moment = new Date().toISOString().slice(0, 19).replaceAll(":", "");
+  save(`leukdetect-${moment}.csv`, "text/csv", toCsv(inOrder, server.classes));
+});
+
+function save(name, type, text) {
+  const link = element("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000); // the download has begun by then
 }
 
-function element(tag, text, className = "") {
-  const node = document.createElement(tag);
-  node.textContent = text;
-  node.className = className;
-  return node;
+// --- about the model ---
+
+$("#about").addEventListener("toggle", async () => {
+  const about = $("#about div");
+  if (!$("#about").open) return;
+  try {
+    const { model, contract, model_card: card } = await ask("/model");
+    const { validation, provenance, thresholds } = contract;
+    const facts = {
+      Model: nameOf(model),
+      "Intended use": contract.intended_use,
+      "Trained on": provenance.source,
+      Made: new Date(provenance.created).toLocaleDateString(undefined, { dateStyle: "long" }),
+      Validation: measured(validation) + (provenance.synthetic ? ", on rendered images: no clinical meaning" : ""),
+      "Operating point": `malignant from ${percent(thresholds.malignant)} on, `
+        + `chosen for a sensitivity of ${percent(contract.target_sensitivity)}`,
+      Referral: `confidence below ${percent(thresholds.confidence)}, or unlikeness above 1`,
+    };
+    const list = element("dl");
+    list.append(...terms(facts));
+    about.replaceChildren(list);
+    if (card) {
+      const button = element("button", "Save the model card");
+      button.addEventListener("click", () => save("model-card.md", "text/markdown", card));
+      about.append(button);
+    }
+  } catch (problem) {
+    about.replaceChildren(element("p", `${problem.title}. ${problem.detail}`));
+  }
+});
+
+function measured({ images, balanced_accuracy: balanced, ...others }) {
+  const shares = { "balanced accuracy": balanced, accuracy: others.accuracy };
+  const told = Object.entries(shares).filter(([, share]) => share !== undefined);
+  return told.map(([name, share]) => `${name} ${percent(share)}`).join(", ") + (images ? ` (${images} images)` : "");
 }
 
-const waiting = [];
-let busy = false;
-
-async function add(files) {
-  waiting.push(...files);
-  if (busy) return;
-  busy = true; // one after the other: the server answers others in between
-  while (waiting.length) await examine(waiting.shift());
-  busy = false;
-}
+// --- choosing ---
 
 const drop = $("#drop");
 const input = $("#files");

@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
-from tests.browser.test_page import browser, cards
+from tests.browser.chromium import browser, cards, choose, resize, show_map
 
 if __name__ == "__main__":
     url, image, picture = sys.argv[1:]
     with browser(1000, 1000) as page:
         page.get(url)
-        page.find_element("id", "files").send_keys(str(Path(image).resolve()))
-        cards(page, 1)
+        choose(page, Path(image).resolve())
+        [card] = cards(page, 1)
+        show_map(card)
+        resize(page, 1000, page.execute_script("return document.documentElement.scrollHeight"))
         page.save_screenshot(picture)

@@ -1,94 +1,25 @@
 """The page in a real Chromium, against the real server, with rendered smears."""
 
 import base64
-import shutil
-import tempfile
+import csv
+import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.expected_conditions import text_to_be_present_in_element
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from pipeline import smears
 from tests import tiny_model
-from tests.conftest import require
-from tests.server import Server, running
-
-CHROMIUM = shutil.which("chromium") or ""
-DRIVER = shutil.which("chromedriver") or ""
-
-
-@contextmanager
-def browser(width: int = 1100, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """A Chromium with a fresh profile, that asks nothing of the outside."""
-    require(CHROMIUM and DRIVER, "chromium and chromedriver are not installed")
-    # Not under pytest's own folder: its long path overflows the profile's socket.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for argument in (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-        ):
-            options.add_argument(argument)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        try:
-            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-            chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            yield chrome
-        finally:
-            chrome.quit()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    tiny_model.write(folder / "m.onnx", bias=70.0)  # every smear is clearly pro
-    with running(folder, "--model", str(folder / "m.onnx")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[webdriver.Chrome]:
-    with browser() as chrome:
-        yield chrome
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendered smear, one too dark to judge, a broken file and one that is no image."""
-    folder = tmp_path_factory.mktemp("images")
-    smear = smears.golden(2, 96, 3)[1]
-    (folder / "smear.jpg").write_bytes(smear)
-    (folder / "broken.jpg").write_bytes(smear[: len(smear) // 2])
-    (folder / "notes.txt").write_text("no image")
-    Image.new("RGB", (64, 64)).save(folder / "dark.png")
-    return folder
-
-
-def cards(page: webdriver.Chrome, count: int) -> list[WebElement]:
-    """The result cards, newest first, once `count` of them are answered."""
-    done = (By.CSS_SELECTOR, "#results .card[aria-busy=false]")
-    return WebDriverWait(page, 20).until(
-        lambda _: len(page.find_elements(*done)) == count and page.find_elements(*done)
-    )
-
-
-def text(card: WebElement, selector: str) -> str:
-    return card.find_element(By.CSS_SELECTOR, selector).text
+from tests.browser.chromium import browser, cards, choose, colours, resize, show_map, text, wait_for
+from tests.server import ROOT, Server, running
 
 
 def share(bar: WebElement) -> float:
@@ -96,11 +27,17 @@ def share(bar: WebElement) -> float:
     return float(str(bar.find_element(By.TAG_NAME, "progress").get_property("value")))
 
 
+def press(page: webdriver.Chrome, *keys: str) -> WebElement:
+    """Presses keys, wherever the focus is, and returns where it is then."""
+    webdriver.ActionChains(page).send_keys(*keys).perform()
+    return page.switch_to.active_element
+
+
 def test_a_chosen_image_shows_its_class_its_bars_and_its_model(
     page: webdriver.Chrome, server: Server, images: Path
 ) -> None:
     page.get(server.url)
-    page.find_element(By.ID, "files").send_keys(str(images / "smear.jpg"))
+    choose(page, images / "smear.jpg")
     [card] = cards(page, 1)
     verdict = text(card, ".verdict")
     assert verdict == "Pro-B ALL"
@@ -119,19 +56,28 @@ def test_a_chosen_image_shows_its_class_its_bars_and_its_model(
 
 def test_the_page_says_what_it_is_not(page: webdriver.Chrome, server: Server) -> None:
     page.get(server.url)
-    WebDriverWait(page, 5).until(lambda _: page.find_element(By.ID, "synthetic").is_displayed())
-    assert "no clinical meaning" in page.find_element(By.ID, "synthetic").text
-    assert "Not a medical device" in page.find_element(By.ID, "disclaimer").text
-    assert page.find_element(By.ID, "model").text.startswith("leukdetect, file ")
+    assert "no clinical meaning" in wait_for(page, "#synthetic").text
+    assert "Not a medical device" in text(page, "#disclaimer")
+    assert text(page, "#model").startswith("leukdetect, file ")
 
 
-def test_several_images_each_get_a_card_and_errors_are_in_words(
+def test_the_page_tells_about_the_model(page: webdriver.Chrome, server: Server) -> None:
+    page.get(server.url)
+    page.find_element(By.CSS_SELECTOR, "#about summary").click()
+    about = wait_for(page, "#about dl").text
+    assert "balanced accuracy 90.0 %, on rendered images: no clinical meaning" in about
+    assert "malignant from 40.0 % on" in about
+
+
+# --- several images ---
+
+
+def test_several_images_get_a_card_each_in_their_order_and_errors_are_in_words(
     page: webdriver.Chrome, server: Server, images: Path
 ) -> None:
     page.get(server.url)
-    paths = [str(images / name) for name in ("dark.png", "broken.jpg", "notes.txt")]
-    page.find_element(By.ID, "files").send_keys("\n".join(paths))
-    notes, broken, dark = cards(page, 3)
+    choose(page, *(images / name for name in ("dark.png", "broken.jpg", "notes.txt", "smear.jpg")))
+    dark, broken, notes, _ = cards(page, 4)
     assert text(dark, ".verdict") == "Not reported"
     assert text(dark, ".wording").startswith("Refer to a haematologist: the image is too dark")
     assert "The mean brightness is 0 of 255" in text(dark, ".reasons")
@@ -139,7 +85,213 @@ def test_several_images_each_get_a_card_and_errors_are_in_words(
     assert "truncated or corrupt" in text(broken, ".wording")
     assert text(notes, ".verdict") == "Not an image of a known type"
     assert "send JPEG" in text(notes, ".wording")
+    expected = "4 images: 1 Pro-B ALL, 1 referred to a haematologist, 2 without an answer."
+    assert text(page, "#summary") == expected
+    said = page.find_element(By.ID, "said").get_property("textContent")
+    assert str(said).replace("\u00a0", " ") == expected
 
+
+def test_a_later_choice_goes_above_an_earlier_one(page: webdriver.Chrome, server: Server, images: Path) -> None:
+    page.get(server.url)
+    choose(page, images / "smear.jpg")
+    cards(page, 1)
+    choose(page, images / "dark.png", images / "notes.txt")
+    assert [text(card, "figcaption") for card in cards(page, 3)] == ["dark.png", "notes.txt", "smear.jpg"]
+
+
+def test_a_file_over_the_servers_limit_is_refused_in_words(
+    page: webdriver.Chrome, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "huge.bmp").write_bytes(b"BM" + bytes(25_000_000))
+    page.get(server.url)
+    choose(page, tmp_path / "huge.bmp")
+    [card] = cards(page, 1)
+    assert "20" in text(card, ".wording")
+
+
+# --- keys and rates ---
+
+
+@pytest.fixture(scope="module")
+def key_and_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
+    """A key that may send 60 requests a minute, five of them at once, and a server that asks for one."""
+    folder = tmp_path_factory.mktemp("guarded")
+    tiny_model.write(folder / "m.onnx", bias=70.0)
+    make = [sys.executable, "-m", "serving.keys", "ward", "--role", "predict", "--per-minute", "60"]
+    made = subprocess.run([*make, "--append", folder / "keys"], cwd=ROOT, check=True, capture_output=True, text=True)
+    flags = ("--model", folder / "m.onnx", "--keys-file", folder / "keys", "--feedback-db", folder / "feedback.db")
+    with running(folder, *map(str, flags)) as server:
+        yield made.stdout.split()[0], server
+
+
+def enter(page: webdriver.Chrome, key: str) -> None:
+    """Types a key where the page asks for one."""
+    wait_for(page, "#key input").send_keys(key, Keys.ENTER)
+
+
+def test_a_key_is_asked_for_once_and_kept_for_the_tab(key_and_server: tuple[str, Server], images: Path) -> None:
+    key, server = key_and_server
+    with browser() as page:
+        page.get(server.url)
+        choose(page, images / "smear.jpg", images / "dark.png")
+        enter(page, key)
+        cards(page, 2)
+        page.refresh()
+        choose(page, images / "smear.jpg")
+        [card] = cards(page, 1)
+        assert text(card, ".verdict") == "Pro-B ALL"
+
+
+def test_a_wrong_key_is_asked_for_again_and_to_cancel_ends_it(key_and_server: tuple[str, Server], images: Path) -> None:
+    with browser() as page:
+        page.get(key_and_server[1].url)
+        choose(page, *[images / "smear.jpg"] * 4)
+        enter(page, "wrong")
+        WebDriverWait(page, 5).until(text_to_be_present_in_element((By.ID, "key-why"), "did not accept this key"))
+        press(page, Keys.ESCAPE)
+        assert text(cards(page, 1)[0], ".verdict") == "An API key is needed"
+        assert text(page, "#summary").startswith("Stopped after 1 of 4.")
+
+
+def test_over_the_rate_the_page_waits_says_so_and_can_be_stopped(
+    key_and_server: tuple[str, Server], images: Path
+) -> None:
+    key, server = key_and_server
+    with browser() as page:
+        page.get(server.url)
+        choose(page, *[images / "smear.jpg"] * 40)
+        enter(page, key)
+        waiting = "//h2[contains(., 'Too many requests. Trying again in 1')]"
+        WebDriverWait(page, 20).until(lambda _: page.find_elements(By.XPATH, waiting))
+        before = len(page.find_elements(By.CSS_SELECTOR, "#results .card[aria-busy=false]"))
+        WebDriverWait(page, 20).until(  # it goes on by itself
+            lambda _: len(page.find_elements(By.CSS_SELECTOR, "#results .card[aria-busy=false]")) > before + 1
+        )
+        stop = page.find_element(By.ID, "stop")
+        assert text(page, "#progress label").endswith(" of 40 examined")
+        stop.send_keys(Keys.ENTER)
+        page.execute_async_script("setTimeout(arguments[0], 200)")  # those that wait for a second are not waited for
+        assert not stop.is_displayed()
+        answered = page.find_elements(By.CSS_SELECTOR, "#results .card")
+        assert all(text(card, ".verdict") == "Pro-B ALL" for card in answered)
+        assert text(page, "#summary").startswith(f"Stopped after {len(answered)} of 40.")
+        assert page.switch_to.active_element.get_attribute("id") == "save"
+
+
+# --- the map ---
+
+
+def alpha(page: webdriver.Chrome, canvas: WebElement) -> list[list[int]]:
+    """How opaque the map is, 0..255, near each corner, row by row."""
+    script = """
+    const canvas = arguments[0];
+    const at = (x, y) => canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data[3];
+    return [[at(0.125, 0.125), at(0.875, 0.125)], [at(0.125, 0.875), at(0.875, 0.875)]];
+    """
+    result: list[list[int]] = page.execute_script(script, canvas)
+    return result
+
+
+def test_the_map_lies_over_the_image_where_the_model_looked(
+    page: webdriver.Chrome, server: Server, images: Path
+) -> None:
+    page.get(server.url)
+    choose(page, images / "corner.png")
+    [card] = cards(page, 1)
+    canvas = show_map(card)
+    Select(card.find_element(By.CSS_SELECTOR, ".map select")).select_by_visible_text("Pre-B ALL")  # blue, to tiny_model
+    WebDriverWait(page, 5).until(lambda _: "Pre-B ALL" in str(canvas.get_attribute("aria-label")))
+    assert canvas.get_attribute("aria-label") == "Map for Pre-B ALL: strongest at the lower left"
+    assert alpha(page, canvas) == [[0, 0], [255, 0]]
+    assert canvas.rect == card.find_element(By.CSS_SELECTOR, ".preview").rect
+    assert "not evidence" in text(card, ".note")
+    Select(card.find_element(By.CSS_SELECTOR, ".map select")).select_by_visible_text("Pro-B ALL")  # dark
+    WebDriverWait(page, 5).until(lambda _: text(card, ".note").startswith("Nothing in this image spoke for Pro-B ALL."))
+    assert alpha(page, canvas) == [[0, 0], [0, 0]]
+
+
+def test_the_slider_fades_the_map_and_the_button_hides_it(page: webdriver.Chrome, server: Server, images: Path) -> None:
+    page.get(server.url)
+    choose(page, images / "smear.jpg")
+    [card] = cards(page, 1)
+    canvas = show_map(card)
+    slider = card.find_element(By.CSS_SELECTOR, ".map input")
+    before = float(canvas.value_of_css_property("opacity"))
+    slider.send_keys(Keys.HOME)
+    assert before > 0
+    assert canvas.value_of_css_property("opacity") == "0"
+    card.find_element(By.CSS_SELECTOR, ".look").click()
+    assert not canvas.is_displayed()
+    assert not slider.is_displayed()
+
+
+def test_where_the_browser_cannot_show_a_file_the_servers_overlay_takes_its_place(
+    page: webdriver.Chrome, server: Server, images: Path
+) -> None:
+    page.get_log("browser")
+    page.get(server.url)
+    choose(page, images / "smear.tif")
+    [card] = cards(page, 1)
+    assert "cannot show a preview" in text(card, ".picture")
+    overlay = show_map(card)
+    assert WebDriverWait(page, 5).until(lambda _: overlay.get_property("naturalWidth"))
+    assert not card.find_element(By.CSS_SELECTOR, ".opacity").is_displayed()
+    assert page.get_log("browser") == []
+
+
+# --- what is done with answers ---
+
+
+def test_the_results_as_csv_hold_answers_and_errors_and_run_no_formula(
+    page: webdriver.Chrome, server: Server, images: Path, tmp_path: Path
+) -> None:
+    smear = (images / "smear.jpg").read_bytes()
+    evil = tmp_path / '=cmd("x"), Müller.jpg'
+    evil.write_bytes(smear)
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.get_log("performance")
+    page.get(server.url)
+    choose(page, evil, images / "dark.png", images / "notes.txt")
+    answered, dark, notes = cards(page, 3)
+    page.find_element(By.ID, "save").click()
+    [file] = WebDriverWait(page, 10).until(lambda _: list(tmp_path.glob("leukdetect-*.csv")))
+    raw = file.read_bytes().decode("utf-8-sig")
+    assert raw.count("\r\n") == raw.count("\n") == 4
+    rows = list(csv.DictReader(raw.splitlines(keepends=True), strict=True))
+    assert [row["file"] for row in rows] == [f"'{evil.name}", "dark.png", "notes.txt"]
+    assert [row["decision"] for row in rows] == ["report", "refer", "error"]
+    first, second, third = rows
+    assert (first["class"], first["label"], first["reasons"]) == ("pro", text(answered, ".verdict"), "")
+    assert first["image_sha256"] == hashlib.sha256(smear).hexdigest()
+    assert (first["model"], first["model_version"], first["precision"]) == ("leukdetect", "", "fp32")
+    assert first["synthetic_model"] == "true"
+    assert sum(float(first[f"probability_{each.key}"]) for each in tiny_model.CLASSES) == pytest.approx(1, abs=1e-5)
+    assert float(first["p_malignant"]) == pytest.approx(1 - float(first["probability_benign"]), abs=1e-5)
+    assert float(second["unlikeness"]) > 1
+    assert second["reasons"] == "too_dark; unlike_training_images"
+    assert (third["error"], third["class"]) == (text(notes, ".verdict"), "")
+    assert third["error_detail"] == text(notes, ".wording")
+    for row, card in ((first, answered), (second, dark)):
+        assert row["request_id"] in str(card.find_element(By.TAG_NAME, "dl").get_property("textContent"))
+    # The file names are known to this browser alone.
+    sent = [each["message"] for each in page.get_log("performance") if '"Network.requestWillBeSent' in each["message"]]
+    assert sent
+    assert not any("ller.jpg" in each or "dark.png" in each for each in sent)
+
+
+def test_a_confirmed_diagnosis_is_sent_and_thanked_for(page: webdriver.Chrome, server: Server, images: Path) -> None:
+    page.get(server.url)
+    choose(page, images / "smear.jpg")
+    [card] = cards(page, 1)
+    card.find_element(By.TAG_NAME, "summary").click()
+    form = card.find_element(By.CSS_SELECTOR, ".feedback")
+    for label, answer in (("Pre-B ALL", "The model had Pro-B ALL highest."), ("Pro-B ALL", "The model agreed.")):
+        Select(form.find_element(By.TAG_NAME, "select")).select_by_visible_text(label)
+        form.find_element(By.TAG_NAME, "button").click()
+        WebDriverWait(page, 5).until(text_to_be_present_in_element((By.CSS_SELECTOR, "output"), f"Thank you. {answer}"))
+
+
+# --- how it is reached ---
 
 DROP = """
 const [name, base64] = arguments;
@@ -153,36 +305,53 @@ document.querySelector("#drop").dispatchEvent(drop);
 
 def test_a_dropped_image_is_examined(page: webdriver.Chrome, server: Server) -> None:
     page.get(server.url)
-    WebDriverWait(page, 5).until(lambda _: page.find_element(By.ID, "synthetic").is_displayed())
+    wait_for(page, "#synthetic")
     page.execute_script(DROP, "dropped.jpg", base64.b64encode(smears.golden(1, 96, 3)[0]).decode())
     [card] = cards(page, 1)
     assert text(card, "figcaption") == "dropped.jpg"
     assert text(card, ".wording").startswith("Resembles")
 
 
-def test_the_keyboard_reaches_the_button_first_and_the_details_later(
-    page: webdriver.Chrome, server: Server, images: Path
-) -> None:
+def test_the_keyboard_alone_gets_everywhere(page: webdriver.Chrome, server: Server, images: Path) -> None:
     page.get(server.url)
     page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     focused = page.switch_to.active_element
     assert focused.get_attribute("id") == "files"
     focused.send_keys(str(images / "smear.jpg"))
     [card] = cards(page, 1)
-    webdriver.ActionChains(page).send_keys(Keys.TAB).perform()  # keys sent to the input itself would name a file
-    summary = page.switch_to.active_element
-    assert summary.tag_name == "summary"
-    summary.send_keys(Keys.ENTER)
+    assert press(page, Keys.TAB).get_attribute("id") == "save"
+    assert press(page, Keys.TAB).text == "Show where the model looked"
+    assert press(page, Keys.ENTER).text == "Hide the map"
+    canvas = wait_for(card, ".picture canvas")
+    assert press(page, Keys.TAB).tag_name == "select"
+    slider = press(page, Keys.TAB)
+    assert slider.accessible_name == "Opacity"
+    press(page, Keys.END)
+    assert canvas.value_of_css_property("opacity") == "1"
+    assert press(page, Keys.TAB).tag_name == "summary"
+    press(page, Keys.ENTER)
     assert card.find_element(By.TAG_NAME, "details").get_property("open")
+    assert press(page, Keys.TAB).accessible_name == "Confirmed diagnosis"
+    assert press(page, Keys.TAB).text == "Send"
+    assert press(page, Keys.TAB).text == "About this model"
 
 
-def test_a_phone_needs_no_sideways_scrolling(server: Server, images: Path) -> None:
-    with browser(width=360, height=740) as phone:
-        phone.get(server.url)
-        phone.find_element(By.ID, "files").send_keys(f"{images / 'smear.jpg'}\n{images / 'dark.png'}")
-        for card in cards(phone, 2):
-            card.find_element(By.TAG_NAME, "summary").click()
-        assert phone.execute_script("return document.documentElement.scrollWidth") <= 360
+@pytest.mark.parametrize("width", [320, 360, 550])  # 400 % and 200 % zoom, and a phone
+def test_a_narrow_window_needs_no_sideways_scrolling(
+    page: webdriver.Chrome, server: Server, images: Path, width: int
+) -> None:
+    try:
+        resize(page, width, 740)
+        page.get(server.url)
+        choose(page, images / "smear.jpg", images / "dark.png", images / "notes.txt")
+        for card in cards(page, 3)[:2]:
+            show_map(card)
+        for summary in page.find_elements(By.TAG_NAME, "summary"):
+            summary.click()
+        wait_for(page, "#about dl")
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        resize(page, 1100, 900)
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -208,9 +377,8 @@ def test_a_page_asks_nothing_of_elsewhere_and_breaks_no_policy(
 
 def test_colours_follow_the_system(page: webdriver.Chrome, server: Server) -> None:
     grounds = []
-    for scheme in ("light", "dark"):
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for scheme in ("dark", "light"):
+        colours(page, scheme)
         page.get(server.url)
         grounds.append(page.find_element(By.TAG_NAME, "body").value_of_css_property("background-color"))
     assert grounds[0] != grounds[1]
@@ -218,11 +386,12 @@ def test_colours_follow_the_system(page: webdriver.Chrome, server: Server) -> No
 
 def test_a_server_that_went_away_is_said_in_words(page: webdriver.Chrome, images: Path, tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    with running(tmp_path, "--model", str(tmp_path / "m.onnx")) as server:
+    flags = ("--model", str(tmp_path / "m.onnx"), "--feedback-db", str(tmp_path / "feedback.db"))
+    with running(tmp_path, *flags) as server:
         page.get(server.url)
-        WebDriverWait(page, 5).until(lambda _: page.find_element(By.ID, "synthetic").is_displayed())
+        wait_for(page, "#synthetic")
         server.stop()
-    page.find_element(By.ID, "files").send_keys(str(images / "smear.jpg"))
+    choose(page, images / "smear.jpg")
     [card] = cards(page, 1)
     assert text(card, ".verdict") == "No answer"
     assert "cannot be reached" in text(card, ".wording")

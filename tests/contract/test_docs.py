@@ -7,7 +7,7 @@ import pytest
 import yaml
 from fastapi.routing import APIRoute
 
-from serving.app import router
+from serving.app import ROUTERS
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -25,6 +25,7 @@ def first_column(heading: str) -> set[str]:
 def test_every_endpoint_is_documented_and_no_other() -> None:
     routes = {
         f"{method} {route.path}"
+        for router in ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute)
         for method in route.methods or ()
@@ -34,7 +35,9 @@ def test_every_endpoint_is_documented_and_no_other() -> None:
 
 def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
     names = {
-        str(field.validation_alias or f"LEUKDETECT_{name.upper()}"): str(field.default)
+        str(field.validation_alias or f"LEUKDETECT_{name.upper()}"): "–"
+        if field.default in (None, [])
+        else str(field.default)
         for name, field in Settings.model_fields.items()
     }
     assert first_column("Settings") == set(names)

@@ -6,52 +6,43 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from serving import contract
 from serving.app import create_app
 from serving.model import load
+from serving.models import Models
 from serving.registry import Located
+from serving.session import run as session_run
 from serving.settings import Settings
-from serving.startup import Start
 from tests import tiny_model
+from tests.server import serve
 
 BLUE = tiny_model.jpeg((60, 60, 200))
 RED = tiny_model.jpeg((200, 60, 60))
 PROBLEM = "application/problem+json"
 
 
-@contextmanager
-def serve(app: FastAPI) -> Iterator[httpx.Client]:
-    """Runs `app` on a free loopback port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+def app_of(path: Path, **settings: Any) -> FastAPI:
+    """The application around a model file that the registry would call version 7."""
+    own = Settings(feedback_db=path.parent / "feedback.db", **settings)
+    return create_app(own, Models(load(Located(path, "7", "champion"), "fp32", 2)))
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
     tiny_model.write(path)
-    settings = Settings(max_body_bytes=100_000, max_pixels=10_000)
-    app = create_app(settings, Start(load(Located(path, "7", "champion"))))
+    limits = {"max_body_bytes": 100_000, "max_pixels": 10_000, "max_batch_files": 3, "max_batch_bytes": 150_000}
+    app = app_of(path, **limits)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -100,6 +91,142 @@ def test_a_black_image_is_referred(client: httpx.Client) -> None:
     assert answer["decision"] == "refer"
     assert [reason["code"] for reason in answer["reasons"]] == ["too_dark", "unlike_training_images"]
     assert "too dark" in answer["wording"]
+
+
+def test_a_batch_answers_every_image_in_order_or_says_why_not(client: httpx.Client) -> None:
+    files = [("file", BLUE), ("file", b"no image"), ("file", RED)]
+    results = client.post("/predict/batch", files=files).json()["results"]
+    assert [each["index"] for each in results] == [0, 1, 2]
+    assert [each["prediction"] and each["prediction"]["class"] for each in results] == ["pre", None, "benign"]
+    assert [each["problem"] and each["problem"]["status"] for each in results] == [None, 415, None]
+    alone = client.post("/predict", content=BLUE).json()
+    for key in alone.keys() - {"request_id", "timings_ms"}:
+        assert results[0]["prediction"][key] == alone[key], key
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code"),
+    [
+        ({"content": BLUE}, 415, "no-form"),
+        ({"files": {"other": BLUE}}, 422, "batch-size"),
+        ({"files": [("file", BLUE)] * 4}, 413, "batch-size"),
+        ({"files": {"file": bytes(150_001)}}, 413, "body-too-large"),
+        ({"files": {"file": BLUE}, "headers": {"X-Deadline-Ms": "soon"}}, 400, "bad-deadline"),
+    ],
+    ids=["no form", "no file", "too many", "too large", "a bad deadline"],
+)
+def test_a_batch_that_cannot_be_answered_is_one_problem(
+    client: httpx.Client, request_: dict[str, Any], status: int, code: str
+) -> None:
+    answer = client.post("/predict/batch", **request_)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:leukdetect:problem:{code}")
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "٣", "9" * 30])
+def test_a_deadline_that_is_no_number_is_a_problem(client: httpx.Client, value: str) -> None:
+    answer = client.post("/predict", content=BLUE, headers=[(b"X-Deadline-Ms", value.encode())])
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:leukdetect:problem:bad-deadline")
+
+
+def test_a_generous_deadline_is_capped_and_not_refused(client: httpx.Client) -> None:
+    assert client.post("/predict", content=BLUE, headers={"X-Deadline-Ms": "999999999"}).status_code == 200
+
+
+def test_a_client_that_stalls_is_told_so_and_holds_no_memory(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx", read_seconds=0.2, max_buffered_bytes=3_000)
+    with serve(app) as client, socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
+        slow.settimeout(10)
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + bytes(1500))
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+        assert client.post("/predict", content=bytes(2900)).status_code == 415  # there is room for it again
+
+
+def test_bodies_together_have_a_limit(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx", max_buffered_bytes=3_000)
+    with serve(app) as client, socket.create_connection((client.base_url.host, client.base_url.port)) as first:
+        first.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + bytes(2500))
+        while (answer := client.post("/predict", content=bytes(1000))).status_code == 415:
+            time.sleep(0.01)  # until the server has read the first
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:leukdetect:problem:overloaded")
+
+
+class Slow:
+    """A model that a test holds; counts what it was asked."""
+
+    def __init__(self, app: FastAPI) -> None:
+        model = app.state.service.models.champion
+        self.gate, self.images = threading.Event(), 0
+
+        def run(pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+            self.images += len(pixels)
+            assert self.gate.wait(10)
+            return session_run(model.session, pixels, outputs)
+
+        object.__setattr__(model, "run", run)
+
+
+def test_a_client_that_went_away_is_never_computed_and_counted_as_gone(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx")
+    with serve(app) as client, ThreadPoolExecutor() as others:
+        model = Slow(app)
+        first = others.submit(client.post, "/predict", content=BLUE, timeout=20)
+        while not model.images:
+            time.sleep(0.01)
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
+            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BLUE)}\r\n\r\n"
+            leaving.sendall(head.encode() + BLUE)
+            while app.state.service.engine.depth != 2:
+                time.sleep(0.01)
+        while app.state.service.engine.depth != 1:
+            time.sleep(0.01)
+        model.gate.set()
+        assert first.result().status_code == 200
+        assert client.post("/predict", content=RED).json()["class"] == "benign"
+        assert model.images == 2
+        gone = 'leukdetect_requests_total{code="499",reason="client-gone",route="/predict"} 1.0'
+        assert gone in client.get("/metrics").text.splitlines()
+
+
+def test_overload_is_told_at_once_and_leaves_the_server_ready(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx", queue_size=2, deadline_ms=20_000)
+    with serve(app) as client, ThreadPoolExecutor() as others:
+        model = Slow(app)
+        waiting = [others.submit(client.post, "/predict", content=BLUE, timeout=20) for _ in range(2)]
+        while app.state.service.engine.depth != 2:
+            time.sleep(0.01)
+        refused = client.post("/predict", content=BLUE)
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:leukdetect:problem:overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/readyz").status_code == client.get("/livez").status_code == 200
+        assert client.get("/health").json()["queue_depth"] == 2
+        model.gate.set()
+        assert [each.result().status_code for each in waiting] == [200, 200]
+
+
+def test_other_sites_may_call_only_where_they_are_named(client: httpx.Client, tmp_path: Path) -> None:
+    origin = {"Origin": "https://lis.example"}
+    assert "access-control-allow-origin" not in client.post("/predict", content=BLUE, headers=origin).headers
+    tiny_model.write(tmp_path / "m.onnx")
+    with serve(app_of(tmp_path / "m.onnx", cors_origins=["https://lis.example"])) as open_to_one:
+        answer = open_to_one.post("/predict", content=BLUE, headers=origin)
+        assert answer.headers["access-control-allow-origin"] == "https://lis.example"
+        stranger = open_to_one.post("/predict", content=BLUE, headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_model_tells_what_serves_in_full(tmp_path: Path) -> None:
+    promise = tiny_model.write(tmp_path / "v" / "leukdetect.onnx")
+    (tmp_path / "v" / "metrics.json").write_text('{"fp32": {"balanced_accuracy": {"value": 0.9}}}')
+    (tmp_path / "v" / "model_card.md").write_text("# A card")
+    with serve(app_of(tmp_path / "v" / "leukdetect.onnx")) as client:
+        answer = client.get("/model").json()
+    assert answer["contract"] == promise.model_dump(mode="json", exclude={"golden"})
+    assert answer["metrics"]["fp32"]["balanced_accuracy"]["value"] == 0.9
+    assert (answer["model_card"], answer["model"]["version"]) == ("# A card", "7")
 
 
 def test_other_fields_of_a_form_do_not_matter(client: httpx.Client) -> None:
@@ -197,10 +324,10 @@ def test_probes_answer(client: httpx.Client) -> None:
 
 def test_not_ready_once_the_models_thread_is_gone(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    app = create_app(Settings(), Start(load(Located(tmp_path / "m.onnx"))))
+    app = app_of(tmp_path / "m.onnx")
     with serve(app) as client:
         app.state.service.engine.close()
-        assert client.get("/livez").status_code == 200
+        assert client.get("/livez").status_code == 503  # only a restart helps
         assert client.get("/readyz").status_code == 503
         answer = client.post("/predict", content=BLUE)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -208,7 +335,7 @@ def test_not_ready_once_the_models_thread_is_gone(tmp_path: Path) -> None:
 
 def test_metrics_count_what_happened(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    app = create_app(Settings(), Start(load(Located(tmp_path / "m.onnx", "3", "champion"))))
+    app = app_of(tmp_path / "m.onnx")
     with serve(app) as client:
         client.post("/predict", content=BLUE)
         client.post("/predict", content=tiny_model.jpeg((0, 0, 0)))
@@ -216,15 +343,17 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         client.get("/no/such/path")
         text = client.get("/metrics").text
     for line in (
-        'leukdetect_requests_total{code="200",route="/predict"} 2.0',
-        'leukdetect_requests_total{code="415",route="/predict"} 1.0',
-        'leukdetect_requests_total{code="404",route="other"} 1.0',
-        'leukdetect_predictions_total{class="pre",version="3"} 1.0',
+        'leukdetect_requests_total{code="200",reason="",route="/predict"} 2.0',
+        'leukdetect_requests_total{code="415",reason="unsupported-image",route="/predict"} 1.0',
+        'leukdetect_requests_total{code="404",reason="",route="other"} 1.0',
+        'leukdetect_predictions_total{class="pre",version="7"} 1.0',
         'leukdetect_refusals_total{reason="too_dark"} 1.0',
         'leukdetect_stage_seconds_count{stage="infer"} 2.0',
         "leukdetect_confidence_count 2.0",
         "leukdetect_unlikeness_count 2.0",
-        "leukdetect_queue_depth 0.0",
+        'leukdetect_stage_seconds_count{stage="respond"} 2.0',
+        'leukdetect_queue_depth{lane="predict"} 0.0',
+        "leukdetect_image_megapixels_count 2.0",
     ):
         assert line in text.splitlines()
     assert 'leukdetect_model_info{alias="champion"' in text

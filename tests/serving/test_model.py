@@ -8,18 +8,19 @@ import pytest
 
 from serving import contract, images, model
 from serving.registry import Located
+from serving.session import cpus
 from tests import tiny_model
 
 
 def load(path: Path) -> model.Model:
-    return model.load(Located(path))
+    return model.load(Located(path), "fp32", 2)
 
 
 def test_a_good_file_loads_and_answers(tmp_path: Path) -> None:
     promise = tiny_model.write(tmp_path / "m.onnx")
     loaded = load(tmp_path / "m.onnx")
     pixels = images.resize(images.decode(base64.b64decode(promise.golden[0].image)), tiny_model.SIZE)
-    probabilities, unlikeness = loaded.infer(np.stack([pixels, pixels]))
+    probabilities, unlikeness = loaded.run(np.stack([pixels, pixels]))
     assert probabilities.shape == (2, 4)
     assert unlikeness.shape == (2,)
     np.testing.assert_allclose(probabilities[1], promise.golden[0].probabilities, atol=1e-5)
@@ -80,4 +81,4 @@ def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_threads_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
-    assert model.cpus() == 1
+    assert cpus() == 1

@@ -1,11 +1,10 @@
 """A real MLflow registry in a SQLite file, as the demo has it: resolving, keeping, and starting without it."""
 
-import shutil
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
-import mlflow
 import pytest
 
 from serving import contract, model, registry
@@ -14,48 +13,19 @@ from serving.settings import Settings
 from serving.startup import start
 from tests import tiny_model
 from tests.conftest import require
+from tests.registry import Registry
 from tests.server import ROOT, running
-
-# MLflow uses a part of SQLAlchemy that is to go.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload``:sqlalchemy.exc.SADeprecationWarning")
-
-
-class Registry:
-    """A registry whose versions are tiny models."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.database = folder / "mlflow.db"
-        self.uri = f"sqlite:///{self.database}"
-        self.client = mlflow.MlflowClient(self.uri)
-        self.client.create_registered_model("leukdetect")
-
-    def add(self, **changes: Any) -> str:
-        """Registers a version, moves the alias to it, and returns it."""
-        source = self.folder / f"source-{len(list(self.folder.iterdir()))}"
-        tiny_model.write(source / "artifacts" / "leukdetect.onnx", **changes)
-        tiny_model.write(source / "artifacts" / "leukdetect.int8.onnx", precision="int8")
-        version = self.client.create_model_version("leukdetect", str(source))
-        self.client.set_registered_model_alias("leukdetect", "champion", version.version)
-        return str(version.version)
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """MLflow takes seconds to make a database: once, then copied."""
-    return Registry(tmp_path_factory.mktemp("registry"))
+def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
 
 
 @pytest.fixture
-def a_registry(empty: Registry, tmp_path: Path) -> Registry:
-    copy = Registry.__new__(Registry)
-    copy.folder = tmp_path / "registry"
-    copy.folder.mkdir()
-    copy.database = copy.folder / "mlflow.db"
-    shutil.copy(empty.database, copy.database)
-    copy.uri = f"sqlite:///{copy.database}"
-    copy.client = mlflow.MlflowClient(copy.uri)
-    return copy
+def a_registry(the_registry: Registry, empty_database: Path) -> Registry:
+    the_registry.make_anew(empty_database)
+    return the_registry
 
 
 @pytest.fixture
@@ -66,9 +36,9 @@ def settings(a_registry: Registry, tmp_path: Path) -> Settings:
 def test_the_alias_is_resolved_downloaded_and_loaded(a_registry: Registry, settings: Settings) -> None:
     version = a_registry.add()
     begun = start(settings)
-    assert (begun.model.located.version, begun.model.located.alias, begun.note) == (version, "champion", None)
-    assert begun.model.located.path.is_relative_to(settings.cache_dir)
-    assert begun.model.contract.precision == "fp32"
+    assert (begun.champion.located.version, begun.champion.located.alias, begun.note) == (version, "champion", None)
+    assert begun.champion.located.path.is_relative_to(settings.cache_dir)
+    assert begun.champion.contract.precision == "int8"
 
 
 def test_the_servers_own_environment_serves_from_a_sqlite_registry(a_registry: Registry, tmp_path: Path) -> None:
@@ -82,10 +52,24 @@ def test_the_servers_own_environment_serves_from_a_sqlite_registry(a_registry: R
         assert httpx.post(f"{server.url}/predict", content=tiny_model.jpeg((60, 60, 200))).json()["class"] == "pre"
 
 
-def test_int8_is_served_when_asked_for(a_registry: Registry, settings: Settings) -> None:
+def test_fp32_is_served_when_asked_for(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
-    int8 = settings.model_copy(update={"precision": "int8"})
-    assert start(int8).model.contract.precision == "int8"
+    fp32 = settings.model_copy(update={"precision": "fp32"})
+    assert start(fp32).champion.contract.precision == "fp32"
+
+
+def test_fp32_is_served_where_int8_does_not_agree_on_this_processor(a_registry: Registry, settings: Settings) -> None:
+    def disagree(file: Path) -> None:
+        if file.name == contract.FILES["int8"]:
+            golden = tiny_model.write(file, precision="int8").golden[0]
+            wrong = golden.model_copy(update={"probabilities": [0.25] * 4})
+            tiny_model.write(file, precision="int8", golden=[wrong])
+
+    a_registry.add(change=disagree)
+    begun = start(settings)
+    assert (begun.champion.contract.precision, begun.note) == ("fp32", None)
+    with pytest.raises(model.GoldenError):
+        start(settings.model_copy(update={"precision": "int8"}))
 
 
 def test_a_version_is_downloaded_once(a_registry: Registry, settings: Settings) -> None:
@@ -97,11 +81,11 @@ def test_a_version_is_downloaded_once(a_registry: Registry, settings: Settings) 
 
 
 def test_version_1_of_a_registry_made_anew_is_another_version_1(
-    a_registry: Registry, settings: Settings, empty: Registry
+    a_registry: Registry, settings: Settings, empty_database: Path
 ) -> None:
     a_registry.add()
     before = registry.resolve(settings)
-    shutil.copy(empty.database, a_registry.database)
+    a_registry.make_anew(empty_database)
     assert a_registry.add() == before.version
     assert registry.resolve(settings).path != before.path
 
@@ -111,23 +95,23 @@ def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_s
 ) -> None:
     version = a_registry.add()
     good = start(settings)
-    a_registry.database.unlink()
-    begun = start(settings)
-    assert (begun.model.sha256, begun.model.located.version) == (good.model.sha256, version)
+    with a_registry.down():
+        begun = start(settings)
+        assert not a_registry.database.exists()  # asking must not make an empty one
+    assert (begun.champion.sha256, begun.champion.located.version) == (good.champion.sha256, version)
     assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
-    assert not a_registry.database.exists()  # asking must not make an empty one
 
 
 def test_a_new_version_that_is_refused_changes_nothing(
     a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = a_registry.add()
-    good_model = start(settings).model
+    good_model = start(settings).champion
     wrong = [good_model.contract.golden[0].model_copy(update={"probabilities": [0.25] * 4})]
     bad = a_registry.add(golden=wrong)
     for _ in range(2):  # a refused version never becomes the last known good
         begun = start(settings)
-        assert begun.model.located.version == good != bad
+        assert begun.champion.located.version == good != bad
         assert begun.note == f"Version {good}, the last known good, serves, since version {bad} was refused."
         assert "golden set: a probability differs" in vars(caplog.records[-1])["error"]
 
@@ -156,6 +140,73 @@ def test_an_interrupted_download_never_looks_finished(
     assert start(settings).note is None
 
 
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"another"), Path.unlink], ids=["another", "missing"])
+def test_a_file_that_is_not_the_one_that_was_registered_is_not_kept(
+    a_registry: Registry, settings: Settings, change: Callable[[Path], object]
+) -> None:
+    a_registry.add()
+    change(a_registry.sources[-1] / "artifacts/leukdetect.onnx")
+    with pytest.raises(registry.DamagedError, match=r"leukdetect\.onnx of .* is not the file that was registered"):
+        registry.resolve(settings)
+    assert not list(settings.cache_dir.rglob("*.onnx"))
+
+
+def test_what_is_of_no_use_any_more_is_removed_from_disk(a_registry: Registry, settings: Settings) -> None:
+    located = []
+    for _ in range(4):
+        a_registry.add()
+        located.append(registry.resolve(settings))
+        registry.remember(settings, located[-1])
+    interrupted, under_way = (located[0].path.with_name(f".download-{name}") for name in ("old", "new"))
+    for folder in (interrupted, under_way):
+        folder.mkdir()
+    os.utime(interrupted, (0, 0))
+    registry.forget(settings, keep=[located[0]])
+    left = {folder for folder in located[0].path.parent.iterdir() if folder.is_dir()}
+    assert left == {located[0].path, located[2].path, located[3].path, under_way}  # the last, and the one before it
+
+
+def test_a_version_that_was_rolled_back_from_stays_out_until_the_alias_moves(
+    a_registry: Registry, settings: Settings
+) -> None:
+    versions = []
+    for _ in range(2):
+        versions.append(a_registry.add())
+        start(settings)
+    good, left = registry.one_before(settings), registry.last_known_good(settings)
+    assert good
+    assert left
+    registry.order(settings, registry.Hold(left, good))
+    for _ in range(2):
+        begun = start(settings)
+        assert begun.champion.located.version == versions[0]
+        assert begun.note == f"Version {versions[1]} was rolled back from; version {versions[0]} serves."
+    assert registry.one_before(settings) is None  # there is no way back to what was left
+    newer = a_registry.add()
+    begun = start(settings)
+    assert (begun.champion.located.version, begun.note) == (newer, None)
+
+
+def test_notes_about_another_alias_do_not_count(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    located = start(settings).champion.located
+    registry.order(settings, registry.Hold(located, located))
+    other = settings.model_copy(update={"model": "models:/leukdetect@other"})
+    assert registry.last_known_good(settings)
+    assert registry.hold(settings)
+    assert registry.last_known_good(other) is registry.hold(other) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "models:/leukdetect@champion", "folder": 1}'])
+def test_a_broken_note_counts_as_none(a_registry: Registry, settings: Settings, text: str) -> None:
+    a_registry.add()
+    start(settings)
+    for note in (registry.LAST_KNOWN_GOOD, registry.ORDERS):
+        (settings.cache_dir / "leukdetect" / note).write_text(text)
+    assert registry.last_known_good(settings) is registry.hold(settings) is None
+    assert start(settings).note is None
+
+
 def test_a_registrys_password_is_not_repeated(tmp_path: Path) -> None:
     settings = Settings(tracking_uri="http://me:secret@127.0.0.1:9", cache_dir=tmp_path)
     with pytest.raises(RegistryError, match=r"could not be had from http://…@127\.0\.0\.1:9") as error:
@@ -164,8 +215,9 @@ def test_a_registrys_password_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_a_missing_alias_is_named(a_registry: Registry, settings: Settings) -> None:
-    with pytest.raises(RegistryError, match=r"models:/leukdetect@champion could not be had from .*champion not found"):
-        registry.resolve(settings)
+    for model_name in ("models:/leukdetect@champion", "models:/other@champion"):
+        with pytest.raises(RegistryError, match=rf"{model_name}: the registry at sqlite:.* has no such alias"):
+            registry.resolve(settings.model_copy(update={"model": model_name}))
 
 
 def test_a_missing_file_and_a_wrong_name_say_what_to_write(tmp_path: Path) -> None:
@@ -180,5 +232,5 @@ def test_a_missing_file_and_a_wrong_name_say_what_to_write(tmp_path: Path) -> No
 def test_a_file_is_served_directly_and_never_becomes_last_known_good(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
     settings = Settings(model=str(tmp_path / "m.onnx"), cache_dir=tmp_path / "cache")
-    assert start(settings).model.located.version is None
+    assert start(settings).champion.located.version is None
     assert not settings.cache_dir.exists()

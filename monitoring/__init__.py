@@ -1,0 +1,1 @@
+"""Prometheus, Alertmanager and Grafana as files; in Python, the drift report alone."""

@@ -1,0 +1,312 @@
+"""An HTML page on drift, with plots, in one file that needs nothing else.
+
+Reads:  a folder of images and a model file; or a running server's /status.json and /model
+Writes: the page (nothing of an image but its numbers is in it)
+Run:    python -m monitoring.report --images FOLDER --model models/leukdetect.onnx --out report.html
+        python -m monitoring.report --server http://localhost:8000 --out report.html
+Exit:   0, or 3 where there is an alarm, so that a script can tell
+"""
+
+import argparse
+import html
+import io
+import json
+import sys
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from serving import contract, drift, images
+from serving.contract import Reference
+from serving.session import cpus, open_session, run
+
+ALARM = 3  # exit code
+REFERENCE, WINDOW, BAD = "#7f8ca3", "#2f5597", "#9b1c2e"
+NAMES = {
+    "class": "Predicted class", "confidence": "Confidence", "unlikeness": "Unlikeness", "brightness": "Brightness",
+    "saturation": "Saturation", "sharpness": "Sharpness", "stain_hue": "Stain hue", "embedding": "Embedding",
+}  # fmt: skip
+UNITS = {
+    "confidence": "highest probability", "unlikeness": "1 is the referral threshold", "brightness": "mean luma, 0–255",
+    "saturation": "mean, 0–1", "sharpness": "variance of the Laplacian", "stain_hue": "degrees",
+}  # fmt: skip
+
+
+class ReportError(Exception):
+    """There is nothing to report on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """So many images in a row, compared: by signal and test, the statistic and its threshold."""
+
+    name: str
+    images: int
+    tests: dict[str, dict[str, tuple[float, float]]]
+
+    def alarm(self, signal: str) -> bool:
+        """Whether a statistic of this signal is beyond its threshold."""
+        return any(statistic > threshold for statistic, threshold in self.tests[signal].values())
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page shows: windows in order of time, and how the signals of the last were spread."""
+
+    source: str
+    promise: dict[str, Any]  # the contract as JSON, perhaps without its golden images: a server tells all but those
+    windows: list[Window]
+    shares: dict[str, list[float]]  # of the last window, in the cells of the reference or in classes
+    unreadable: int = 0
+
+    @property
+    def reference(self) -> Reference:
+        """What the windows were compared with."""
+        return Reference.model_validate(self.promise["reference"])
+
+    def alarms(self) -> list[str]:
+        """The signals that raise an alarm in any window."""
+        return [signal for signal in drift.MEANING if any(window.alarm(signal) for window in self.windows)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="a folder; its images are taken in the order of their names")
+    source.add_argument("--server", help="a running server's address")
+    parser.add_argument("--model", type=Path, help="the model file, with --images")
+    parser.add_argument("--out", type=Path, required=True, help="the page")
+    options = parser.parse_args()
+    if (options.images is None) != (options.model is None):
+        parser.error("--images and --model go together")
+    try:
+        found = of_folder(options.images, options.model) if options.images else of_server(options.server)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    options.out.write_text(page(found))
+    alarms = found.alarms()
+    print(f"{options.out}: {'drift in ' + ', '.join(alarms) if alarms else 'no drift'}")
+    return ALARM if alarms else 0
+
+
+def of_folder(folder: Path, model: Path) -> Findings:
+    """Scores a folder's images as the server would, and compares each full window of them.
+
+    Raises:
+        ReportError: the model file is none of ours, or there are too few images.
+    """
+    session = open_session(model, cpus())
+    try:
+        promise = contract.parse(session.get_modelmeta().custom_metadata_map)
+    except contract.ContractError as error:
+        raise ReportError(f"{model}: {error}") from error
+    reference = promise.reference
+    encode, middle = drift.encoder(reference), drift.mean(reference)
+    rows, unreadable = [], 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            pixels = images.resize(images.decode(path.read_bytes()), promise.decode.size)
+        except images.ImageError:
+            unreadable += 1
+            continue
+        answers = dict(zip(contract.OBSERVED, run(session, pixels[None], contract.OBSERVED), strict=True))
+        rows.append(encode(drift.signals([drift.looks(pixels)], **answers))[0])
+    full = [window for window in reference.windows if window.images <= len(rows)]
+    if not full:
+        needed = reference.windows[0].images
+        raise ReportError(f"{folder} has {len(rows)} images that can be read; a comparison needs {needed}")
+    size, limits = full[-1].images, full[-1].thresholds
+    windows = []
+    for end in range(size, len(rows) + 1, size):
+        mean = np.stack(rows[end - size : end]).mean(axis=0, dtype=np.float64)
+        found = drift.statistics(mean, middle, len(reference.class_shares))
+        tests: dict[str, dict[str, tuple[float, float]]] = {signal: {} for signal in drift.MEANING}
+        for signal, test in drift.TESTS:
+            tests[signal][test] = float(found[signal, test]), limits[signal][test]
+        windows.append(Window(f"{end - size + 1}–{end}", size, tests))
+    shares = {signal: part.tolist() for signal, part in drift.parts(mean, len(reference.class_shares)).items()}
+    promised = promise.model_dump(mode="json")
+    return Findings(f"{len(rows)} images of a folder", promised, windows, shares, unreadable)
+
+
+def of_server(url: str) -> Findings:
+    """What a server has found in its last answers.
+
+    Raises:
+        ReportError: it does not answer, or has not had enough images yet.
+    """
+    status, model = _get(f"{url.rstrip('/')}/status.json"), _get(f"{url.rstrip('/')}/model")
+    found = status["drift"]
+    if not found["signals"]:
+        raise ReportError(f"the server has answered {found['images']} images; a comparison needs {found['needed']}")
+    tests = {
+        each["signal"]: {test["test"]: (test["statistic"], test["threshold"]) for test in each["tests"]}
+        for each in found["signals"]
+    }
+    shares = {each["signal"]: each["window"] for each in found["signals"] if each["window"]}
+    last = Window(f"last {found['images']} answers", found["images"], tests)
+    return Findings(f"The server at {url}", model["contract"], [last], shares)
+
+
+def page(found: Findings) -> str:
+    """The page, as HTML."""
+    last, promise, reference = found.windows[-1], found.promise, found.reference
+    alarms = [NAMES[signal].lower() for signal in found.alarms()]
+    count = sum(any(window.alarm(signal) for signal in drift.MEANING) for window in found.windows)
+    windows = f"windows of {last.images} images"
+    verdict = (
+        f"Drift in {count} of the {windows} ({len(found.windows)} in all): {', '.join(alarms)}."
+        if alarms
+        else f"No drift in the {windows} ({len(found.windows)} in all)."
+    )
+    lines = [
+        f"{html.escape(found.source)}, against {reference.images} validation images of {reference.groups} patients or "
+        f"sessions; model {html.escape(promise['name'])}, {promise['precision'].upper()}, "
+        f"built {html.escape(promise['provenance']['created'])}.",
+        "Of windows from the same source, whatever the number of signals, about 1 in "
+        f"{round(1 / reference.false_alarms)} would raise an alarm.",
+    ]
+    if found.unreadable:
+        lines.append(f"{found.unreadable} files could not be read as images and are left out.")
+    if promise["provenance"]["synthetic"]:
+        lines.append("<strong>Trained on rendered images: no clinical meaning.</strong>")
+    sections = [_section(signal, meaning, found) for signal, meaning in drift.MEANING.items()]
+    course = f"<h2>Window by window</h2>{_svg(_course(found.windows))}" if len(found.windows) > 1 else ""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>LeukDetect: drift</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>Drift</h1>
+<p class="{"bad" if alarms else "good"}">{verdict}</p>
+{"".join(f"<p>{line}</p>" for line in lines)}
+{course}
+<h2>Signal by signal</h2>
+<p>Grey: the validation images. Blue, or red where there is an alarm: the last window. PSI is the population stability
+index, KS the Kolmogorov–Smirnov distance, MMD the maximum mean discrepancy; each is held against a threshold from
+windows drawn from the validation images, patient by patient. A model may go on being right on images that have drifted,
+and wrong on images that have not: only confirmed diagnoses tell.</p>
+{"".join(sections)}
+<p class="small">{html.escape(promise["disclaimer"])}</p>
+</body>
+</html>
+"""
+
+
+def _section(signal: str, meaning: str, found: Findings) -> str:
+    last = found.windows[-1]
+    alarm = last.alarm(signal)
+    rows = "".join(
+        f'<tr class="{"bad" if statistic > threshold else ""}"><th scope="row">{test.upper()}</th>'
+        f"<td>{statistic:.3f}</td><td>{threshold:.3f}</td></tr>"
+        for test, (statistic, threshold) in last.tests[signal].items()
+    )
+    plot = _svg(_spread(signal, found)) if signal in found.shares and signal != "embedding" else ""
+    return f"""<section>
+<h3>{NAMES[signal]} <span class="{"bad" if alarm else "good"}">{"alarm" if alarm else "as expected"}</span></h3>
+<p>{meaning}</p>
+{plot}
+<table><tr><th scope="col">Test</th><th scope="col">Statistic</th><th scope="col">Threshold</th></tr>{rows}</table>
+</section>
+"""
+
+
+def _spread(signal: str, found: Findings) -> Figure:
+    """The window's shares beside the reference's: of classes, or between the deciles of the validation images."""
+    figure, axes = _figure(9, 2.5)
+    reference, ours = found.reference, found.shares[signal]
+    if signal == "class":
+        theirs, width = reference.class_shares, 0.4
+        axes.set_xticks(range(len(ours)), [each["label"] for each in found.promise["classes"]])
+    else:
+        scalar, width = reference.scalars[signal], 0.45
+        ours, theirs = _deciles(ours), _deciles(scalar.shares)
+        deciles = [f"{value:.4g}" for value in scalar.quantiles[::2]]
+        axes.set_xticks(np.arange(len(deciles)) + 0.5, deciles)  # where one bar's pair ends and the next begins
+        axes.set_xlabel(f"{UNITS[signal]}; the outermost bars are lower or higher than any validation image")
+    places = np.arange(len(ours))
+    axes.bar(places - width / 2, theirs, width, color=REFERENCE, label="validation")
+    axes.bar(places + width / 2, ours, width, color=BAD if found.windows[-1].alarm(signal) else WINDOW, label="window")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(frameon=False, ncols=2, loc="outside upper left")
+    return figure
+
+
+def _deciles(shares: Sequence[float]) -> list[float]:
+    """Of 22 cells: below, ten tenths, above."""
+    low, *inner, high = shares
+    return [low, *(a + b for a, b in zip(inner[::2], inner[1::2], strict=True)), high]
+
+
+def _course(windows: Sequence[Window]) -> Figure:
+    """Each signal's largest statistic ÷ threshold, window by window."""
+    figure, axes = _figure(9, 3.4)
+    for index, signal in enumerate(drift.MEANING):
+        ratios = [max(s / t if t else 0.0 for s, t in window.tests[signal].values()) for window in windows]
+        axes.plot(ratios, marker="o", ms=4, color=mpl.color_sequences["tab10"][index], label=NAMES[signal])
+    axes.axhline(1, color=BAD, lw=1.5)
+    axes.annotate("threshold", (0, 1), xytext=(2, 3), textcoords="offset points", color=BAD)
+    axes.set_ylim(bottom=0)
+    axes.set_xticks(range(len(windows)), [window.name for window in windows], rotation=30, ha="right")
+    axes.set_xlabel("images")
+    axes.set_ylabel("statistic ÷ threshold")
+    axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """Inline, with text as text."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "leukdetect"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "<svg" + buffer.getvalue().partition("<svg")[2]
+
+
+def _get(url: str) -> dict:
+    if not url.startswith(("http://", "https://")):
+        raise ReportError(f"{url} is no address of a server")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  (the scheme was just checked)
+            answer: dict = json.load(response)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{url}: {error}") from error
+    return answer
+
+
+_STYLE = """
+body { margin: 0 auto; padding: 1.5rem; max-width: 58rem; font: 1rem/1.5 system-ui, sans-serif; }
+body { color: #1c2330; background: #fff; }
+h1, h2, h3 { line-height: 1.25; }
+section { break-inside: avoid; margin: 1.5rem 0; padding-top: 1rem; border-top: 1px solid #d5dae3; }
+svg { max-width: 100%; height: auto; }
+h3 span { margin-left: 0.5rem; font-size: 0.875rem; }
+.bad { color: #9b1c2e; font-weight: 600; }
+.good { color: #2b6a3f; font-weight: 600; }
+table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.15rem 1.5rem 0.15rem 0; text-align: left; }
+.small { color: #566072; font-size: 0.875rem; }
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

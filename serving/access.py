@@ -1,0 +1,237 @@
+"""Who may do what: API keys from a file of hashes, as a dependency of routes: `Depends(access.require("predict"))`.
+
+A line of the file is `NAME ROLE SHA256HEX [REQUESTS_PER_MINUTE]`; `python -m serving.keys` makes it. `#` begins a
+comment. Without a file anyone may predict, and nobody is admin.
+"""
+
+import hashlib
+import hmac
+import logging
+import math
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from fastapi import Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+
+from serving.problems import ProblemError
+
+Role = Literal["predict", "admin"]
+
+LOOK_SECONDS = 1.0  # how often to look whether the file has changed
+BURST_SECONDS = 5.0  # of its rate, a key may use this much at once
+
+log = logging.getLogger(__name__)
+
+
+class KeysError(ValueError):
+    """The keys file cannot be used; the message names the line and what is wrong, and no hash."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of the file."""
+
+    name: str
+    role: Role
+    digest: bytes = field(repr=False)  # SHA-256 of the key
+    per_minute: int | None = None
+
+    def line(self) -> str:
+        """As the file has it."""
+        rate = "" if self.per_minute is None else f" {self.per_minute}"
+        return f"{self.name} {self.role} {self.digest.hex()}{rate}"
+
+
+class Access:
+    """The keys in force, read again when their file changes, so that keys are changed without a restart.
+
+    A changed file that is broken or gone leaves the keys as they were, and logs an error once.
+
+    Raises:
+        KeysError: the file is broken, or not there, to begin with.
+    """
+
+    def __init__(self, keys_file: Path | None) -> None:
+        self._file = keys_file
+        self._keys: list[Key] = []
+        self._buckets: dict[Key, _Bucket] = {}
+        self._looked = time.monotonic()
+        self._seen: tuple[int, ...] | None = None
+        if keys_file is not None:
+            self._seen = _stamp(keys_file)
+            self._keys = _read(keys_file)
+
+    def check(self, role: Role, key: str | None) -> str | None:
+        """Lets a request with this key (None: without any) pass, and returns the key's name (None: no keys in use).
+
+        Raises:
+            ProblemError: 401 without a key or with an unknown one, 403 for the wrong role, 429 over the key's rate.
+        """
+        if self._file is None:
+            if role == "admin":
+                detail = "Nobody is admin here: set LEUKDETECT_KEYS_FILE to a file that has a key of role admin."
+                raise ProblemError(403, "forbidden", "Not allowed", detail)
+            return None
+        self._look(self._file)
+        found = self._find(key)
+        if found.role not in (role, "admin"):
+            detail = f"This needs a key of role {role}; {found.name} has role {found.role}."
+            raise ProblemError(403, "forbidden", "Not allowed", detail)
+        if found.per_minute is not None:
+            bucket = self._buckets.setdefault(found, _Bucket(found.per_minute))
+            if wait := bucket.take():
+                detail = f"{found.name} may send {found.per_minute} requests a minute. Try again in {wait} s."
+                raise ProblemError(429, "too-many-requests", "Too many requests", detail, retry_after=wait)
+        return found.name
+
+    def _find(self, key: str | None) -> Key:
+        """Takes as long whichever key it is, or none: every entry is compared, in constant time."""
+        digest = digest_of(key or "")
+        found = None
+        for each in self._keys:
+            if hmac.compare_digest(each.digest, digest):
+                found = each
+        if key and found:
+            return found
+        detail = "Send an API key that is known here, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+        challenge = {"WWW-Authenticate": 'Bearer realm="leukdetect"'}
+        raise ProblemError(401, "unauthorized", "An API key is needed", detail, headers=challenge)
+
+    def _look(self, file: Path) -> None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        seen = _stamp(file)
+        if seen == self._seen:
+            return
+        self._seen = seen  # a broken file, too, is read and reported once
+        try:
+            self._keys = _read(file)
+        except KeysError as error:
+            log.error("the keys stay as they were", extra={"error": str(error)})
+            return
+        # A key that stays must not get a full bucket because of its neighbour.
+        self._buckets = {key: bucket for key, bucket in self._buckets.items() if key in self._keys}
+        log.info("keys read", extra={"names": [key.name for key in self._keys]})
+
+
+def require(role: Role) -> Callable[[Request], Awaitable[str | None]]:
+    """A dependency that lets only this role pass; its value is the key's name. Reads `app.state.access`."""
+    return _Required(role)
+
+
+class _Required(SecurityBase):
+    """Is a security scheme itself, which makes the button Authorize in /docs.
+
+    FastAPI's own two, as dependencies of a dependency, would double what this costs a request (20 µs).
+    """
+
+    scheme_name = "ApiKey"
+    model = HTTPBearer(description="An API key. Clients that cannot send this header may send it as `X-API-Key`.")
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+
+    async def __call__(self, request: Request) -> str | None:
+        access: Access = request.app.state.access
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        return access.check(self._role, key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
+
+
+def digest_of(key: str) -> bytes:
+    """The hash that is kept of a key, 32 bytes.
+
+    A key is 256 random bits, so there is nothing to guess: salt and a slow hash, which passwords need, would
+    only make every request slow.
+    """
+    return hashlib.sha256(key.encode()).digest()
+
+
+def parse(text: str) -> list[Key]:
+    """The keys of a file's text.
+
+    Raises:
+        KeysError: names the first line that is wrong.
+    """
+    keys: dict[str, Key] = {}
+    digests: set[bytes] = set()
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split("#")[0].split()
+        if not fields:
+            continue
+        try:
+            key = _parse(fields)
+            if key.name in keys:
+                raise KeysError(f"the name {key.name} is taken by a line above")
+            if key.digest in digests:
+                raise KeysError(f"{key.name} has the same key as a line above")
+        except KeysError as error:
+            raise KeysError(f"line {number}: {error}") from None
+        keys[key.name] = key
+        digests.add(key.digest)
+    return list(keys.values())
+
+
+def _parse(fields: list[str]) -> Key:
+    # No field is repeated in a message, for in a line that is wrong any of them may be the hash, or a key.
+    if len(fields) not in (3, 4):
+        raise KeysError(f"{len(fields)} fields where NAME ROLE SHA256HEX [REQUESTS_PER_MINUTE] is due")
+    name, role, digest, *rate = fields
+    if not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,39}", name, re.ASCII):
+        raise KeysError("the name must be of at most 40 letters, digits and . _ - @")
+    if role not in get_args(Role):
+        raise KeysError(f"the role must be {' or '.join(get_args(Role))}")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise KeysError("the hash must be a SHA-256 in 64 lower-case hexadecimal digits")
+    if rate and not re.fullmatch(r"[1-9][0-9]{0,8}", rate[0]):
+        raise KeysError("the requests per minute must be a whole number above 0")
+    return Key(name, "admin" if role == "admin" else "predict", bytes.fromhex(digest), int(rate[0]) if rate else None)
+
+
+def _read(file: Path) -> list[Key]:
+    try:
+        keys = parse(file.read_text())
+    except OSError as error:
+        raise KeysError(f"the keys file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise KeysError(f"the keys file {file} is not text") from error
+    except KeysError as error:
+        raise KeysError(f"the keys file {file}, {error}") from None
+    if not keys:  # as a file is that somebody is about to write
+        raise KeysError(f"the keys file {file} has no key; `python -m serving.keys` makes one")
+    return keys
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino  # a file put in place of another may keep its time
+
+
+class _Bucket:
+    """A token bucket: a key's requests in this process. Used on the event loop alone, so it needs no lock."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._rate = per_minute / 60
+        self._most = max(1.0, self._rate * BURST_SECONDS)
+        self._tokens = self._most
+        self._at = time.monotonic()
+
+    def take(self) -> int:
+        """Takes a token and returns 0; where there is none, the seconds until there is one, rounded up."""
+        now = time.monotonic()
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return math.ceil((1 - self._tokens) / self._rate)
+        self._tokens -= 1
+        return 0

@@ -1,0 +1,171 @@
+"""POST /explain: where in the image the model looked for a class, as numbers and laid over the image."""
+
+import asyncio
+import base64
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, Field
+from python_multipart.multipart import parse_options_header
+
+from serving import access, answers, images, predict, problems, upload, waiting
+from serving.contract import ANSWER, Contract
+from serving.service import of
+
+MAX_SIDE = 1024  # pixels of the overlay; a larger one takes long to pack and shows no more, the map being coarse
+OPACITY = 0.65  # where the map is highest, so that the cell under it can still be read
+
+# Viridis at 0, 1/8, … 1 (matplotlib's, CC0): its lightness rises evenly, so that it reads the same to colour-blind
+# eyes. The page draws with the same colours (static/map.js).
+_ANCHORS = np.array(
+    [
+        (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140),
+        (40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37),
+    ]
+)  # fmt: skip
+_STEPS = np.linspace(0, len(_ANCHORS) - 1, 256)
+_PALETTE = np.stack([np.interp(_STEPS, range(len(_ANCHORS)), part) for part in _ANCHORS.T], axis=1)
+
+# One at a time: pictures are not to take the processors from predictions.
+_drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")
+
+_PNG: dict[int | str, dict[str, object]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+
+router = APIRouter(tags=["predictions"], dependencies=[Depends(access.require("predict"))])
+
+
+class Explanation(BaseModel):
+    """Where the model looked for one class."""
+
+    prediction: answers.Prediction = Field(description="as /predict answers; not kept for /feedback")
+    class_: str = Field(serialization_alias="class", description="the key of the class that the map is for")
+    label: str = Field(description="the same for people")
+    cam: list[list[float]] = Field(
+        description="rows from the top, values from the left; 0 to 1 at its own highest, or all 0 where nothing "
+        "spoke for the class. It covers the whole upright image"
+    )
+    overlay: str = Field(description=f"data:image/png;base64,… of at most {MAX_SIDE} pixels a side")
+    note: str = Field(description="to be shown with the map")
+
+
+@router.post(
+    "/explain",
+    response_model=Explanation,
+    responses=_PNG | problems.documented(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=predict.ONE_IMAGE | {"parameters": [waiting.PARAMETER]},
+)
+async def explain(
+    request: Request,
+    key: Annotated[str | None, Query(alias="class", description="without it, the highest class")] = None,
+) -> Response:
+    """Shows where the model looked (Grad-CAM). With `Accept: image/png`, the overlay alone, the note inside it.
+
+    Same upload as /predict. Explanations wait for predictions, and their answers are not counted among them.
+    """
+    service = of(request)
+    settings = service.settings
+    begun = time.perf_counter()
+    async with upload.body(request, service.buffered, settings.max_body_bytes, settings.read_seconds) as content:
+        deadline = waiting.deadline(request, settings)
+        data = upload.one_file(request, content)
+        read_seconds = time.perf_counter() - begun
+        model = service.models.champion
+        contract = model.contract
+        wanted = None if key is None else _index(key, contract)
+        # As predict.score, but the place is kept until the picture is drawn, so that those cannot pile up either.
+        async with waiting.while_connected(request):
+            with service.engine.admitted(deadline, "explain"):
+                started = time.perf_counter()
+                image = await service.pool.run(data, contract.decode.size, settings.max_pixels)
+                decode_seconds = time.perf_counter() - started
+                outputs = (*ANSWER, "cam")
+                scores = await service.engine.run(model, image.pixels, deadline, lane="explain", outputs=outputs)
+                index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
+                cam = scaled(scores.outputs["cam"][index])
+                note = _note(contract, index)
+                png = await asyncio.get_running_loop().run_in_executor(_drawing, overlay, data, cam, note)
+    if _prefers_png(request.headers.get("accept", "")):
+        return Response(png, media_type="image/png")
+    answer = Explanation(
+        prediction=predict.conclude(request.state.request_id, model, image, scores, read_seconds, decode_seconds),
+        class_=contract.classes[index].key,
+        label=contract.classes[index].label,
+        cam=[[round(value, 4) for value in row] for row in cam.tolist()],
+        overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        note=note,
+    )
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+
+
+def scaled(cam: np.ndarray) -> np.ndarray:
+    """A class's map, float32 [h, w], to 0..1 at its own highest; what speaks against the class is 0."""
+    positive = np.maximum(cam, 0)
+    highest = positive.max()
+    return positive / highest if highest > 0 else positive
+
+
+def overlay(data: bytes, cam: np.ndarray, note: str) -> bytes:
+    """The upright image with the map over it, the higher the more opaque, as a PNG that carries the note.
+
+    On the file's own pixels, not on the small square that the model saw, which a person could hardly read. The model
+    saw all of the image, squashed, so the map stretched over all of it lies where it belongs.
+
+    Args:
+        data: an image file that `images.decode` can read.
+        cam: float32 [h, w], 0..1.
+        note: what a reader must know.
+    """
+    picture = images.decode(data)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    # Pillow's bilinear takes a value as the middle of its cell, and holds the outermost ones up to the border.
+    values = np.asarray(Image.fromarray(cam).resize(picture.size, Image.Resampling.BILINEAR))
+    colours = Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    colours.putpalette(np.rint(_PALETTE).astype(np.uint8).tobytes())
+    opacity = Image.fromarray(np.rint(255 * OPACITY * values).astype(np.uint8))
+    info = PngInfo()
+    info.add_itxt("Description", note)
+    buffer = io.BytesIO()
+    Image.composite(colours.convert("RGB"), picture, opacity).save(buffer, "PNG", pnginfo=info, compress_level=1)
+    return buffer.getvalue()
+
+
+def _index(key: str, contract: Contract) -> int:
+    for index, each in enumerate(contract.classes):
+        if each.key == key:
+            return index
+    keys = ", ".join(each.key for each in contract.classes)
+    detail = f"The model's classes are {keys}. Name one of them, or none for the highest."
+    raise problems.ProblemError(422, "unknown-class", "No such class", detail)
+
+
+def _note(contract: Contract, index: int) -> str:
+    note = (
+        f"Where the model looked for {contract.classes[index].label}. It is a view into the model, not evidence about "
+        "the cell, and it can be wrong."
+    )
+    return f"{note} Trained on rendered images: no clinical meaning." if contract.provenance.synthetic else note
+
+
+def _prefers_png(accept: str) -> bool:
+    return _preference(accept, "image/png") > _preference(accept, "application/json")
+
+
+def _preference(accept: str, media_type: str) -> float:
+    """How much an Accept header wants a type, 0..1: the q of the range that names it best (RFC 9110, 12.5.1)."""
+    ranges: dict[str, float] = {}
+    for each in accept.split(","):
+        kind, options = parse_options_header(each.strip())
+        try:
+            ranges[kind.decode()] = float(options.get(b"q", 1))
+        except ValueError:  # not a number: as if it were not there
+            continue
+    whole = media_type.partition("/")[0] + "/*"
+    return next((ranges[kind] for kind in (media_type, whole, "*/*") if kind in ranges), 0.0)

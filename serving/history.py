@@ -1,0 +1,69 @@
+"""The metrics of the last minutes, so that whoever opens /status sees how they came to be what they are."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from serving.metrics import Metrics
+
+STEP = 10.0  # seconds from one point to the next
+STEPS = 30  # so five minutes
+_FAMILIES = ("requests", "request_seconds", "stage_seconds", "in_flight", "predictions", "refusals", "drift_")
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One number of the metrics: its name and its labels."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+
+
+Samples = Mapping[Sample, float]
+
+
+class History:
+    """The metrics as they were, every STEP seconds."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._kept: deque[tuple[float, Samples]] = deque([(time.monotonic(), self._now())], maxlen=STEPS)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._remember, name="history", daemon=True)
+
+    def start(self) -> None:
+        """Remembers from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def points(self) -> list[tuple[float, Samples]]:
+        """When (on the clock of time.monotonic) the metrics were what; the last is now."""
+        return [*self._kept, (time.monotonic(), self._now())]
+
+    def _now(self) -> Samples:
+        return {
+            Sample(sample.name.removeprefix("leukdetect_"), tuple(sorted(sample.labels.items()))): sample.value
+            for family in self._metrics.together().collect()
+            if family.name.removeprefix("leukdetect_").startswith(_FAMILIES)
+            for sample in family.samples
+        }
+
+    def _remember(self) -> None:
+        while not self._stopped.wait(STEP):
+            try:
+                self._kept.append((time.monotonic(), self._now()))
+            except Exception:  # a worker that dies this very moment; the next step will do
+                log.exception("the metrics could not be remembered")
+
+
+def difference(before: Samples, after: Samples) -> Samples:
+    """What counters and buckets have grown by; what has not grown is left out."""
+    return {key: value - before.get(key, 0) for key, value in after.items() if value > before.get(key, 0)}

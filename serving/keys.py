@@ -1,0 +1,57 @@
+"""Makes an API key: `python -m serving.keys NAME --role predict [--per-minute 600] [--append FILE]`.
+
+Prints the key, which is shown this once and kept nowhere, and then the line for the keys file (LEUKDETECT_KEYS_FILE),
+which holds only the key's hash. With --append it adds the line itself; a running server notices within a second.
+"""
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import get_args
+
+from serving import access
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m serving.keys", description="Makes an API key.")
+    parser.add_argument("name", help="whose key it is, as logs will name it")
+    parser.add_argument("--role", required=True, choices=get_args(access.Role), help="admin may predict, too")
+    parser.add_argument("--per-minute", type=int, help="how many requests a minute it may send (no limit)")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="add its line to this file instead of printing it")
+    asked = parser.parse_args()
+    key = secrets.token_urlsafe(32)
+    line = access.Key(asked.name, asked.role, access.digest_of(key), asked.per_minute).line()
+    try:
+        if asked.append:
+            append(asked.append, line)
+        else:
+            access.parse(line)
+    except (access.KeysError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(key)
+    if not asked.append:
+        print(line)
+
+
+def append(file: Path, line: str) -> None:
+    """Adds a line to the keys file, made where there is none; a server that reads it never sees half of it.
+
+    Raises:
+        KeysError: the file would be broken; it is left as it was.
+    """
+    file = file.resolve()  # a link stays a link
+    before = file.read_text() if file.exists() else ""
+    text = before + ("\n" if before and not before.endswith("\n") else "") + line + "\n"
+    access.parse(text)
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    if file.exists():
+        shutil.copymode(file, temporary)
+    temporary.replace(file)
+
+
+if __name__ == "__main__":
+    main()
