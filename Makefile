@@ -62,6 +62,8 @@ lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what s
 	@# One resolution for all: the smaller locks are parts of dev.txt.
 	cd requirements && $(LOCK) dev.in -o dev.txt
 	cd requirements && for name in pipeline serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
+	cd requirements && $(LOCK) gpu.in --override gpu-overrides.txt -c dev.txt -o gpu.txt
+	cd requirements && $(LOCK) ../mlflow/requirements.in -c dev.txt -o ../mlflow/requirements.txt
 
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 

@@ -14,7 +14,7 @@ from serving.metrics import Metrics
 
 CLIENT_GONE = 499  # no standard status; nginx's, and so what dashboards know
 _PROBES = frozenset(
-    {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"}
+    {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/status.json"}
 )  # asked every few seconds: logged only when they fail
 _HEADERS = {
     "Content-Security-Policy": (

@@ -124,7 +124,7 @@ async def examine(
     service.metrics.count(answer)
     service.feedback.record(request_id, answer.class_, answer.model.version)
     service.shadow.offer(image.pixels, answer)
-    pass
+    service.window.add(model, image, scores)
     return answer
 
 

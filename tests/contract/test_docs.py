@@ -11,7 +11,10 @@ from serving.app import ROUTERS
 from serving.metrics import Metrics
 from serving.settings import Settings
 
-DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").rglob("*.md"))]
+DOCUMENTS = [
+    *map(Path, ("README.md", "CONTRIBUTING.md", "deploy/README.md", "mlflow/README.md")),
+    *sorted(Path("docs").rglob("*.md")),
+]
 SERVING = Path("docs/serving.md").read_text()
 MAKEFILE = Path("Makefile").read_text()
 

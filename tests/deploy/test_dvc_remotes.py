@@ -1,0 +1,107 @@
+"""`dvc push` and `dvc pull` with a folder and with an S3 store, as deploy/README.md tells."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "deploy/README.md").read_text()
+BIN = Path(sys.executable).parent
+KEYS = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with this one's DVC settings and a folder of data."""
+    folder = tmp_path / "project"
+    (folder / "data/raw").mkdir(parents=True)
+    for number in range(3):
+        (folder / f"data/raw/{number}.jpg").write_bytes(os.urandom(1000))
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+    run(folder, "dvc", "add", "-q", "data/raw")
+    return folder
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[str]:
+    """The address of a store with the bucket of deploy/README.md."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (tmp_path / "s3.log").open("wb") as log:
+        command = [str(BIN / "moto_server"), "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                requests.get(f"{address}/moto-api/", timeout=1).raise_for_status()
+                break
+            except requests.RequestException:
+                assert time.monotonic() < deadline, (tmp_path / "s3.log").read_text()
+                time.sleep(0.1)
+        credentials = {"aws_access_key_id": "anyone", "aws_secret_access_key": "any", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=address, **credentials).create_bucket(Bucket="leukdetect-dvc")
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def run(folder: Path, *command: str) -> None:
+    environment = os.environ | KEYS | {"DVC_NO_ANALYTICS": "1"}
+    program = str(BIN / command[0]) if command[0] == "dvc" else command[0]
+    result = subprocess.run([program, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def commands(kind: str, **places: str) -> list[list[str]]:
+    """The lines that add a remote of this kind in deploy/README.md, with the test's places in them."""
+    section = README.split(f"### {kind}\n")[1].split("```")[1]
+    lines = re.findall(r"^dvc remote .*?(?=\s+#|$)", section, re.MULTILINE)
+    assert lines
+    for documented, place in places.items():
+        assert documented in section
+        lines = [line.replace(documented, place) for line in lines]
+    return [line.split() for line in lines]
+
+
+def push_lose_and_pull(project: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (project / "data/raw").iterdir()}
+    run(project, "dvc", "push", "-q")
+    shutil.rmtree(project / "data/raw")
+    shutil.rmtree(project / ".dvc/cache")
+    run(project, "dvc", "pull", "-q")
+    assert {path.name: path.read_bytes() for path in (project / "data/raw").iterdir()} == before
+
+
+def test_a_folder_keeps_the_data(project: Path, tmp_path: Path) -> None:
+    for command in commands("A folder", **{"/mnt/share/leukdetect-dvc": str(tmp_path / "share")}):
+        run(project, *command)
+    push_lose_and_pull(project)
+
+
+def test_an_s3_store_keeps_the_data(project: Path, s3: str) -> None:
+    for command in commands("An S3 store", **{"https://s3.example": s3}):
+        run(project, *command)
+    push_lose_and_pull(project)
+
+
+def test_what_is_machine_specific_stays_out_of_git(project: Path, s3: str) -> None:
+    for command in commands("An S3 store", **{"https://s3.example": s3}):
+        run(project, *command)
+    assert s3 not in (project / ".dvc/config").read_text()
+    assert "s3://leukdetect-dvc" in (project / ".dvc/config").read_text()
+    assert s3 in (project / ".dvc/config.local").read_text()
