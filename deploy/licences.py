@@ -43,9 +43,7 @@ def main() -> None:
         sections.append(table(lock, packages))
     if refused:
         sys.exit("error: licences that deploy/licences.py does not allow:\n  " + "\n  ".join(refused))
-    head = (
-        "# Licences\n\nOf what the locks install on Linux; `make licences`. The policy: `deploy/licences.py`.\n"
-    )
+    head = "# Licences\n\nOf what the locks install on Linux; `make licences`. The policy: `deploy/licences.py`.\n"
     DOCUMENT.write_text("\n".join([head, *sections]))
 
 

@@ -69,8 +69,9 @@ def _curves() -> list[str]:
     if not rows:
         return []
     lines = [f"  line [{', '.join(row[column] for row in rows)}]" for column in ("loss", "val_loss")]
-    title = '  title "Loss by epoch, both phases: training, then validation"'
-    return ["```mermaid", "xychart-beta", title, f'  x-axis "epoch" 1 --> {len(rows)}', *lines, "```", ""]
+    colours = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "#d98c00, #1f6feb"}}}}%%'
+    title = '  title "Loss in both phases: training orange, validation blue"'
+    return ["```mermaid", colours, "xychart-beta", title, f'  x-axis "epoch" 1 --> {len(rows)}', *lines, "```", ""]
 
 
 def _confusions() -> list[str]:
