@@ -1,6 +1,8 @@
 """Helpers of every test."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,17 @@ def require(condition: object, reason: str) -> None:
     if os.environ.get("LEUKDETECT_REQUIRE_ALL") == "1":
         pytest.fail(f"LEUKDETECT_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def own_registry() -> Iterator[None]:
+    """A server in the test's own process tells MLflow its registry for good: not so that the next test has it too."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture(scope="session")
