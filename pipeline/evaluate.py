@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pipeline import baselines, metrics, model_card, onnx_model, params, plots, prepare, stage
+from pipeline import baselines, metrics, model_card, onnx_model, params, plots, prepare, stage, trust
 from pipeline.metrics import Estimate
 from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
@@ -89,13 +89,15 @@ def main() -> None:
             "changed": metrics.estimate(metrics.mean(masked != answers.predicted, weights)),
         },
     }
+    held_out = trust.sample(images, test, recipe)
+    measured |= trust.measure(fp32, held_out, recipe)
     report = plain(measured)
 
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
         prediction_table(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
     write_plots(labels, malignant, answers, history, keys)
-    write_figures(pixels, labels, answers, history, fp32, measured)
+    write_figures(held_out, pixels, labels, answers, history, fp32, measured)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
         path.write_text(model_card.render(report, fp32.contract, source, patients))
@@ -266,6 +268,7 @@ def write_plots(
 
 
 def write_figures(
+    held_out: trust.Sample,
     pixels: np.ndarray,
     labels: np.ndarray,
     answers: Answers,
@@ -288,6 +291,7 @@ def write_figures(
             "reliability": plots.reliability(answers.confidence, correct, fp32["ece"]),
             "training_curves": plots.training_curves(history),
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
+            **trust.figures(model, held_out, measured),
         }
         for name, figure in figures.items():
             sample = on_train if name == "training_curves" else on_test

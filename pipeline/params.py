@@ -153,6 +153,7 @@ class Export(Section):
 class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100)]
     corner: Rate
+    prevalence: Rate
 
 
 class Register(Section):

@@ -78,7 +78,7 @@ def history_table(phases: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def confusion_matrix(counts: np.ndarray, names: list[str]) -> Figure:
     """Counts [C, C], rows actual, in cells that are shaded by their share of the row."""
     side = 0.95 * len(names)  # inches
-    figure = _blank(side + 3.0, side + 1.4, "Confusion matrix")
+    figure = blank(side + 3.0, side + 1.4, "Confusion matrix")
     axes = figure.subplots()
     shares = counts / counts.sum(1, keepdims=True)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -112,7 +112,7 @@ def roc(
         threshold: of P(malignant), at and above which an image is called malignant.
         auroc: of malignant against benign.
     """
-    figure = _blank(6.4, 6.2, "ROC")
+    figure = blank(6.4, 6.2, "ROC")
     axes = figure.subplots()
     p_malignant, is_malignant = probabilities[:, malignant].sum(1), malignant[labels]
     called = p_malignant >= threshold
@@ -145,7 +145,7 @@ def roc(
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, ece: metrics.Estimate) -> Figure:
     """Accuracy against confidence in equal-mass bins; below, how many images have which confidence."""
-    figure = _blank(5.8, 6.6, f"Reliability: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
+    figure = blank(5.8, 6.6, f"Reliability: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     table = reliability_table(confidence, correct)
     above.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="Perfectly calibrated")
@@ -170,7 +170,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, ece: metrics.Estima
 
 def training_curves(table: pd.DataFrame) -> Figure:
     """Loss and accuracy over the epochs of `history_table`, with the boundary between its phases."""
-    figure = _blank(10, 4, "Training curves")
+    figure = blank(10, 4, "Training curves")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         axes.plot(table["step"], table[metric], color=ORANGE, linestyle="--", marker=".", label="training")
         axes.plot(table["step"], table[f"val_{metric}"], color=BLUE, marker="o", markersize=4, label="validation")
@@ -192,14 +192,14 @@ def mistakes(
     """The most confident wrong answers as images [N, S, S, 3]; below each: actual → predicted, confidence."""
     wrong = np.flatnonzero(predicted != labels)
     if not len(wrong):
-        figure = _blank(6, 1.5, "No mistakes")
+        figure = blank(6, 1.5, "No mistakes")
         figure.text(0.5, 0.3, f"All {len(labels)} images were classified correctly.", ha="center", va="center")
         return figure
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     columns = min(4, len(worst))
     rows = -(-len(worst) // columns)
     title = f"The {len(worst)} most confident of {len(wrong)} mistakes" if len(wrong) > 1 else "The only mistake"
-    figure = _blank(max(6.0, 2.5 * columns), 3.0 * rows, title)
+    figure = blank(max(6.0, 2.5 * columns), 3.0 * rows, title)
     for place, index in enumerate(worst, start=1):
         axes = figure.add_subplot(rows, columns, place)
         axes.imshow(images[index], interpolation="bicubic")
@@ -210,7 +210,7 @@ def mistakes(
     return figure
 
 
-def _blank(width: float, height: float, title: str) -> Figure:
+def blank(width: float, height: float, title: str) -> Figure:
     """A figure of so many inches; above it the title, and room for what `save` puts there."""
     total, pad = height + _HEAD, _MARGIN / 2  # half the margin is the layout's own
     inside = (pad / width, pad / total, 1 - 2 * pad / width, (height - pad) / total)

@@ -1,0 +1,86 @@
+"""Whether probabilities mean what they say, before and after the temperature, and what the operating point gives."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.special import softmax
+
+from pipeline import metrics, plots
+
+
+def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """The probabilities [N, C] of the same logits at temperature 1: a softmax keeps them, but for a constant."""
+    scaled: np.ndarray = softmax(temperature * np.log(np.maximum(probabilities, 1e-30)), axis=1)
+    return scaled
+
+
+def calibration(
+    probabilities: np.ndarray, temperature: float, labels: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    """ECE (equal-mass bins), Brier and NLL of calibrated probabilities [N, C], and of those before the temperature."""
+
+    def of(p: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "ece": metrics.ece(p.max(1), p.argmax(1) == labels, weights),
+            "brier": metrics.mean(metrics.brier(p, labels), weights),
+            "nll": metrics.mean(metrics.nll(p, labels), weights),
+        }
+
+    before, after = of(uncalibrated(probabilities, temperature)), of(probabilities)
+    return {
+        "temperature": temperature,
+        "before": {name: metrics.estimate(values) for name, values in before.items()},
+        "after": {name: metrics.estimate(values) for name, values in after.items()},
+        "change": {name: metrics.estimate(after[name] - before[name]) for name in before},
+    }
+
+
+def operating_point(
+    p_malignant: np.ndarray, is_malignant: np.ndarray, threshold: float, prevalence: float, weights: np.ndarray
+) -> dict[str, Any]:
+    """Malignant against benign at the threshold; predictive values by Bayes at a prevalence, not the test split's.
+
+    Args:
+        p_malignant, is_malignant: [N], the score and the truth (bool).
+        prevalence: the share of malignant images where the model would be used.
+    """
+    called = p_malignant >= threshold
+    sensitivity = metrics.mean(called, weights * is_malignant)
+    specificity = metrics.mean(~called, weights * ~is_malignant)
+    right, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+    clear, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
+    values = {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": _share(right, false),
+        "npv": _share(clear, missed),
+    }
+    return {name: metrics.estimate(value) for name, value in values.items()} | {
+        "threshold": threshold,
+        "prevalence": prevalence,
+    }
+
+
+def figure(probabilities: np.ndarray, temperature: float, labels: np.ndarray, measured: dict[str, Any]) -> Figure:
+    """Accuracy against confidence in equal-mass bins, before and after the temperature."""
+    drawn = plots.blank(8.6, 4.2, f"Calibration: temperature {temperature:.2f}")
+    panels = drawn.subplots(1, 2, sharex=True, sharey=True)
+    for axes, name, p in zip(
+        panels, ("before", "after"), (uncalibrated(probabilities, temperature), probabilities), strict=True
+    ):
+        table = plots.reliability_table(p.max(1), p.argmax(1) == labels)
+        ece = measured[name]["ece"]
+        axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1, linestyle=":")
+        axes.vlines(table["confidence"], table["confidence"], table["accuracy"], color=plots.ORANGE, linewidth=2)
+        axes.plot(table["confidence"], table["accuracy"], "o", color=plots.BLUE, markersize=5)
+        axes.set_title(f"{name}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]", fontsize=10)
+        axes.set(xlim=(0.2, 1.02), ylim=(-0.02, 1.03), xlabel="Confidence (highest probability)")
+        axes.grid(True)
+    panels[0].set_ylabel("Accuracy")
+    return drawn
+
+
+def _share(part: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    whole = part + rest
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)

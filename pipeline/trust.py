@@ -1,0 +1,59 @@
+"""Whether the answers can be believed: calibration, the operating point, abstention, prediction sets, explanations.
+
+Each section is a small module; `pipeline.evaluate` calls `measure` and draws `figures`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline import metrics, reliability
+from pipeline.onnx_model import OnnxModel
+from pipeline.params import Params
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The test split: N images, their classes and groups."""
+
+    pixels: np.ndarray  # uint8 [N, S, S, 3]
+    labels: np.ndarray  # int [N]
+    paths: Sequence[str]  # below data/raw
+    weights: np.ndarray  # [1 + R, N], of metrics.group_weights
+
+
+def sample(images: np.ndarray, rows: Any, recipe: Params) -> Sample:
+    """Rows of split.csv (a frame whose index says where each image stands in `images`) as a sample."""
+    labels = rows["label"].to_numpy()
+    weights = metrics.group_weights(labels, rows["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
+    return Sample(images[rows.index], labels, rows["path"].tolist(), weights)
+
+
+def measure(fp32: OnnxModel, test: Sample, recipe: Params) -> dict[str, Any]:
+    """Sections of reports/metrics.json, by name."""
+    contract = fp32.contract
+    probabilities = fp32.predict(test.pixels)["probabilities"].astype(np.float64)
+    malignant = np.array([c.malignant for c in contract.classes])
+    return {
+        "calibration": reliability.calibration(probabilities, contract.temperature, test.labels, test.weights),
+        "operating_point": reliability.operating_point(
+            probabilities[:, malignant].sum(1),
+            malignant[test.labels],
+            contract.thresholds.malignant,
+            recipe.evaluate.prevalence,
+            test.weights,
+        ),
+    }
+
+
+def figures(fp32: OnnxModel, test: Sample, measured: dict[str, Any]) -> dict[str, Figure]:
+    """The sections' figures by file name, to be drawn within `plots.STYLE`."""
+    probabilities = fp32.predict(test.pixels)["probabilities"].astype(np.float64)
+    return {
+        "calibration": reliability.figure(
+            probabilities, fp32.contract.temperature, test.labels, measured["calibration"]
+        )
+    }
