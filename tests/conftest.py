@@ -4,8 +4,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:  # it imports MLflow, which takes seconds that most tests need not spend
+    from tests.registry import Registry
 
 
 def require(condition: object, reason: str) -> None:
@@ -36,3 +40,18 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> "Registry":
+    """One file for all tests: MLflow takes seconds to begin with a file. Tests take `a_registry`."""
+    from tests.registry import Registry
+
+    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
+
+
+@pytest.fixture
+def a_registry(the_registry: "Registry", empty_database: Path) -> "Registry":
+    """A registry without a version."""
+    the_registry.make_anew(empty_database)
+    return the_registry

@@ -88,22 +88,16 @@ def until(condition: Callable[[], object]) -> None:
 # Deployments to an environment
 
 
-@pytest.fixture(scope="module")
-def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
-
-
 @pytest.fixture
-def registry(the_registry: Registry, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(a_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     """Version 1 is in production, version 2 passed the gate since."""
-    the_registry.make_anew(empty_database)
-    add(the_registry, "production")
-    add(the_registry, "champion", bias=BETTER_BIAS)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", the_registry.uri)
+    add(a_registry, "production")
+    add(a_registry, "champion", bias=BETTER_BIAS)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", a_registry.uri)
     monkeypatch.setenv("LEUKDETECT_ADMIN_KEY", ADMIN_KEY)
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    return the_registry
+    return a_registry
 
 
 def add(registry: Registry, alias: str, gate: str = "passed", **fields: Any) -> str:

@@ -4,6 +4,7 @@ MLflow is started as its image starts it (entry point and environment are read f
 which holds the same versions. The stand-in keeps its objects in memory, so that it alone is not killed.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -21,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import mlflow
 import requests
 import yaml
 
+from pipeline import tracking
+from serving.contract import FILES, SHA256_TAGS
 from tests.conftest import require
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +184,27 @@ def running() -> Iterator[Deployed]:
                 deployed.kill(process)
 
 
+def state() -> dict[str, Any]:
+    """What must not be lost: every version, its hashes, its files' bytes, its run's metrics and files.
+
+    Asked for with the account in the environment.
+    """
+    client = tracking.client()
+    found: dict[str, Any] = {"aliases": client.get_registered_model("leukdetect").aliases}
+    for version in client.search_model_versions("name = 'leukdetect'"):
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/leukdetect/{version.version}"))
+        run = client.get_run(version.run_id or "")
+        found[str(version.version)] = {
+            "tags": version.tags,
+            "files": {name: _sha256(folder / "artifacts" / name) for name in FILES.values()},
+            "metrics": run.data.metrics,
+            "artifacts": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
+        }
+        for precision, name in FILES.items():
+            assert found[str(version.version)]["files"][name] == version.tags[SHA256_TAGS[precision]]
+    return found
+
+
 def _unprivileged() -> dict[str, Any]:
     return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
 
@@ -190,3 +215,7 @@ def _free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

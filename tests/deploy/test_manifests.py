@@ -12,7 +12,9 @@ import pytest
 import yaml
 from fastapi.routing import APIRoute
 
+from deploy import prometheus_rule
 from deploy import serve_like_the_image as like_the_image
+from pipeline import deploy as model_deployment
 from serving import draining
 from serving.app import ROUTERS
 from serving.metrics import Metrics
@@ -29,7 +31,12 @@ MANIFESTS = {
     for path in sorted(KUBERNETES.glob("*/*.yaml"))
     if path.name != "kustomization.yaml"
 }
-CUSTOM = {"ServiceMonitor", "ServingRuntime", "InferenceService"}  # of operators, whose schemas no package ships
+CUSTOM = {
+    "PrometheusRule",
+    "ServiceMonitor",
+    "ServingRuntime",
+    "InferenceService",
+}  # of operators, whose schemas no package ships
 DEPLOYMENT = MANIFESTS["base/deployment.yaml"]
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
@@ -69,6 +76,8 @@ def test_every_leukdetect_metric_exists() -> None:
     metrics = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
     metrics |= {family.name for family in Metrics().registry.collect()}
     for path in DELIVERY:
+        if path == prometheus_rule.MANIFEST:  # tests/monitoring knows which series are recorded
+            continue
         assert set(re.findall(r"(?<!--network )\bleukdetect_[a-z_]+", path.read_text())) <= metrics, path
 
 
@@ -234,18 +243,65 @@ def test_a_manifest_fits_the_schema_of_every_supported_kubernetes(name: str) -> 
         kubernetes_validate.validate(MANIFESTS[name], version, strict=True)
 
 
+def built(folder: str) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` would send."""
+    if not shutil.which("kubectl"):  # Debian has none, so that CI cannot require it
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(KUBERNETES / folder)]
+    return list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
 @pytest.mark.parametrize("folder", ["base", "kserve"])
 def test_kustomize_builds_all_of_a_folder_and_names_the_image(folder: str) -> None:
     listed = yaml.safe_load((KUBERNETES / folder / "kustomization.yaml").read_text())["resources"]
     assert {f"{folder}/{name}" for name in listed} == {name for name in MANIFESTS if name.startswith(folder)}
-    if not shutil.which("kubectl"):  # Debian has none, so that CI cannot require it
-        pytest.skip("kubectl is not installed")
-    built = subprocess.run(
-        ["kubectl", "kustomize", KUBERNETES / folder], check=True, capture_output=True, text=True
-    ).stdout
-    assert len(list(yaml.safe_load_all(built))) == len(listed)
-    (image,) = re.findall(r"image: (\S+)", built)
+    manifests = built(folder)
+    assert len(manifests) == len(listed)
+    (image,) = re.findall(r"'image': '([^']+)'", str(manifests))
     assert re.fullmatch(r".+/leukdetect-serving:\d+\.\d+\.\d+", image)
+
+
+def test_staging_is_production_but_for_its_namespace_its_alias_and_its_job() -> None:
+    production, staging = built("base"), built("staging")
+    assert {each["kind"] for each in production} - {each["kind"] for each in staging} == {"PrometheusRule"}
+    (monitor,) = (each for each in staging if each["kind"] == "ServiceMonitor")
+    (relabelling,) = monitor["spec"]["endpoints"][0].pop("relabelings")
+    assert relabelling == {"targetLabel": "job", "replacement": "leukdetect-staging"}
+    for manifest in staging:
+        name, namespace = manifest["metadata"]["name"], manifest["metadata"].get("namespace")
+        assert (namespace or name) == "leukdetect-staging"
+    same = str(staging).replace("leukdetect-staging", "leukdetect").replace("@staging", "@production")
+    assert same == str([each for each in production if each["kind"] != "PrometheusRule"])
+
+
+def test_the_operator_gets_the_rules_that_are_tested() -> None:
+    """On inequality: `python -m deploy.prometheus_rule`."""
+    assert prometheus_rule.MANIFEST.read_text() == prometheus_rule.manifest()
+    groups = [group for path in prometheus_rule.SOURCES for group in yaml.safe_load(path.read_text())["groups"]]
+    assert MANIFESTS["base/prometheusrule.yaml"]["spec"] == {"groups": groups}
+    config = yaml.safe_load((ROOT / "monitoring/prometheus/prometheus.yml").read_text())
+    assert [path.name for path in prometheus_rule.SOURCES] == config["rule_files"]
+
+
+def test_each_environment_serves_the_alias_that_its_deployment_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workflow's environments, the manifests and pipeline/deploy.py mean the same model and the same aliases."""
+    recipe = yaml.safe_load((ROOT / "params.yaml").read_text())["register"]["name"]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yml").read_text())["jobs"]
+    (served,) = (each["value"] for each in CONTAINER["env"] if each["name"] == "LEUKDETECT_MODEL")
+    (patch,) = re.findall(r"models:/\w+@\w+", (KUBERNETES / "staging/kustomization.yaml").read_text())
+    serves = {"production": served, "staging": patch}
+    assert set(workflow) == set(serves)
+    for environment, model in serves.items():
+        assert workflow[environment]["environment"] == environment
+        (moved,) = re.findall(r"pipeline\.deploy (\w+) --version", str(workflow[environment]["steps"]))
+        assert model == f"models:/{recipe}@{moved}"
+        assert moved not in {"champion", "challenger", "previous"}, "those are the gate's"
+        monkeypatch.setattr(sys, "argv", ["deploy", moved, "--server", "http://x"])
+        assert model == f"models:/{recipe}@{model_deployment._options().environment}"
+    assert workflow["production"]["needs"] == "staging"
+    # One machine has no environments, and KServe is told a file.
+    compose = SERVICES["leukdetect"][1]["environment"]["LEUKDETECT_MODEL"]
+    assert compose == Settings.model_fields["model"].default == f"models:/{recipe}@champion"
 
 
 def test_every_selector_finds_the_pods() -> None:

@@ -1,6 +1,5 @@
 """The registry as deployed, and the server fed from it; both killed, backed up, restored and upgraded."""
 
-import hashlib
 import json
 import time
 import urllib.request
@@ -8,15 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 import requests
 
 from deploy import serve_like_the_image as like_the_image
 from pipeline import register, tracking
-from serving.contract import FILES, SHA256_TAGS
 from tests import tiny_model
-from tests.deploy.deployed_registry import PASSWORDS, SERVICES, Deployed, running
+from tests.deploy.deployed_registry import PASSWORDS, SERVICES, Deployed, running, state
 from tests.pipeline import test_register as evaluated
 
 ROOT = Path(__file__).parents[2]
@@ -55,28 +52,6 @@ def register_version(bias: float) -> str:
     evaluated.write_model(bias, provenance=evaluated.provenance(mlflow_run=run))
     register.main()
     return str(json.loads(register.REGISTRATION.read_text())["version"])
-
-
-def state() -> dict[str, Any]:
-    """What must not be lost: every version, its hashes, its files' bytes, its run's metrics and files."""
-    client = tracking.client()
-    found: dict[str, Any] = {"aliases": client.get_registered_model("leukdetect").aliases}
-    for version in client.search_model_versions("name = 'leukdetect'"):
-        folder = Path(mlflow.artifacts.download_artifacts(f"models:/leukdetect/{version.version}"))
-        run = client.get_run(version.run_id or "")
-        found[str(version.version)] = {
-            "tags": version.tags,
-            "files": {name: sha256(folder / "artifacts" / name) for name in FILES.values()},
-            "metrics": run.data.metrics,
-            "artifacts": sorted(item.path for item in client.list_artifacts(run.info.run_id)),
-        }
-        for precision, name in FILES.items():
-            assert found[str(version.version)]["files"][name] == version.tags[SHA256_TAGS[precision]]
-    return found
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def predict(url: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from tests import tiny_model
 from tests.conftest import require
-from tests.load.clients import IMAGES, asking
+from tests.load.clients import IMAGES, Tally, asking
 from tests.load.mutations import SEEDS, mutate
 from tests.server import ROOT, Server, running
 
@@ -52,40 +52,40 @@ def resident_bytes(server: Server) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def ended_three_times_under_load(model_file: Path, folder: Path, end: Callable[[Server], object]) -> Tally:
+    """Clients ask, and ask again what was not answered, while the server ends and another takes its port."""
+    flags = ("--model", str(model_file), "--port", str(free_port()))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running(folder, *flags))
+        with asking(server.url, again=True) as tally:
+            for _ in range(3):
+                time.sleep(1)
+                end(server)
+                server = stack.enter_context(running(folder, *flags))
+            time.sleep(1)
+    assert (tally.wrong, tally.lost) == ([], 0)
+    assert tally.answered > 100
+    return tally
+
+
 def test_killed_and_started_again_under_load_every_request_is_answered_in_the_end(
     model_file: Path, tmp_path: Path
 ) -> None:
-    port = free_port()
-    flags = ("--model", str(model_file), "--port", str(port))
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(running(tmp_path, *flags))
-        with asking(server.url, again=True) as tally:
-            for _ in range(3):
-                time.sleep(1)
-                server.process.kill()
-                server.process.wait()
-                server = stack.enter_context(running(tmp_path, *flags))
-            time.sleep(1)
+    def kill(server: Server) -> None:
+        server.process.kill()
+        server.process.wait()
+
+    tally = ended_three_times_under_load(model_file, tmp_path, kill)
     assert tally.failures, "the kill was to be noticed"
-    assert (tally.wrong, tally.lost) == ([], 0)
-    assert tally.answered > 100
 
 
 def test_sigterm_under_load_loses_no_request(model_file: Path, tmp_path: Path) -> None:
-    port = free_port()
-    flags = ("--model", str(model_file), "--port", str(port))
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(running(tmp_path, *flags))
-        with asking(server.url, again=True) as tally:
-            for _ in range(3):
-                time.sleep(1)
-                assert server.stop() == 0
-                server = stack.enter_context(running(tmp_path, *flags))
-            time.sleep(0.5)
+    def stop(server: Server) -> None:
+        assert server.stop() == 0
+
+    tally = ended_three_times_under_load(model_file, tmp_path, stop)
     # Until the next server listens nobody can connect; but no connection breaks that a client has sent a request on.
     assert set(tally.failures) <= {"ConnectError"}
-    assert (tally.wrong, tally.lost) == ([], 0)
-    assert tally.answered > 100
 
 
 def test_clients_that_vanish_stall_or_dribble_do_not_touch_the_others(model_file: Path, tmp_path: Path) -> None:

@@ -17,17 +17,6 @@ from tests.registry import Registry
 from tests.server import ROOT, running
 
 
-@pytest.fixture(scope="module")
-def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
-
-
-@pytest.fixture
-def a_registry(the_registry: Registry, empty_database: Path) -> Registry:
-    the_registry.make_anew(empty_database)
-    return the_registry
-
-
 @pytest.fixture
 def settings(a_registry: Registry, tmp_path: Path) -> Settings:
     return Settings(tracking_uri=a_registry.uri, cache_dir=tmp_path / "cache")

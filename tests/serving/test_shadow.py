@@ -49,17 +49,6 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
-
-
-@pytest.fixture
-def a_registry(the_registry: Registry, empty_database: Path) -> Registry:
-    the_registry.make_anew(empty_database)
-    return the_registry
-
-
 @contextmanager
 def served(a_registry: Registry, folder: Path, share: float) -> Iterator[httpx.Client]:
     settings = Settings(

@@ -38,17 +38,6 @@ SECRET = "s" * 32
 PROBLEM = "urn:leukdetect:problem:"
 
 
-@pytest.fixture(scope="module")
-def the_registry(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"), empty_database)
-
-
-@pytest.fixture
-def a_registry(the_registry: Registry, empty_database: Path) -> Registry:
-    the_registry.make_anew(empty_database)
-    return the_registry
-
-
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
     (tmp_path / "keys").write_text(
