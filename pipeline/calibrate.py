@@ -44,7 +44,8 @@ def main() -> None:
     distance = unlikeness(embedding, space)
     space["scale"] = np.array(np.quantile(distance, settings.unlikeness_quantile), np.float32)
 
-    looks = np.array([(images.brightness(pixels[row]), images.sharpness(pixels[row])) for row in train.index])
+    measures = (images.brightness, images.sharpness, images.stain)
+    looks = np.array([[measure(pixels[row]) for measure in measures] for row in train.index])
     predicted = probabilities.argmax(axis=1)
     result: dict[str, Any] = {
         "temperature": temperature,
@@ -150,12 +151,13 @@ def unlikeness(embedding: np.ndarray, space: dict[str, np.ndarray]) -> np.ndarra
 
 
 def quality_bounds(looks: np.ndarray) -> dict[str, Any]:
-    """Brightness and sharpness [n, 2] of training images to bounds with a quarter of their range to spare."""
+    """Brightness, sharpness and stain [n, 3] of training images to bounds with some of their range to spare."""
     low, high = np.quantile(looks, (0.005, 0.995), axis=0)
     spare = 0.25 * (high[0] - low[0])
     return {
         "brightness": [float(max(low[0] - spare, 0)), float(min(high[0] + spare, 255))],
         "min_sharpness": float(low[1] / 2),
+        "min_stain": float(0.75 * low[2]),
     }
 
 

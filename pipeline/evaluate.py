@@ -90,7 +90,7 @@ def main() -> None:
         },
     }
     held_out = trust.sample(images, test, recipe)
-    measured |= trust.measure(fp32, held_out, recipe)
+    measured |= trust.measure(fp32, int8, held_out, recipe)
     report = plain(measured)
 
     stage.write_json(METRICS, report)

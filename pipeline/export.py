@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
-from pipeline import calibrate, graph, onnx_model, params, prepare, reference, smears, stage, tracking
+from pipeline import calibrate, conformal, graph, onnx_model, params, prepare, reference, smears, stage, tracking
 from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
@@ -48,8 +48,20 @@ def main() -> None:
     facts = _facts(recipe, calibration)
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
-            drift_reference = _reference(made, pixels[val.index], val["group"].tolist(), recipe)
-            _save(made, path, recipe, facts | {"precision": precision, "reference": drift_reference})
+            answers = _answers(made, pixels[val.index])
+            own = {  # what is true of this very graph's answers to the validation images
+                "precision": precision,
+                "prediction_sets": conformal.fit(
+                    answers["probabilities"], val["label"].to_numpy(), recipe.calibrate.set_error
+                ),
+                "reference": reference.fit(
+                    reference.signals(pixels[val.index], answers),
+                    val["group"].tolist(),
+                    len(recipe.classes),
+                    recipe.seed,
+                ),
+            }
+            _save(made, path, recipe, facts | own)
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
@@ -168,14 +180,11 @@ def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
     }
 
 
-def _reference(proto: onnx.ModelProto, pixels: np.ndarray, groups: list[str], recipe: Params) -> contract.Reference:
-    """What drift is measured against: this very graph's answers to the validation images uint8 [n, S, S, 3]."""
+def _answers(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """A graph's outputs for images uint8 [n, S, S, 3], by name."""
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    parts = [session.run(list(contract.OBSERVED), {"image": row[None]}) for row in stage.progress(pixels, "drift")]
-    answers = {
-        name: np.concatenate(part) for name, part in zip(contract.OBSERVED, zip(*parts, strict=True), strict=True)
-    }
-    return reference.fit(reference.signals(pixels, answers), groups, len(recipe.classes), recipe.seed)
+    parts = [session.run(list(contract.OBSERVED), {"image": row[None]}) for row in stage.progress(pixels, "answers")]
+    return {name: np.concatenate(part) for name, part in zip(contract.OBSERVED, zip(*parts, strict=True), strict=True)}
 
 
 def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, object]) -> None:

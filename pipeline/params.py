@@ -142,6 +142,7 @@ class Calibrate(Section):
     refer_share: Rate
     unlikeness_quantile: Rate
     components: Annotated[int, Field(gt=0, le=2048)]
+    set_error: Rate
 
 
 class Export(Section):
@@ -154,6 +155,7 @@ class Evaluate(Section):
     bootstrap: Annotated[int, Field(ge=100)]
     corner: Rate
     prevalence: Rate
+    other_laboratory: str | None
 
 
 class Register(Section):

@@ -5,12 +5,13 @@ Each section is a small module; `pipeline.evaluate` calls `measure` and draws `f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline import metrics, reliability
+from pipeline import abstention, conformal, foreign, metrics, reliability
 from pipeline.onnx_model import OnnxModel
 from pipeline.params import Params
 
@@ -32,11 +33,15 @@ def sample(images: np.ndarray, rows: Any, recipe: Params) -> Sample:
     return Sample(images[rows.index], labels, rows["path"].tolist(), weights)
 
 
-def measure(fp32: OnnxModel, test: Sample, recipe: Params) -> dict[str, Any]:
+def measure(fp32: OnnxModel, int8: OnnxModel, test: Sample, recipe: Params) -> dict[str, Any]:
     """Sections of reports/metrics.json, by name."""
     contract = fp32.contract
     probabilities = fp32.predict(test.pixels)["probabilities"].astype(np.float64)
     malignant = np.array([c.malignant for c in contract.classes])
+    others = foreign.kinds(test.pixels, recipe.seed)
+    if recipe.evaluate.other_laboratory:
+        size = contract.decode.size
+        others["another laboratory"] = foreign.folder(Path(recipe.evaluate.other_laboratory), size)
     return {
         "calibration": reliability.calibration(probabilities, contract.temperature, test.labels, test.weights),
         "operating_point": reliability.operating_point(
@@ -46,6 +51,16 @@ def measure(fp32: OnnxModel, test: Sample, recipe: Params) -> dict[str, Any]:
             recipe.evaluate.prevalence,
             test.weights,
         ),
+        "abstention": {
+            model.contract.precision: abstention.measure(model, test.pixels, test.labels, test.weights, others)
+            for model in (fp32, int8)
+        },
+        "prediction_sets": {
+            model.contract.precision: conformal.coverage(
+                model.predict(test.pixels)["probabilities"], test.labels, model.contract, test.weights
+            )
+            for model in (fp32, int8)
+        },
     }
 
 
@@ -55,5 +70,6 @@ def figures(fp32: OnnxModel, test: Sample, measured: dict[str, Any]) -> dict[str
     return {
         "calibration": reliability.figure(
             probabilities, fp32.contract.temperature, test.labels, measured["calibration"]
-        )
+        ),
+        "abstention": abstention.figure(fp32, test.pixels, test.labels, measured["abstention"]["fp32"]),
     }

@@ -35,6 +35,7 @@ class Quality(BaseModel):
 
     brightness: float = Field(description="mean luma, 0..255")
     sharpness: float = Field(description="variance of the Laplacian; small means blurred")
+    stain: float = Field(description="optical density of the darkest stain in red; small means no stained nucleus")
 
 
 class ImageIdentity(BaseModel):
@@ -62,11 +63,12 @@ _EXAMPLE: JsonValue = {
     "probabilities": {"benign": 0.021, "early": 0.108, "pre": 0.842, "pro": 0.029},
     "p_malignant": 0.979,
     "malignant": True,
+    "not_excluded": ["early", "pre"],
     "decision": "report",
     "reasons": [],
     "wording": "Resembles Pre-B ALL; confirm by flow cytometry.",
     "unlikeness": 0.41,
-    "quality": {"brightness": 171.3, "sharpness": 212.8},
+    "quality": {"brightness": 171.3, "sharpness": 212.8, "stain": 0.94},
     "image": {"sha256": "9f86d08…", "format": "JPEG", "width": 224, "height": 224},
     "model": {
         "name": "leukdetect",
@@ -92,6 +94,11 @@ class Prediction(BaseModel):
     probabilities: dict[str, float] = Field(description="calibrated, for every class")
     p_malignant: float = Field(description="the malignant classes together")
     malignant: bool = Field(description="p_malignant is at or above the model's operating point")
+    not_excluded: list[str] | None = Field(
+        description="keys of the classes that cannot be excluded: a conformal prediction set, made to lack the true "
+        "class in prediction_sets.error (see /model) of images like the validation images. For information: it selects "
+        "nothing. null: the model file is from before there were any"
+    )
     decision: Literal["report", "refer"] = Field(description="refer: the server declines, a haematologist must look")
     reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")
     wording: str = Field(description="the answer in words fit for a person")
@@ -177,11 +184,16 @@ def prediction(
         probabilities={each.key: round(float(share), 6) for each, share in shares},
         p_malignant=round(decision.p_malignant, 6),
         malignant=decision.malignant,
+        not_excluded=None
+        if decision.not_excluded is None
+        else [contract.classes[index].key for index in decision.not_excluded],
         decision=decision.kind,
         reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in decision.reasons],
         wording=decision.wording,
         unlikeness=round(float(scores.outputs["unlikeness"]), 4),
-        quality=Quality(brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1)),
+        quality=Quality(
+            brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1), stain=round(image.stain, 3)
+        ),
         image=ImageIdentity(
             sha256=image.sha256, format=image.header.format, width=image.header.width, height=image.header.height
         ),

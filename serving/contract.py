@@ -61,6 +61,23 @@ class Thresholds(_Frozen):
     confidence: Share = Field(description="refer if the highest probability is below this")
     brightness: tuple[float, float] = Field(description="refer outside; mean luma at S×S, 0..255")
     min_sharpness: float = Field(ge=0, description="refer below; variance of the Laplacian at S×S")
+    min_stain: float = Field(
+        default=0,
+        ge=0,
+        description="refer below: no stained nucleus; serving.images.stain. 0 in version 1: refers none",
+    )
+
+
+class PredictionSets(_Frozen):
+    """Class-conditional (Mondrian) split conformal sets, from this very file's answers to the validation split.
+
+    A class cannot be excluded if its probability is at least its threshold. The coverage holds for images that are
+    exchangeable with the validation images of their class; another patient's, session's or laboratory's need not be.
+    """
+
+    error: float = Field(gt=0, lt=1, description="share of a class's images whose set may lack the class, aimed at")
+    thresholds: list[Share] = Field(description="in class order; 0 where there are too few images: never excluded")
+    images: list[int] = Field(description="validation images of each class, in class order")
 
 
 class Golden(_Frozen):
@@ -117,7 +134,7 @@ class Provenance(_Frozen):
 class Contract(_Frozen):
     """The whole promise of one model file."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = Field(2, description="1: from before there were prediction sets; still served")
     name: str
     precision: Literal["fp32", "int8"]
     classes: list[Class] = Field(min_length=2)
@@ -125,6 +142,7 @@ class Contract(_Frozen):
     temperature: float = Field(gt=0, description="already inside the graph; here for the record")
     target_sensitivity: Share = Field(description="what thresholds.malignant was chosen for")
     thresholds: Thresholds
+    prediction_sets: PredictionSets | None = Field(None, description="null in version 1 only")
     reference: Reference
     golden: list[Golden] = Field(min_length=1)
     golden_tolerance: float = Field(gt=0, description="largest difference in a probability to accept")
@@ -142,6 +160,12 @@ class Contract(_Frozen):
             raise ValueError("the classes need at least one malignant and one that is not")
         if len(self.reference.class_shares) != len(keys):
             raise ValueError(f"the reference has {len(self.reference.class_shares)} shares for {len(keys)} classes")
+        if (self.prediction_sets is None) != (self.version == 1):
+            raise ValueError("version 2 has prediction_sets, and version 1 has none")
+        if self.prediction_sets and {len(self.prediction_sets.thresholds), len(self.prediction_sets.images)} != {
+            len(keys)
+        }:
+            raise ValueError(f"prediction_sets do not have a threshold and a number of images for {len(keys)} classes")
         for golden in self.golden:
             if len(golden.probabilities) != len(keys):
                 raise ValueError(

@@ -13,6 +13,7 @@ ReasonCode = Literal[
     "too_dark",
     "too_bright",
     "blurred",
+    "no_stained_nucleus",
     "malignant_not_excluded",
     "malignant_not_confirmed",
 ]
@@ -36,6 +37,7 @@ class Decision:
     malignant: bool
     reasons: tuple[Reason, ...]
     wording: str
+    not_excluded: tuple[int, ...] | None  # indexes of classes; None where the model file has no prediction sets
 
     @property
     def kind(self) -> Literal["report", "refer"]:
@@ -43,23 +45,37 @@ class Decision:
 
 
 def decide(
-    probabilities: np.ndarray, unlikeness: float, brightness: float, sharpness: float, contract: Contract
+    probabilities: np.ndarray,
+    unlikeness: float,
+    brightness: float,
+    sharpness: float,
+    stain: float,
+    contract: Contract,
 ) -> Decision:
     """Holds one image's scores (float32 [C]) and quality (at S×S pixels) against the contract's thresholds."""
     top = int(np.argmax(probabilities))
     p_malignant = float(sum(p for p, c in zip(probabilities, contract.classes, strict=True) if c.malignant))
     malignant = p_malignant >= contract.thresholds.malignant
     reasons = (
-        *_of_quality(brightness, sharpness, contract),
+        *_of_quality(brightness, sharpness, stain, contract),
         *_of_scores(float(probabilities[top]), unlikeness, contract),
         *_of_disagreement(
             contract.classes[top].label, contract.classes[top].malignant, malignant, p_malignant, contract
         ),
     )
-    return Decision(top, p_malignant, malignant, reasons, _wording(top, p_malignant, malignant, reasons, contract))
+    wording = _wording(top, p_malignant, malignant, reasons, contract)
+    return Decision(top, p_malignant, malignant, reasons, wording, _not_excluded(probabilities, top, contract))
 
 
-def _of_quality(brightness: float, sharpness: float, contract: Contract) -> list[Reason]:
+def _not_excluded(probabilities: np.ndarray, top: int, contract: Contract) -> tuple[int, ...] | None:
+    """The conformal prediction set. The highest class is always in it: an empty set would say less than the answer."""
+    if contract.prediction_sets is None:
+        return None
+    limits = contract.prediction_sets.thresholds
+    return tuple(i for i, limit in enumerate(limits) if i == top or probabilities[i] >= limit)
+
+
+def _of_quality(brightness: float, sharpness: float, stain: float, contract: Contract) -> list[Reason]:
     lowest, highest = contract.thresholds.brightness
     sharp = contract.thresholds.min_sharpness
     reasons = []
@@ -72,6 +88,12 @@ def _of_quality(brightness: float, sharpness: float, contract: Contract) -> list
     if sharpness < sharp:
         detail = f"The sharpness is {sharpness:.1f}; at least {sharp:.1f} is needed."
         reasons.append(Reason("blurred", "the image is blurred or empty", detail))
+    if stain < contract.thresholds.min_stain:
+        detail = (
+            f"Red light is weakened {stain:.2f} at most (optical density), and a stained nucleus weakens it by "
+            f"{contract.thresholds.min_stain:.2f} or more."
+        )
+        reasons.append(Reason("no_stained_nucleus", "no stained nucleus is seen", detail))
     return reasons
 
 

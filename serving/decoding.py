@@ -14,13 +14,14 @@ from serving import images, problems, upload
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as the model will see it. `brightness` and `sharpness` are those of `pixels`."""
+    """An image as the model will see it. `brightness`, `sharpness` and `stain` are those of `pixels`."""
 
     pixels: np.ndarray  # uint8 [S, S, 3] RGB
     header: images.Header
     sha256: str  # of the file
     brightness: float
     sharpness: float
+    stain: float
 
 
 def decode(data: bytes, size: int, max_pixels: int) -> Decoded:
@@ -34,9 +35,8 @@ def decode(data: bytes, size: int, max_pixels: int) -> Decoded:
         pixels = images.resize(images.decode(data), size)
     except images.ImageError as error:
         raise upload.unusable(error) from error
-    return Decoded(
-        pixels, header, hashlib.sha256(data).hexdigest(), images.brightness(pixels), images.sharpness(pixels)
-    )
+    looks = images.brightness(pixels), images.sharpness(pixels), images.stain(pixels)
+    return Decoded(pixels, header, hashlib.sha256(data).hexdigest(), *looks)
 
 
 class DecodePool:

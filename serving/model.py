@@ -84,6 +84,8 @@ def _load(located: Located, path: Path, processors: int, like: Model | None) -> 
         promise = contract.parse(session.get_modelmeta().custom_metadata_map)
     except contract.ContractError as error:
         raise RefusedError(f"contract: {error}") from error
+    if promise.version == 1:
+        log.warning("the model file is of contract version 1: no prediction sets, and nuclei are not looked for")
     _check_graph(session, promise)
     here = images.behaviour(promise.decode.size)
     if here != promise.decode.behaviour:

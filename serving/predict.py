@@ -137,6 +137,7 @@ def conclude(
         float(scores.outputs["unlikeness"]),
         image.brightness,
         image.sharpness,
+        image.stain,
         model.contract,
     )
     return answers.prediction(request_id, model, image, scores, decision, read=read_seconds, decode=decode_seconds)

@@ -87,6 +87,7 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
         "temperature": 1.0,
         "target_sensitivity": 0.99,
         "thresholds": contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=0.0),
+        "prediction_sets": contract.PredictionSets(error=0.05, thresholds=[0.3, 0.1, 0.1, 0.1], images=[50] * 4),
         "reference": _reference(),
         "golden": golden,
         "golden_tolerance": 0.01,

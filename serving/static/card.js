@@ -40,6 +40,9 @@ export function showAnswer(card, file, answer, { classes, operatingPoint }) {
   const point = operatingPoint === null ? "" : ` of ${percent(operatingPoint)}`;
   $(".malignant", card).textContent =
     `Malignant classes together: ${percent(answer.p_malignant)}, ${side} the operating point${point}.`;
+  $(".excluded", card).textContent = answer.not_excluded
+    ? `Cannot be excluded: ${answer.not_excluded.map((key) => labels[key] ?? key).join(", ")}.`
+    : "";
   $(".synthetic", card).hidden = !answer.model.synthetic;
   showDetails(card, answer);
   offerFeedback(card, answer, classes);
@@ -78,7 +81,7 @@ function showDetails(card, answer) {
     Image: `${image.format}, ${image.width} × ${image.height} pixels`,
     "Image SHA-256": image.sha256,
     Unlikeness: `${answer.unlikeness.toFixed(2)} (referred beyond 1.00)`,
-    Quality: `brightness ${quality.brightness.toFixed(0)}, sharpness ${quality.sharpness.toFixed(0)}`,
+    Quality: `brightness ${quality.brightness.toFixed(0)}, sharpness ${quality.sharpness.toFixed(0)}, stain ${quality.stain.toFixed(2)}`,
     Time: `${(ms.read + ms.decode + ms.queue + ms.infer).toFixed(0)} ms`,
     "Request id": answer.request_id,
   };

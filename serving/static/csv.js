@@ -11,6 +11,7 @@ export function toCsv(results, classes) {
     ...Object.fromEntries(classes.map(({ key }) => [`probability_${key}`, ({ answer }) => answer?.probabilities[key]])),
     p_malignant: ({ answer }) => answer?.p_malignant,
     malignant: ({ answer }) => answer?.malignant,
+    not_excluded: ({ answer }) => answer?.not_excluded?.join("; "),
     unlikeness: ({ answer }) => answer?.unlikeness,
     model: ({ answer }) => answer?.model.name,
     model_version: ({ answer }) => answer?.model.version,

@@ -47,6 +47,7 @@ def test_a_chosen_image_shows_its_class_its_bars_and_its_model(
     assert sum(share(bar) for bar in bars) == pytest.approx(1)
     assert text(card, ".bars .highest").startswith(verdict)
     assert "operating point of 40.0" in text(card, ".malignant")
+    assert text(card, ".excluded") == "Cannot be excluded: Pro-B ALL."
     assert text(card, "figcaption") == "smear.jpg"
     preview = card.find_element(By.TAG_NAME, "img")
     assert WebDriverWait(page, 5).until(lambda _: preview.get_property("naturalWidth")) == 96

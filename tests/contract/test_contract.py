@@ -38,7 +38,7 @@ def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "where"),
     [
-        ("version", 2, "version"),
+        ("version", 3, "version"),
         ("temperature", 0, "temperature"),
         ("surprise", 1, "surprise"),
         ("golden", [], "golden"),
@@ -68,3 +68,20 @@ def test_a_golden_answer_needs_a_probability_for_every_class(tmp_path: Path) -> 
     golden = tiny_model.write(tmp_path / "m.onnx").golden[0]
     with pytest.raises(ValidationError, match="3 probabilities for 4 classes"):
         tiny_model.write(tmp_path / "m.onnx", golden=[golden.model_copy(update={"probabilities": [0.5, 0.5, 0.0]})])
+
+
+def test_a_file_of_version_1_as_it_was_written_then_is_still_read(tmp_path: Path) -> None:
+    fields = tiny_model.write(tmp_path / "m.onnx").model_dump(mode="json") | {"version": 1}
+    del fields["prediction_sets"], fields["thresholds"]["min_stain"]
+    old = contract.parse({contract.METADATA_KEY: json.dumps(fields)})
+    assert (old.version, old.prediction_sets, old.thresholds.min_stain) == (1, None, 0)
+
+
+def test_prediction_sets_come_with_version_2_and_fit_the_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="version 2 has prediction_sets"):
+        tiny_model.write(tmp_path / "m.onnx", prediction_sets=None)
+    with pytest.raises(ValidationError, match="version 1 has none"):
+        tiny_model.write(tmp_path / "m.onnx", version=1)
+    short = contract.PredictionSets(error=0.05, thresholds=[0.1] * 3, images=[50] * 4)
+    with pytest.raises(ValidationError, match="for 4 classes"):
+        tiny_model.write(tmp_path / "m.onnx", prediction_sets=short)

@@ -312,7 +312,7 @@ def feed(watched: window.Window, path: Path, count: int, seed: int = 0) -> None:
     for _ in range(count):
         pixels = rng.integers(0, 256, 3).astype(np.uint8) + np.zeros((32, 32, 3), np.uint8)
         outputs = {name: value[0] for name, value in zip(OBSERVED, model.run(pixels[None], OBSERVED), strict=True)}
-        image = Decoded(pixels, images.Header("PNG", 32, 32, "RGB"), "0" * 64, float(pixels.mean()), 0.0)
+        image = Decoded(pixels, images.Header("PNG", 32, 32, "RGB"), "0" * 64, float(pixels.mean()), 0.0, 0.0)
         watched.add(model, image, Scores(outputs, 0.0, 0.0))
 
 

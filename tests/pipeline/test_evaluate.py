@@ -173,7 +173,15 @@ class TestFiles:
             *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc")),
             *(
                 f"reports/figures/{name}.png"
-                for name in ("calibration", "confusion_matrix", "mistakes", "reliability", "roc", "training_curves")
+                for name in (
+                    "abstention",
+                    "calibration",
+                    "confusion_matrix",
+                    "mistakes",
+                    "reliability",
+                    "roc",
+                    "training_curves",
+                )
             ),
         }
         assert {path: path.read_bytes() for path in files} == before

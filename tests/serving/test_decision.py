@@ -8,7 +8,7 @@ from serving.contract import Contract
 from serving.decision import Decision, decide
 from tests import tiny_model
 
-THRESHOLDS = contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=5.0)
+THRESHOLDS = contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=5.0, min_stain=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,9 @@ def decided(
     unlikeness: float = 0.3,
     brightness: float = 150.0,
     sharpness: float = 50.0,
+    stain: float = 0.9,
 ) -> Decision:
-    return decide(np.array(probabilities, np.float32), unlikeness, brightness, sharpness, promise)
+    return decide(np.array(probabilities, np.float32), unlikeness, brightness, sharpness, stain, promise)
 
 
 def codes(decision: Decision) -> list[str]:
@@ -51,6 +52,7 @@ def test_a_clear_benign_image_is_reported_without_a_promise(promise: Contract) -
         ("brightness", 12.0, "too_dark"),
         ("brightness", 250.0, "too_bright"),
         ("sharpness", 1.0, "blurred"),
+        ("stain", 0.1, "no_stained_nucleus"),
     ],
 )
 def test_what_the_model_cannot_judge_is_referred_with_the_number(
@@ -96,3 +98,29 @@ def test_all_reasons_are_given(promise: Contract) -> None:
         "low_confidence",
         "malignant_not_excluded",
     ]
+
+
+def test_the_classes_that_reach_their_threshold_cannot_be_excluded(promise: Contract) -> None:
+    assert decided(promise, [0.02, 0.1, 0.8, 0.08]).not_excluded == (1, 2)  # at 0.1 early is in
+    assert decided(promise, [0.9, 0.04, 0.03, 0.03]).not_excluded == (0,)
+
+
+def test_the_highest_class_is_never_excluded(tmp_path: Path) -> None:
+    sets = contract.PredictionSets(error=0.05, thresholds=[0.99] * 4, images=[50] * 4)
+    strict = tiny_model.write(tmp_path / "m.onnx", prediction_sets=sets)
+    assert decided(strict, [0.2, 0.1, 0.6, 0.1]).not_excluded == (2,)
+
+
+def test_the_set_selects_nothing(promise: Contract, tmp_path: Path) -> None:
+    wide = contract.PredictionSets(error=0.05, thresholds=[0.0] * 4, images=[3] * 4)
+    other = tiny_model.write(tmp_path / "m.onnx", thresholds=THRESHOLDS, prediction_sets=wide)
+    narrow, broad = (decided(each, [0.02, 0.1, 0.8, 0.08]) for each in (promise, other))
+    assert broad.not_excluded == (0, 1, 2, 3)
+    assert (broad.kind, broad.reasons, broad.wording) == (narrow.kind, narrow.reasons, narrow.wording)
+
+
+def test_a_model_file_of_version_1_has_no_sets_and_nuclei_are_not_looked_for(tmp_path: Path) -> None:
+    limits = THRESHOLDS.model_copy(update={"min_stain": 0.0})
+    old = tiny_model.write(tmp_path / "m.onnx", version=1, prediction_sets=None, thresholds=limits)
+    decision = decided(old, [0.9, 0.04, 0.03, 0.03], stain=0)
+    assert (decision.kind, decision.not_excluded) == ("report", None)

@@ -68,9 +68,10 @@ def test_unlikeness_does_not_depend_on_an_embeddings_length() -> None:
 
 def test_quality_bounds_hold_the_training_images() -> None:
     rng = np.random.default_rng(0)
-    looks = np.column_stack([rng.uniform(120, 200, 500), rng.uniform(50, 400, 500)])
+    looks = np.column_stack([rng.uniform(120, 200, 500), rng.uniform(50, 400, 500), rng.uniform(0.4, 1, 500)])
     bounds = calibrate.quality_bounds(looks)
     low, high = bounds["brightness"]
     assert 0 <= low < looks[:, 0].min()
     assert looks[:, 0].max() < high <= 255
     assert 0 < bounds["min_sharpness"] < looks[:, 1].min()
+    assert 0 < bounds["min_stain"] < looks[:, 2].min()

@@ -1,0 +1,63 @@
+"""Risk–coverage, and the images that are no smears."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import abstention, foreign
+from pipeline.stage import Problem
+from serving import images
+
+ONE = np.ones((2, 6))
+
+
+def test_the_area_is_least_where_errors_are_the_least_confident() -> None:
+    correct = np.array([1, 1, 1, 1, 0, 0], bool)
+    confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    best = abstention.risk_coverage(confidence, correct, ONE)
+    assert best == pytest.approx((1 / 5 + 2 / 6) / 6)  # risks 0 0 0 0 1/5 2/6 at the six coverages
+    assert (abstention.risk_coverage(-confidence, correct, ONE) > 0.5).all()
+
+
+def test_equal_confidence_gives_the_risk_of_all_whatever_the_order() -> None:
+    correct = np.array([0, 0, 1, 1, 1, 1], bool)
+    for seen in (correct, correct[::-1]):
+        assert abstention.risk_coverage(np.full(6, 0.7), seen, ONE) == pytest.approx(1 / 3)
+
+
+def test_a_resample_counts_an_image_as_often_as_it_was_drawn() -> None:
+    correct, confidence = np.array([1, 0, 1], bool), np.array([0.9, 0.8, 0.7])
+    twice = abstention.risk_coverage(confidence, correct, np.array([[1.0, 2, 0]]))
+    assert twice == pytest.approx((1 * 0 + 2 * 2 / 3) / 3)
+
+
+def test_foreign_images_are_of_the_models_size_differ_and_come_again_with_the_seed() -> None:
+    smears = np.random.default_rng(0).integers(120, 230, (8, 48, 48, 3)).astype(np.uint8)
+    first, again = foreign.kinds(smears, 3), foreign.kinds(smears, 3)
+    assert {"photographs", "textures", "noise", "blank slides", "inverted colours", "screenshots"} == set(first)
+    for name, made in first.items():
+        assert made.dtype == np.uint8
+        assert made.shape[1:] == (48, 48, 3), name
+        assert (made == again[name]).all(), name
+        assert len(np.unique(made.reshape(len(made), -1), axis=0)) > len(made) // 2, name
+    assert (first["blank slides"].std(axis=(1, 2)) < 20).all()
+
+
+def test_another_laboratorys_folder_is_read_as_the_server_reads_it_and_an_empty_one_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (200, 150, 180)).save(tmp_path / "a.png")
+    assert foreign.folder(tmp_path, 32).shape == (1, 32, 32, 3)
+    with pytest.raises(Problem, match=r"evaluate\.other_laboratory: no image in .*nowhere"):
+        foreign.folder(tmp_path / "nowhere", 32)
+
+
+def test_a_nucleus_is_seen_by_its_red_and_an_empty_or_pink_field_has_none() -> None:
+    field = np.full((64, 64, 3), (225, 220, 230), np.uint8)
+    red_cells = field.copy()
+    red_cells[10:40, 10:40] = (215, 120, 130)  # haemoglobin and eosin let red through
+    nucleus = red_cells.copy()
+    nucleus[44:54, 44:54] = (90, 50, 140)
+    assert images.stain(field) == 0
+    assert images.stain(red_cells) < 0.1
+    assert images.stain(nucleus) > 0.8
