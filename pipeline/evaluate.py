@@ -7,7 +7,7 @@ Run:    python -m pipeline.evaluate
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pipeline import baselines, metrics, model_card, onnx_model, params, plots, prepare, stage, trust
-from pipeline.metrics import Estimate
+from pipeline import audit, baselines, metrics, model_card, onnx_model, params, plots, prepare, slices, stage, trust
+from pipeline.headline import Answers, agreement, answer, headline, hits, per_class, wilson
 from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
 
@@ -27,25 +27,6 @@ PREDICTIONS = Path("reports/predictions.csv")
 PLOTS = Path("reports/plots")
 FIGURES = Path("reports/figures")
 MODEL_CARD = Path("reports/model_card.md")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model file says of N images, read with its own thresholds."""
-
-    probabilities: np.ndarray  # float64 [N, C]
-    predicted: np.ndarray  # int [N]
-    confidence: np.ndarray  # [N], the highest probability
-    p_malignant: np.ndarray  # [N]
-    malignant: np.ndarray  # bool [N], called so at the operating point
-    unlikeness: np.ndarray  # [N]
-    low_confidence: np.ndarray  # bool [N]
-    unlike: np.ndarray  # bool [N]
-
-    @property
-    def reported(self) -> np.ndarray:
-        """bool [N]: not referred."""
-        return ~(self.low_confidence | self.unlike)
 
 
 def main() -> None:
@@ -59,10 +40,11 @@ def main() -> None:
 
     pixels, labels, groups = images[test.index], test["label"].to_numpy(), test["group"].to_numpy()
     answers, answers_int8 = answer(fp32, pixels), answer(int8, pixels)
-    masked = fp32.predict(mask_corner(pixels, recipe.evaluate.corner))["probabilities"].argmax(1)
-    by_colour = baselines.colour_only((images[i] for i in train.index), train["label"].to_numpy(), pixels, recipe.seed)
+    corner, n, seed = recipe.evaluate.corner, recipe.evaluate.bootstrap, recipe.seed
+    seen = train["label"].to_numpy()
+    by_colour = baselines.colour_only((images[i] for i in train.index), seen, pixels, seed)
+    by_corner = baselines.corner_only((images[i] for i in train.index), seen, pixels, corner, seed)
 
-    n, seed = recipe.evaluate.bootstrap, recipe.seed
     weights = metrics.group_weights(labels, groups, n, seed)
     malignant = np.array([c.malignant for c in recipe.classes])
     keys = [c.key for c in recipe.classes]
@@ -74,20 +56,21 @@ def main() -> None:
         },
         "synthetic": source["synthetic"],
         "fp32": headline(labels, malignant, answers, weights)
-        | {"per_class": per_class(labels, answers.predicted, keys, weights)},
+        | {
+            "per_class": per_class(labels, answers.predicted, keys, weights),
+            "wilson": wilson(labels, malignant, answers, keys),
+        },
         "int8": headline(labels, malignant, answers_int8, weights),
         "int8_vs_fp32": {
             "balanced_accuracy_drop": metrics.paired_bootstrap(
                 labels, answers.predicted, answers_int8.predicted, groups, n, seed
             ),
-            **agreement(answers, answers_int8, weights),
+            **agreement(answers, answers_int8, labels, weights),
         },
         "colour_only": hits(labels, by_colour, len(keys), weights),
         "margin_over_colour": metrics.paired_bootstrap(labels, answers.predicted, by_colour, groups, n, seed),
-        "corner_masked": {
-            "balanced_accuracy": metrics.estimate(metrics.balanced_accuracy(labels, masked, weights)),
-            "changed": metrics.estimate(metrics.mean(masked != answers.predicted, weights)),
-        },
+        "audit": {"corner_only": hits(labels, by_corner, len(keys), weights)}
+        | audit.measure(lambda changed: predicted_by(fp32, changed), pixels, labels, weights, corner),
     }
     held_out = trust.sample(images, test, recipe)
     measured |= trust.measure(fp32, int8, held_out, recipe)
@@ -96,7 +79,8 @@ def main() -> None:
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
         prediction_table(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
-    write_plots(labels, malignant, answers, history, keys)
+    by_slice = slices.table(pixels, groups, labels, answers.predicted, weights)
+    write_plots(labels, malignant, answers, history, by_slice, keys)
     write_figures(held_out, pixels, labels, answers, history, fp32, measured)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
@@ -145,88 +129,14 @@ def read_source() -> dict[str, Any]:
     return source
 
 
-def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
-    """Runs uint8 [N, S, S, 3] through a model file."""
-    outputs = model.predict(pixels, ("probabilities", "unlikeness"))
-    thresholds = model.contract.thresholds
-    probabilities = outputs["probabilities"].astype(np.float64)
-    p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
-    confidence = probabilities.max(1)
-    return Answers(
-        probabilities=probabilities,
-        predicted=probabilities.argmax(1),
-        confidence=confidence,
-        p_malignant=p_malignant,
-        malignant=p_malignant >= thresholds.malignant,
-        unlikeness=outputs["unlikeness"],
-        low_confidence=confidence < thresholds.confidence,
-        unlike=outputs["unlikeness"] > 1,
-    )
-
-
-def mask_corner(pixels: np.ndarray, share: float) -> np.ndarray:
-    """A copy of [N, S, S, 3] with the bottom-right `share` of each side painted in the image's own median colour."""
-    masked = pixels.copy()
-    side = round(share * pixels.shape[1])
-    for image in masked:
-        image[-side:, -side:] = np.median(image, axis=(0, 1))
-    return masked
-
-
-def hits(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> dict[str, Estimate]:
-    """The metrics that need nothing but the predicted class."""
-    values = {
-        "accuracy": metrics.mean(predicted == labels, weights),
-        "balanced_accuracy": metrics.balanced_accuracy(labels, predicted, weights),
-        "macro_f1": metrics.f1(metrics.confusion(labels, predicted, classes, weights)).mean(1),
-    }
-    return {name: metrics.estimate(value) for name, value in values.items()}
-
-
-def headline(labels: np.ndarray, malignant: np.ndarray, answers: Answers, weights: np.ndarray) -> dict[str, Estimate]:
-    """Everything that one number says of a model. `malignant`: bool [C]."""
-    correct, is_malignant = answers.predicted == labels, malignant[labels]
-    one_vs_rest = [metrics.auroc(p, labels == index, weights) for index, p in enumerate(answers.probabilities.T)]
-    values = {
-        "malignant_sensitivity": metrics.mean(answers.malignant, weights * is_malignant),
-        "malignant_specificity": metrics.mean(~answers.malignant, weights * ~is_malignant),
-        "malignant_auroc": metrics.auroc(answers.p_malignant, is_malignant, weights),
-        "macro_auroc": np.mean(one_vs_rest, axis=0),
-        "ece": metrics.ece(answers.confidence, correct, weights),
-        "brier": metrics.mean(metrics.brier(answers.probabilities, labels), weights),
-        "nll": metrics.mean(metrics.nll(answers.probabilities, labels), weights),
-        "coverage": metrics.mean(answers.reported, weights),
-        "accuracy_reported": metrics.mean(correct, weights * answers.reported),
-    }
-    return hits(labels, answers.predicted, len(malignant), weights) | {
-        k: metrics.estimate(v) for k, v in values.items()
-    }
-
-
-def per_class(
-    labels: np.ndarray, predicted: np.ndarray, keys: list[str], weights: np.ndarray
-) -> dict[str, dict[str, Estimate]]:
-    matrix = metrics.confusion(labels, predicted, len(keys), weights)
-    values = {"precision": metrics.precision(matrix), "recall": metrics.recall(matrix), "f1": metrics.f1(matrix)}
-    return {
-        key: {name: metrics.estimate(value[:, index]) for name, value in values.items()}
-        for index, key in enumerate(keys)
-    }
-
-
-def agreement(fp32: Answers, int8: Answers, weights: np.ndarray) -> dict[str, Estimate | float]:
-    """How far INT8's answers are from FP32's; differences are of a probability."""
-    difference = np.abs(fp32.probabilities - int8.probabilities)
-    return {
-        "equal_argmax": metrics.estimate(metrics.mean(fp32.predicted == int8.predicted, weights)),
-        "mean_difference": float(difference.mean()),
-        "max_difference": float(difference.max()),
-    }
+def predicted_by(model: OnnxModel, pixels: np.ndarray) -> np.ndarray:
+    """Classes [N] of uint8 [N, S, S, 3]."""
+    return np.asarray(model.predict(pixels)["probabilities"].argmax(1))
 
 
 def plain(value: Any) -> Any:
     """Nested dicts for JSON: estimates as dicts, numbers rounded to 6 decimals."""
-    if isinstance(value, Estimate):
+    if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -252,7 +162,12 @@ def prediction_table(test: pd.DataFrame, answers: Answers, keys: list[str]) -> p
 
 
 def write_plots(
-    labels: np.ndarray, malignant: np.ndarray, answers: Answers, history: pd.DataFrame, keys: list[str]
+    labels: np.ndarray,
+    malignant: np.ndarray,
+    answers: Answers,
+    history: pd.DataFrame,
+    by_slice: pd.DataFrame,
+    keys: list[str],
 ) -> None:
     names = np.array(keys)
     tables = {
@@ -260,6 +175,7 @@ def write_plots(
         "roc": plots.roc_table(answers.p_malignant, malignant[labels]),
         "reliability": plots.reliability_table(answers.confidence, answers.predicted == labels),
         "history": history,
+        "slices": by_slice,
     }
     with stage.writing(PLOTS) as folder:
         folder.mkdir()

@@ -44,6 +44,11 @@ def verdict(metrics: dict[str, Any], gate: Gate, regression: Estimate | None, cl
         ),
         _ceiling("ECE", number(metrics, "fp32.ece.value"), gate.max_ece),
         _floor("margin over colour", number(metrics, "margin_over_colour.value"), gate.min_margin_over_colour),
+        _ceiling(
+            "cells painted over",
+            number(metrics, "audit.cells_masked.balanced_accuracy.value"),
+            gate.max_cells_masked,
+        ),
         _ceiling("INT8 drop", number(metrics, "int8_vs_fp32.balanced_accuracy_drop.value"), gate.max_int8_drop),
     ]
     if regression is not None:

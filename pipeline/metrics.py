@@ -10,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 BINS = 15  # of confidence, for the calibration error; Guo et al. 2017 and most of the field since
 
@@ -21,6 +22,15 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two classifiers on the same images: how often only one of them was right, and how surely that is no chance."""
+
+    only_a: int
+    only_b: int
+    p: float  # exact, two-sided
 
 
 def group_weights(labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -96,6 +106,29 @@ def paired_bootstrap(
     return estimate(
         balanced_accuracy(labels, predictions_a, weights) - balanced_accuracy(labels, predictions_b, weights)
     )
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """A proportion with Wilson's 95 % interval (1927), which has a width at 0 and 1 too; 0 of 0 may be anything.
+
+    It takes images as independent, which images of one patient are not: read it beside the bootstrap over groups,
+    which knows of groups but has no width where every group is right.
+    """
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return Estimate(hits / n, float(interval.low), float(interval.high))
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> McNemar:
+    """McNemar's exact test (1947) of two classifiers that answered for the same images, bool [N] each.
+
+    Only images on which one is right and the other wrong count; were the two equally good, each would be right on half
+    of them. It takes images as independent: with few groups the paired bootstrap is the stricter one.
+    """
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    p = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return McNemar(only_a, only_b, float(p))
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

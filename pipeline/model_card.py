@@ -34,7 +34,7 @@ def render(measured: dict[str, Any], contract: Contract, source: dict[str, Any],
         patients: how many the split names; 0 if the data names none.
     """
     split, limits = measured["split"], contract.thresholds
-    int8, corner = measured["int8_vs_fp32"], measured["corner_masked"]
+    int8, corner = measured["int8_vs_fp32"], measured["audit"]["corner_masked"]
     stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n"
     images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
     patient = "virtual patient" if measured["synthetic"] else "patient"
@@ -108,7 +108,7 @@ def table(measured: dict[str, Any], resamples: int) -> str:
         "Balanced accuracy",
         _line("  above colour only", interval(measured["margin_over_colour"])),
         _line("  lost by INT8", "", interval(drop)),
-        _line("  with the corner masked", interval(measured["corner_masked"]["balanced_accuracy"])),
+        _line("  with the corner masked", interval(measured["audit"]["corner_masked"]["balanced_accuracy"])),
     ]
     return "\n".join([*lines, "", plots.SYNTHETIC] if measured["synthetic"] else lines)
 

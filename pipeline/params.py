@@ -170,6 +170,7 @@ class Gate(Section):
     min_malignant_sensitivity: Share
     max_ece: Share
     min_margin_over_colour: Annotated[float, Field(ge=-1, le=1)]
+    max_cells_masked: Share
     max_int8_drop: Share
     max_regression: Share
 

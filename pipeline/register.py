@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from pipeline import gate, onnx_model, params, prepare, stage, tracking
+from pipeline import compare, gate, onnx_model, params, prepare, stage, tracking
 from pipeline import metrics as measures
 from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
@@ -134,14 +134,18 @@ def _judge(
             other = onnx_model.load(_download(recipe.register_.name, champion, Path(folder)))
             keys, other_keys = [[c.key for c in m.contract.classes] for m in (model, other)]
             if keys == other_keys:
-                regression = _regression(recipe, model, other)
-                note = f"Compared with champion version {champion} on the same test images."
+                regression, test = _regression(recipe, model, other)
+                note = f"Compared with champion version {champion} on the same test images. " + compare.sentence(
+                    test, f"version {version}", f"version {champion}"
+                )
             else:
                 note = f"Not compared with champion version {champion}: its classes are {', '.join(other_keys)}."
     return gate.verdict(metrics, recipe.gate, regression, [c.key for c in recipe.classes]), note
 
 
-def _regression(recipe: params.Params, model: OnnxModel, champion: OnnxModel) -> measures.Estimate:
+def _regression(
+    recipe: params.Params, model: OnnxModel, champion: OnnxModel
+) -> tuple[measures.Estimate, measures.McNemar]:
     """How much better than the champion: balanced accuracy on the test split, each at its own image size.
 
     A champion that was trained on another split may have seen some of these images, and then looks better than
@@ -151,8 +155,10 @@ def _regression(recipe: params.Params, model: OnnxModel, champion: OnnxModel) ->
     new, old = [
         m.predict(_pixels(prepared, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, champion)
     ]
-    return measures.paired_bootstrap(
-        rows["label"].to_numpy(), new, old, rows["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    return (
+        measures.paired_bootstrap(labels, new, old, groups, recipe.evaluate.bootstrap, recipe.seed),
+        measures.mcnemar(new == labels, old == labels),
     )
 
 

@@ -15,7 +15,7 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import baselines, evaluate, metrics, plots
+from pipeline import audit, baselines, evaluate, metrics, plots
 from pipeline.stage import Problem
 from tests import tiny_model
 
@@ -131,6 +131,7 @@ class TestMetricsJson:
             "fp32.malignant_sensitivity",
             "fp32.ece",
             "margin_over_colour",
+            "audit.cells_masked.balanced_accuracy",
             "int8_vs_fp32.balanced_accuracy_drop",
         ):
             estimate: Any = report
@@ -170,7 +171,7 @@ class TestFiles:
             "reports/metrics.json",
             "reports/model_card.md",
             "reports/predictions.csv",
-            *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc")),
+            *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc", "slices")),
             *(
                 f"reports/figures/{name}.png"
                 for name in (
@@ -286,7 +287,7 @@ class TestProblems:
 def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     before = pixels.copy()
-    masked = evaluate.mask_corner(pixels, 0.25)
+    masked = audit.mask_corner(pixels, 0.25)
     assert (pixels == before).all()
     changed = (masked != pixels).any(axis=(0, 3))
     assert changed[24:, 24:].all()

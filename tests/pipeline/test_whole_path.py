@@ -130,7 +130,7 @@ def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) 
     project.dvc("exp", "run", "-S", "evaluate.corner=0.5")
     difference = json.loads(project.dvc("params", "diff", "--json"))
     assert difference["params.yaml"]["evaluate.corner"] == {"old": 0.25, "new": 0.5, "diff": 0.25}
-    assert "corner_masked" in project.dvc("metrics", "diff", "--all")
+    assert "audit.corner_masked" in project.dvc("metrics", "diff", "--all")
     assert "workspace" in project.dvc("exp", "show", "--csv") or project.dvc("exp", "list")
     project.dvc("plots", "show")
     assert "vega" in (project.root / "dvc_plots/index.html").read_text().lower()

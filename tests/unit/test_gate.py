@@ -19,6 +19,7 @@ BOUNDS = Gate(
     min_malignant_sensitivity=0.85,
     max_ece=0.15,
     min_margin_over_colour=0.20,
+    max_cells_masked=0.40,
     max_int8_drop=0.03,
     max_regression=0.02,
 )
@@ -31,6 +32,7 @@ METRICS: dict[str, Any] = {
         "ece": {"value": 0.15},
     },
     "margin_over_colour": {"value": 0.20},
+    "audit": {"cells_masked": {"balanced_accuracy": {"value": 0.40}}},
     "int8_vs_fp32": {"balanced_accuracy_drop": {"value": 0.03}},
 }
 WORSE = {
@@ -40,6 +42,7 @@ WORSE = {
     "malignant sensitivity": ("fp32.malignant_sensitivity.value", -0.001),
     "ECE": ("fp32.ece.value", 0.001),
     "margin over colour": ("margin_over_colour.value", -0.001),
+    "cells painted over": ("audit.cells_masked.balanced_accuracy.value", 0.001),
     "INT8 drop": ("int8_vs_fp32.balanced_accuracy_drop.value", 0.001),
 }
 
@@ -103,7 +106,7 @@ def test_a_number_missing_from_the_metrics_is_named() -> None:
 def test_the_table_marks_what_fell_short_and_nothing_else() -> None:
     checks = gate.verdict(with_value("fp32.ece.value", 0.2), BOUNDS, Estimate(-0.3, -0.4, -0.2), KEYS)
     lines = gate.table(checks).splitlines()
-    assert len(lines) == len(checks) == 8
+    assert len(lines) == len(checks) == 9
     assert [line.split("  ")[1] for line in lines if "FAILS" in line] == ["ECE", "balanced accuracy, new − champion"]
     assert "0.2000  FAILS  ≤ 0.1500" in gate.table(checks)
     assert "(-0.4000 to -0.2000)" in gate.table(checks)

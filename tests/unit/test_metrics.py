@@ -264,3 +264,26 @@ class TestPairedBootstrap:
     def test_lengths_that_differ_are_refused(self) -> None:
         with pytest.raises(ValueError, match="3 labels, 3 and 2 predictions"):
             metrics.paired_bootstrap(np.zeros(3), np.zeros(3), np.zeros(2), [1, 2, 3], 10, 0)
+
+
+class TestProportions:
+    def test_wilson_agrees_with_a_published_example(self) -> None:
+        """Newcombe 1998, Statistics in Medicine 17:857-872, table I: 81 of 263 and 0 of 20, 95 %, method 3."""
+        assert (metrics.wilson(81, 263).low, metrics.wilson(81, 263).high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+        assert (metrics.wilson(0, 20).low, metrics.wilson(0, 20).high) == pytest.approx((0, 0.1611), abs=5e-5)
+
+    def test_nothing_measured_may_be_anything(self) -> None:
+        assert metrics.wilson(0, 0) == Estimate(0, 0, 1)
+
+
+class TestMcNemar:
+    def test_only_images_on_which_the_two_differ_count(self) -> None:
+        right, wrong = np.array([True]), np.array([False])
+        a = np.concatenate([np.repeat(right, 9), np.repeat(wrong, 3)])
+        b = np.concatenate([np.repeat(right, 4), np.repeat(wrong, 5), np.repeat(right, 1), np.repeat(wrong, 2)])
+        test = metrics.mcnemar(a, b)
+        assert (test.only_a, test.only_b) == (5, 1)
+        assert test.p == pytest.approx(2 * (1 + 6) / 2**6)  # both tails of six tosses of a fair coin
+
+    def test_models_that_never_differ_are_not_told_apart(self) -> None:
+        assert metrics.mcnemar(np.ones(5, bool), np.ones(5, bool)).p == 1
