@@ -56,7 +56,7 @@ def build(folder: Path) -> None:
         (folder / name).symlink_to(Path(name).resolve())
 
     trained = calibrate.load_model()
-    enlarged = model.build(SIZE, len(recipe["classes"]))
+    enlarged = model.build(SIZE, len(recipe["classes"]), recipe["model"]["backbone"])
     model.copy_weights(trained, enlarged)
     (folder / "models").mkdir()
     enlarged.save(folder / "models/model.keras")

@@ -84,7 +84,7 @@ def load_model() -> keras.Model:
 
 
 def forward(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [n, C] and embeddings [n, 2048] of rows of prepared images."""
+    """Logits [n, C] and embeddings [n, D] of rows of prepared images."""
     outputs = [whole.get_layer("logits").output, whole.get_layer(model.POOLED).output]
     trunk = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
     parts = [

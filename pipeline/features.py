@@ -81,9 +81,9 @@ def main() -> None:
 
 def base_model(recipe: Params) -> keras.Model:
     """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
-    whole = model.build(recipe.prepare.image_size, len(recipe.classes))
+    whole = model.build(recipe.prepare.image_size, len(recipe.classes), recipe.model.backbone)
     if recipe.features.weights != "none":
-        model.load_base_weights(whole, recipe.features.weights)
+        model.load_base_weights(whole, recipe.features.weights, recipe.model.backbone)
     return whole
 
 
@@ -105,7 +105,7 @@ def _state(recipe: Params) -> Path:
     """A folder for what an interruption must not lose; what another recipe or other data left is dropped."""
     weights = recipe.features.weights
     key = stage.state_key(
-        recipe.model_dump_json(by_alias=True, include={"seed", "classes", "prepare", "augment", "features"}),
+        recipe.model_dump_json(by_alias=True, include={"seed", "classes", "prepare", "model", "augment", "features"}),
         recipe.fine_tune.trainable_from,
         stage.sha256(Path(weights)) if Path(weights).is_file() else weights,
         prepare.digest(),

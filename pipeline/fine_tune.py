@@ -77,7 +77,7 @@ def _optimizer(tune: FineTune, steps: int) -> keras.optimizers.Optimizer:
 
 
 def _state_key(recipe: Params, data: str) -> str:
-    sections = {"seed", "classes", "prepare", "augment", "features", "train_head", "fine_tune"}
+    sections = {"seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune"}
     return stage.state_key(recipe.model_dump_json(by_alias=True, include=sections), stage.sha256(HEAD), data)
 
 

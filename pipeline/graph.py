@@ -20,15 +20,18 @@ OPSET = 18  # the newest that tf2onnx writes
 def contract_function(
     whole: keras.Model, temperature: float, space: dict[str, np.ndarray]
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, 2048], unlikeness [N], cam [N, C, h, w].
+    """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w].
 
     `cam` is Grad-CAM (Selvaraju et al. 2017) of each class's logit, in closed form: behind global average
     pooling the gradient at every position is the gradient at the pooled vector ÷ (h·w), and through a head of
     ReLUs that is a product of matrices with the inactive units left out.
     """
-    names = (model.STAGE_OUTPUT, model.POOLED, "head_relu_1", "head_relu_2", "logits")
+    names = (model.POOLED, "head_relu_1", "head_relu_2", "logits")
     # The normalisation is written out below: as a Keras layer its constants would become inputs of the ONNX graph.
-    trunk = keras.Model(whole.get_layer("normalise").output, [whole.get_layer(name).output for name in names])
+    normalise = whole.get_layer(model.NORMALISED)
+    mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance).ravel())
+    outputs = [model.feature_maps(whole), *(whole.get_layer(name).output for name in names)]
+    trunk = keras.Model(normalise.output, outputs)
     dense_1, dense_2, last = (
         whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2", "logits")
     )
@@ -37,9 +40,12 @@ def contract_function(
     bn_slope = gamma / np.sqrt(variance + bn.epsilon)
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        maps, embedding, hidden_1, hidden_2, logits = trunk(tf.cast(image, tf.float32) - model.MEANS, training=False)
+        normalised = tf.cast(image, tf.float32) - mean
+        if (deviation != 1).any():
+            normalised /= deviation
+        maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
 
-        # d logits / d embedding, [N, C, 2048]
+        # d logits / d embedding, [N, C, D]
         active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
         active_1 = tf.cast(hidden_1 > 0, tf.float32)[:, None, :]
         slope = tf.matmul(active_2 * last.T[None], dense_2.T) * active_1 * bn_slope

@@ -1,7 +1,7 @@
-"""The network: ResNet-50 with the paper's head, and the parts of it that training uses.
+"""The network: a backbone of `keras.applications` with the paper's head, and the parts of it that training uses.
 
 The whole model is `.keras`-loadable without any of this code: it takes uint8 RGB, and normalises inside.
-`keras.applications` swaps the channels to BGR before a ResNet-50; here the first convolution's kernel is
+`keras.applications` swaps the channels to BGR before a ResNet-50 or a VGG16; here the first convolution's kernel is
 swapped instead when weights are loaded, which is the same arithmetic and leaves no odd step in the graph.
 """
 
@@ -12,14 +12,11 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from pipeline.backbones import BACKBONES
 from pipeline.stage import Problem
 
-# keras.applications.resnet50.preprocess_input: ImageNet's channel means, R G B, on 0..255; no scaling.
-MEANS = (123.68, 116.779, 103.939)
-STAGE_OUTPUT = "conv5_block3_out"  # where Grad-CAM looks; 7×7×2048 at 224 px
+NORMALISED = "normalise"
 POOLED = "avg_pool"
-# Where the graph can be cut: each is the only way from what is before it to what is after it.
-CUTS = ("pool1_pool", *(f"conv{s}_block{b}_out" for s, n in ((2, 3), (3, 4), (4, 6), (5, 3)) for b in range(1, n + 1)))
 
 
 def strategy() -> tf.distribute.Strategy:
@@ -28,14 +25,16 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
-def build(size: int, classes: int) -> keras.Model:
+def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
     """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
 
     Head: the paper's. GAP, Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
     """
+    network = BACKBONES[backbone]
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
-    x = keras.layers.Normalization(mean=MEANS, variance=(1.0, 1.0, 1.0), name="normalise")(image)
-    base = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=x)
+    variance = [deviation**2 for deviation in network.deviation]
+    x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
+    base = network.base(input_tensor=x)
     x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
     x = keras.layers.Dense(256, name="head_dense_1")(x)
     # 0.9 and not Keras's 0.99: the averages must follow within a few hundred steps.
@@ -49,26 +48,27 @@ def build(size: int, classes: int) -> keras.Model:
     return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
 
 
-def load_base_weights(model: keras.Model, weights: str) -> None:
-    """Puts pretrained ResNet-50 weights (no top) under the head.
+def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
+    """Puts a backbone's pretrained weights (no top) under the head.
 
     Args:
         weights: `imagenet` (downloaded by Keras, once), or a path of a file that was saved for
-            `keras.applications.ResNet50(include_top=False)` and `resnet50.preprocess_input`.
+            `keras.applications.<backbone>(include_top=False)` and its own `preprocess_input`.
 
     Raises:
         Problem: no network, no such file, or a file of another network.
     """
+    network = BACKBONES[backbone]
     if weights == "imagenet":
         try:
-            base = keras.applications.ResNet50(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+            base = network.base(weights="imagenet", input_shape=(224, 224, 3))
         except Exception as error:  # Keras raises a bare Exception where the download fails
             raise Problem(
                 f"the ImageNet weights could not be downloaded ({error}). Check the network or the proxy, or fetch "
-                "the ResNet-50 no-top file elsewhere and set features.weights in params.yaml to its path."
+                f"the {backbone} no-top file elsewhere and set features.weights in params.yaml to its path."
             ) from error
     else:
-        base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(224, 224, 3))
+        base = network.base(input_shape=(224, 224, 3))
         if not Path(weights).is_file():
             raise Problem(f"features.weights: there is no file {weights}; give a path, imagenet or none")
         try:
@@ -78,19 +78,27 @@ def load_base_weights(model: keras.Model, weights: str) -> None:
         except (ValueError, OSError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise Problem(
-                f"features.weights: {weights} does not fit ResNet-50 without its top ({reason}). It must be what "
-                "keras.applications.ResNet50(include_top=False).save_weights() writes."
+                f"features.weights: {weights} does not fit {backbone} without its top ({reason}). It must be what "
+                f"keras.applications.{backbone}(include_top=False).save_weights() writes."
             ) from error
     for layer in base.layers:
         if layer.weights:
             values = layer.get_weights()
-            if layer.name == "conv1_conv":
+            if layer.name == network.bgr_kernel:
                 values[0] = values[0][:, :, ::-1, :]  # trained on BGR, fed RGB
             model.get_layer(layer.name).set_weights(values)
 
 
+def feature_maps(model: keras.Model) -> keras.KerasTensor:
+    """The base's last maps [N, h, w, D], which global average pooling reads and Grad-CAM looks at."""
+    return model.get_layer(POOLED).input
+
+
 def boundary(model: keras.Model, trainable_from: str) -> str | None:
-    """The cut in `CUTS` closest below the first trainable layer; None if every layer is to train.
+    """The last layer below the first trainable one that is the only way from what is before it to what is after it.
+
+    Returns:
+        Its name; None if every layer is to train.
 
     Raises:
         Problem: no such layer in the base.
@@ -100,20 +108,23 @@ def boundary(model: keras.Model, trainable_from: str) -> str | None:
     names = base_layers(model)
     if trainable_from not in names:
         raise Problem(
-            f"fine_tune.trainable_from: ResNet-50 has no layer {trainable_from!r}; "
-            "give a name such as conv5_block1_1_relu (the paper's top 30), or all"
+            f"fine_tune.trainable_from: the base has no layer {trainable_from!r}; give all, or the name of one of its "
+            f"{len(names)} layers, such as {names[-30]} (the last 30)"
         )
-    below = names[: names.index(trainable_from)]
-    cuts = [name for name in CUTS if name in below]
-    if not cuts:
-        raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; say all")
-    return cuts[-1]
+    layers = model.layers  # in the order of the graph
+    place = {id(layer.output): i for i, layer in enumerate(layers)}
+    oldest_read = [min((place[id(t)] for t in keras.tree.flatten(layer.input)), default=0) for layer in layers]
+    first, end = (next(i for i, layer in enumerate(layers) if layer.name == n) for n in (names[0], trainable_from))
+    for i in reversed(range(first, end)):
+        if min(oldest_read[i + 1 :]) >= i and any(layer.weights for layer in layers[first : i + 1]):
+            return str(layers[i].name)
+    raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; say all")
 
 
 def base_layers(model: keras.Model) -> list[str]:
-    """The base's layer names in `keras.applications` order, from the first convolution up to the pooling."""
+    """The base's layer names in the order of the graph, from what reads the normalised image up to the pooling."""
     names = [layer.name for layer in model.layers]
-    return names[names.index("conv1_pad") : names.index(POOLED)]
+    return names[names.index(NORMALISED) + 1 : names.index(POOLED)]
 
 
 def halves(model: keras.Model, cut: str) -> bool:
@@ -158,7 +169,7 @@ def trainable_part(model: keras.Model, cut: str | None, bn_momentum: float | Non
         if layer.name in skipped:
             continue
         config = layer.get_config()
-        if layer.name not in ("normalise", "probabilities"):  # 0..255 and a softmax want float32
+        if layer.name not in (NORMALISED, "probabilities"):  # 0..255 and a softmax want float32
             config["dtype"] = precision
         if layer.name in unstrided:
             config["strides"] = (1, 1)

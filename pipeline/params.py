@@ -103,6 +103,10 @@ class Prepare(Section):
         return self
 
 
+class Model(Section):
+    backbone: Literal["ResNet50", "VGG16", "InceptionV3", "DenseNet121", "EfficientNetV2B0"]
+
+
 class Augment(Section):
     flip: bool
     rotation: Annotated[float, Field(ge=0, le=180)]
@@ -182,6 +186,7 @@ class Params(Section):
     demo: Demo
     validate_: Validate = Field(alias="validate")  # pydantic's own method has the plain name
     prepare: Prepare
+    model: Model
     augment: Augment
     features: Features
     train_head: TrainHead
@@ -203,6 +208,11 @@ class Params(Section):
             raise ValueError(
                 "fine_tune.trainable_from must be all when features.weights is none: "
                 f"random layers below {self.fine_tune.trainable_from} would never learn"
+            )
+        if self.model.backbone == "InceptionV3" and self.prepare.image_size < 75:
+            raise ValueError(
+                f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}; nothing is left "
+                "of a smaller image behind its strides"
             )
         return self
 

@@ -68,7 +68,7 @@ def _pooled(part: keras.Model, views: np.ndarray, val: np.ndarray) -> tuple[np.n
     """Takes the views through the rest of the frozen base once, so that an epoch only costs the head.
 
     Returns:
-        Pooled views float32 [V, n, 2048], pooled validation inputs [m, 2048], and the head as a model of them,
+        Pooled views float32 [V, n, D], pooled validation inputs [m, D], and the head as a model of them,
         sharing its layers with `part`.
     """
     pooled = part.get_layer(model.POOLED).output
@@ -91,7 +91,7 @@ def _as_input(x: np.ndarray) -> np.ndarray:
 def _state_key(recipe: Params, data: str) -> str:
     return stage.state_key(
         recipe.model_dump_json(
-            by_alias=True, include={"seed", "classes", "prepare", "augment", "features", "train_head"}
+            by_alias=True, include={"seed", "classes", "prepare", "model", "augment", "features", "train_head"}
         ),
         recipe.fine_tune.trainable_from,
         data,

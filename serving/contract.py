@@ -1,7 +1,7 @@
 """What a model file promises: the JSON that rides in the ONNX metadata under the key `leukdetect`.
 
 The graph: input `image` uint8 [N, S, S, 3] RGB; outputs `probabilities` float32 [N, C] (calibrated),
-`embedding` [N, 2048], `unlikeness` [N] (1.0 is the referral threshold) and `cam` [N, C, h, w].
+`embedding` [N, D], `unlikeness` [N] (1.0 is the referral threshold) and `cam` [N, C, h, w].
 The same promise as a JSON Schema, for other languages: `contract.schema.json`, beside this file.
 """
 

@@ -70,8 +70,8 @@ def test_unlikeness_is_the_numpy_one(answers: dict[str, Any], space: dict[str, n
 def test_the_closed_form_cam_is_tensorflows_grad_cam(
     whole: keras.Model, answers: dict[str, Any], images: np.ndarray
 ) -> None:
-    maps = keras.Model(whole.input, whole.get_layer(model.STAGE_OUTPUT).output)(images, training=False)
-    head = keras.Model(whole.get_layer(model.STAGE_OUTPUT).output, whole.get_layer("logits").output)
+    maps = keras.Model(whole.input, model.feature_maps(whole))(images, training=False)
+    head = keras.Model(model.feature_maps(whole), whole.get_layer("logits").output)
     assert answers["cam"].max() > 0
     for c in range(4):
         with tf.GradientTape() as tape:

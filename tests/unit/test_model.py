@@ -56,7 +56,7 @@ def test_the_base_sees_what_keras_applications_would_feed_it(
     base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
     base.load_weights(weights)
     expected = run(base, keras.applications.resnet50.preprocess_input(images.astype(np.float32)))
-    ours = run(keras.Model(whole.input, whole.get_layer(model.STAGE_OUTPUT).output), images)
+    ours = run(keras.Model(whole.input, model.feature_maps(whole)), images)
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -130,7 +130,7 @@ def test_the_saved_model_loads_without_any_of_our_code(whole: keras.Model, image
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     other.save_weights(tmp_path / "other.weights.h5")
-    with pytest.raises(Problem, match="does not fit ResNet-50 without its top"):
+    with pytest.raises(Problem, match="does not fit ResNet50 without its top"):
         model.load_base_weights(model.build(SIZE, 4), str(tmp_path / "other.weights.h5"))
 
 

@@ -1,0 +1,52 @@
+"""The networks of `keras.applications` that may stand under the head, each with what its weights were trained on."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+Rgb = tuple[float, float, float]
+
+# Mean and deviation of each channel, on 0..255. keras.applications calls these conventions caffe, tf and torch.
+_CAFFE: tuple[Rgb, Rgb] = ((123.68, 116.779, 103.939), (1, 1, 1))
+_TF: tuple[Rgb, Rgb] = ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+_TORCH: tuple[Rgb, Rgb] = ((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one, and what it expects of a pixel: (pixel − mean) ÷ deviation, in RGB.
+
+    `bgr_kernel` is the first convolution of a network whose weights were trained on BGR.
+    """
+
+    make: Callable[..., keras.Model]
+    mean: Rgb
+    deviation: Rgb
+    bgr_kernel: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def base(self, weights: str | None = None, **where: Any) -> keras.Model:
+        """The network without its top, on `input_tensor` or of `input_shape`; random, or `weights="imagenet"`."""
+        base = self.make(include_top=False, weights=weights, **dict(self.options), **where)
+        # Keras numbers unnamed layers (InceptionV3's) through the whole process; weights are found by name.
+        seen: Counter[str] = Counter()
+        for layer in base.layers:
+            if unnamed := re.fullmatch(r"(activation|batch_normalization|concatenate|\w+2d)(_\d+)?", layer.name):
+                layer.name = f"{unnamed[1]}_{seen[unnamed[1]]}"
+                seen[unnamed[1]] += 1
+        return base
+
+
+_APPLICATIONS = keras.applications
+BACKBONES = {
+    "ResNet50": Backbone(_APPLICATIONS.ResNet50, *_CAFFE, bgr_kernel="conv1_conv"),
+    "VGG16": Backbone(_APPLICATIONS.VGG16, *_CAFFE, bgr_kernel="block1_conv1"),
+    "InceptionV3": Backbone(_APPLICATIONS.InceptionV3, *_TF),
+    "DenseNet121": Backbone(_APPLICATIONS.DenseNet121, *_TORCH),
+    # Its own layers for this would do the same; without them every backbone is normalised in one place.
+    "EfficientNetV2B0": Backbone(_APPLICATIONS.EfficientNetV2B0, *_TORCH, options=(("include_preprocessing", False),)),
+}
