@@ -7,22 +7,18 @@ Run:    python -m pipeline.fetch
 
 import filecmp
 import hashlib
-import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import params, sources, stage
+from pipeline import params, sources, stage, store
 from pipeline.params import ClassParams
 from pipeline.stage import Problem
 
 RAW = Path("data/raw")
 SOURCE = Path("data/source.json")
-
-# By name, not by content: a broken image is fetched too, and validate judges it.
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 # Folders of the known data sets that hold no images to learn from, in lower case.
 LEFT_OUT = {
@@ -91,7 +87,7 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
     images: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     unknown: set[str] = set()
-    for path in _image_files(tree):
+    for path in store.image_files(tree):
         place_in_tree = path.relative_to(tree).parent
         parts = [part.casefold() for part in place_in_tree.parts]
         excluded = next((part for part in parts if part in LEFT_OUT), None)
@@ -113,7 +109,8 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
         )
     if not images:
         raise Problem(
-            f"no images ({' '.join(sorted(EXTENSIONS))}) to be found in {tree}. Its folders should be named {known}."
+            f"no images ({' '.join(sorted(store.EXTENSIONS))}) to be found in {tree}. "
+            f"Its folders should be named {known}."
         )
     missing = [c.key for c in classes if not any(target.startswith(f"{c.key}/") for target in images)]
     if missing:
@@ -147,23 +144,6 @@ def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:
         listing.update(f"{stage.sha256(path)}  {target}\n".encode())
         size += path.stat().st_size
     return listing.hexdigest(), size
-
-
-def _image_files(tree: Path) -> Iterator[Path]:
-    """Yields the files with an image's extension in a fixed order, without hidden ones and macOS's twins of them."""
-
-    def unreadable(error: OSError) -> None:
-        raise Problem(f"{error.filename} cannot be read ({error.strerror})") from error
-
-    for name, folders, files in os.walk(tree, followlinks=True, onerror=unreadable):
-        here = Path(name)
-        # A link to a folder is followed, but not one that leads back to where we came from.
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith((".", "__MACOSX")) and not here.resolve().is_relative_to((here / f).resolve())
-        )
-        yield from (here / f for f in sorted(files) if not f.startswith(".") and Path(f).suffix.lower() in EXTENSIONS)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,18 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-import requests
+
+from tests import object_store
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "deploy/README.md").read_text()
 BIN = Path(sys.executable).parent
-KEYS = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @pytest.fixture
@@ -37,31 +34,12 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[str]:
     """The address of a store with the bucket of deploy/README.md."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    with (tmp_path / "s3.log").open("wb") as log:
-        command = [str(BIN / "moto_server"), "--host", "127.0.0.1", "--port", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                requests.get(f"{address}/moto-api/", timeout=1).raise_for_status()
-                break
-            except requests.RequestException:
-                assert time.monotonic() < deadline, (tmp_path / "s3.log").read_text()
-                time.sleep(0.1)
-        credentials = {"aws_access_key_id": "anyone", "aws_secret_access_key": "any", "region_name": "us-east-1"}
-        boto3.client("s3", endpoint_url=address, **credentials).create_bucket(Bucket="leukdetect-dvc")
+    with object_store.running(tmp_path / "s3.log", bucket="leukdetect-dvc") as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def run(folder: Path, *command: str) -> None:
-    environment = os.environ | KEYS | {"DVC_NO_ANALYTICS": "1"}
+    environment = os.environ | object_store.KEYS | {"DVC_NO_ANALYTICS": "1"}
     program = str(BIN / command[0]) if command[0] == "dvc" else command[0]
     result = subprocess.run([program, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

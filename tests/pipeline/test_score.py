@@ -1,0 +1,227 @@
+"""Batch scoring: the rows that /predict would answer, each once, whatever is broken, interrupted or repeated."""
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import score, scoring, store
+from pipeline.stage import Problem
+from serving.app import create_app
+from serving.settings import Settings
+from serving.startup import start
+from tests import object_store, tiny_model
+from tests.registry import Registry
+from tests.server import serve
+
+BROKEN = {"empty.jpg": b"", "text.png": b"no image", "half.jpg": tiny_model.jpeg((9, 9, 9))[:300]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    tiny_model.write(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """32 images of as many colours in two folders, three broken ones, and what is no image by its name."""
+    for number in range(32):
+        path = tmp_path / f"smears/{'ab'[number % 2]}/{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tiny_model.jpeg((8 * number, 250 - 7 * number, 40 + 60 * (number % 3))))
+    for name, content in (BROKEN | {"notes.txt": b"notes", ".hidden.jpg": b""}).items():
+        (tmp_path / "smears/b" / name).write_bytes(content)
+    return tmp_path / "smears"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "PART_ROWS", 10)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["score", *map(str, arguments)])
+    score.main()
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    """By path, each of which must be there once."""
+    found = [row for part in sorted(out.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
+    by_path = {row["path"]: row for row in found}
+    assert len(by_path) == len(found)
+    return by_path
+
+
+def test_a_row_says_what_the_server_answers(
+    tmp_path: Path, folder: Path, a_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_registry.add()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", a_registry.uri)
+    monkeypatch.setenv("LEUKDETECT_CACHE_DIR", str(tmp_path / "cache"))
+    run(monkeypatch, folder, "--out", tmp_path / "out")
+    scored = rows(tmp_path / "out")
+    settings = Settings(cache_dir=tmp_path / "served", feedback_db=tmp_path / "feedback.db", watch_seconds=0)
+    decisions = set()
+    with serve(create_app(settings, start(settings))) as client:
+        for path in sorted(folder.rglob("[!.]*.jpg")):
+            row, reply = (
+                scored.pop(path.relative_to(folder).as_posix()),
+                client.post("/predict", content=path.read_bytes()),
+            )
+            answer = reply.json()
+            if reply.status_code != 200:
+                assert row["error"] == answer.get("detail", row["error"])
+                assert row["decision"] is None
+                continue
+            decisions.add(row["decision"])
+            assert row["error"] is None
+            assert {key: row[f"p_{key}"] for key in answer["probabilities"]} == pytest.approx(
+                answer["probabilities"], abs=2e-6
+            )
+            assert row["reasons"] == [reason["code"] for reason in answer["reasons"]]
+            assert row["unlikeness"] == pytest.approx(answer["unlikeness"], abs=2e-4)
+            for key in ("class", "decision", "malignant"):
+                assert row[key] == answer[key]
+            for key in ("brightness", "sharpness"):
+                assert row[key] == answer["quality"][key]
+            assert row["sha256"] == answer["image"]["sha256"]
+            assert (row["model_version"], row["precision"]) == (
+                answer["model"]["version"],
+                answer["model"]["precision"],
+            )
+    assert decisions == {"report", "refer"}
+    assert set(scored) == {"b/text.png"}
+
+
+def test_broken_images_are_rows_with_a_reason_and_stop_nothing(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "a/gone.jpg").symlink_to(folder / "nowhere")
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    errors = {path: row["error"] for path, row in rows(tmp_path / "out").items() if row["error"]}
+    assert set(errors) == {"a/gone.jpg", *(f"b/{name}" for name in BROKEN)}
+    assert errors["b/empty.jpg"] == "The file is empty."
+    assert "No such file" in errors["a/gone.jpg"]
+    assert "36 images" in (out := capsys.readouterr().out)
+    assert "4 that could not be used" in out
+
+
+def test_it_goes_on_with_the_parts_that_are_missing_or_damaged_and_leaves_the_others(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(monkeypatch, folder, "--out", out, "--model", model)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert len(before) == 5
+    (out / "part-00001.parquet").unlink()
+    (out / "part-00003.parquet").write_bytes(b"")
+    (out / ".part-00002.parquet.x").mkdir()  # of a process that was killed while it wrote
+    kept = (out / "part-00000.parquet").stat().st_ino
+    (folder / "a/new.jpg").write_bytes(b"")  # after the listing
+    run(monkeypatch, folder, "--out", out, "--model", model)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert (out / "part-00000.parquet").stat().st_ino == kept
+
+
+def test_another_model_is_refused_where_one_has_begun(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    (tmp_path / "out/part-00001.parquet").unlink()
+    tiny_model.write(tmp_path / "other.onnx", bias=60.0)
+    with pytest.raises(Problem, match=r"was begun with model_sha256 \w+ \(now \w+\).*--out"):
+        run(monkeypatch, folder, "--out", tmp_path / "out", "--model", tmp_path / "other.onnx")
+    assert not (tmp_path / "out/part-00001.parquet").exists()
+
+
+def test_a_manifest_names_the_images_and_may_not_name_one_twice(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some.csv").write_text(f"class,path\nx,a/00.jpg\nx,{folder}/a/02.jpg\n")
+    run(monkeypatch, tmp_path / "some.csv", "--root", folder, "--out", tmp_path / "out", "--model", model)
+    assert {path: row["error"] for path, row in rows(tmp_path / "out").items()} == {
+        "a/00.jpg": None,
+        f"{folder}/a/02.jpg": None,
+    }
+    (tmp_path / "twice.csv").write_text("path\na/00.jpg\na/02.jpg\na/00.jpg\n")
+    with pytest.raises(Problem, match=r"names 1 images twice, such as a/00\.jpg"):
+        run(monkeypatch, tmp_path / "twice.csv", "--root", folder, "--out", tmp_path / "2", "--model", model)
+    (tmp_path / "none.csv").write_text("file\na/00.jpg\n")
+    with pytest.raises(Problem, match="no column `path`"):
+        run(monkeypatch, tmp_path / "none.csv", "--out", tmp_path / "2", "--model", model)
+    assert not list((tmp_path / "2").iterdir())
+
+
+def test_where_nothing_can_be_read_any_more_it_stops_and_keeps_no_row_of_it(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "UNREADABLE", 8)
+    monkeypatch.setattr(score, "PART_ROWS", 16)
+    read = store.read
+
+    def fails_in_b(path: str, most: int) -> bytes:
+        if "/b/" in path:
+            raise OSError(5, "Input/output error")
+        return read(path, most)
+
+    monkeypatch.setattr(store, "read", fails_in_b)
+    with pytest.raises(Problem, match=r"8 images in a row could not be read.*Input/output error"):
+        run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    assert len(rows(tmp_path / "out")) == 16  # those of a/
+    monkeypatch.setattr(store, "read", read)
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    assert len(rows(tmp_path / "out")) == 35
+
+
+def test_an_image_larger_than_the_server_takes_is_refused_and_never_read_whole(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (folder / "a/huge.jpg").open("wb") as file:
+        file.truncate(10**11)
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    assert rows(tmp_path / "out")["a/huge.jpg"]["error"] == "At most 20 MB are accepted."
+
+
+def test_reading_stays_only_so_far_ahead_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+
+    def begin(item: int) -> int:
+        begun.append(item)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        results = scoring.ahead(pool, begin, range(1000))
+        assert next(results) == 0
+        time.sleep(0.1)
+        assert len(begun) <= scoring.AHEAD + 1
+        assert list(results) == list(range(1, 1000))
+
+
+def test_an_object_store_gives_the_rows_of_a_folder(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_store.running(tmp_path / "s3.log", bucket="smears") as address:
+        for key, value in (object_store.KEYS | {"AWS_ENDPOINT_URL": address}).items():
+            monkeypatch.setenv(key, value)
+        store._s3.cache_clear()
+        client = object_store.client(address)
+        for path in folder.rglob("*.*"):
+            key = f"2026/{path.relative_to(folder).as_posix()}"
+            client.put_object(Bucket="smears", Key=key, Body=path.read_bytes())
+        client.put_object(Bucket="smears", Key="2025/other.jpg", Body=b"")
+        run(monkeypatch, folder, "--out", tmp_path / "here", "--model", model)
+        run(monkeypatch, "s3://smears/2026/", "--out", tmp_path / "there", "--model", model)
+        here, there = rows(tmp_path / "here"), rows(tmp_path / "there")
+        with pytest.raises(Problem, match="s3://nothing/ cannot be listed"):
+            run(monkeypatch, "s3://nothing/", "--out", tmp_path / "out", "--model", model)
+    assert there.pop("s3://smears/2026/b/empty.jpg")["error"]  # a store has no first byte of it to give
+    del here["b/empty.jpg"]
+    assert {f"s3://smears/2026/{path}": row | {"path": None} for path, row in here.items()} == {
+        path: row | {"path": None} for path, row in there.items()
+    }
