@@ -2,7 +2,7 @@
 
 Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/
 Writes: reports/metrics.json, reports/predictions.csv, reports/plots/ (for `dvc plots`), reports/figures/,
-        reports/model_card.md
+        reports/model_card.md, reports/datasheet.md, reports/report.html
 Run:    python -m pipeline.evaluate
 """
 
@@ -15,7 +15,21 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pipeline import audit, baselines, metrics, model_card, onnx_model, params, plots, prepare, slices, stage, trust
+from pipeline import (
+    audit,
+    baselines,
+    datasheet,
+    html_report,
+    metrics,
+    model_card,
+    onnx_model,
+    params,
+    plots,
+    prepare,
+    slices,
+    stage,
+    trust,
+)
 from pipeline.headline import Answers, agreement, answer, headline, hits, per_class, wilson
 from pipeline.onnx_model import FP32, INT8, OnnxModel
 from pipeline.stage import Problem
@@ -27,6 +41,8 @@ PREDICTIONS = Path("reports/predictions.csv")
 PLOTS = Path("reports/plots")
 FIGURES = Path("reports/figures")
 MODEL_CARD = Path("reports/model_card.md")
+DATASHEET = Path("reports/datasheet.md")
+REPORT = Path("reports/report.html")
 
 
 def main() -> None:
@@ -84,7 +100,13 @@ def main() -> None:
     write_figures(held_out, pixels, labels, answers, history, fp32, measured)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
-        path.write_text(model_card.render(report, fp32.contract, source, patients))
+        card = model_card.render(report, fp32.contract, source, patients, by_slice)
+        path.write_text(card)
+    sheet = datasheet.render(source, split, fp32.contract.decode.size)
+    with stage.writing(DATASHEET) as path:
+        path.write_text(sheet)
+    with stage.writing(REPORT) as path:
+        path.write_text(html_report.render(card, sheet, FIGURES))
     print(model_card.table(report, n))
 
 

@@ -5,9 +5,12 @@ The card is after Mitchell et al. 2019, "Model Cards for Model Reporting", and s
 
 from typing import Any
 
-from pipeline import plots
+import pandas as pd
+
+from pipeline import audit, plots
 from serving.contract import Contract
 
+LOWEST = 8  # slices on the card
 HEADLINE = {  # the names in reports/metrics.json, for people
     "balanced_accuracy": "Balanced accuracy",
     "accuracy": "Accuracy",
@@ -24,7 +27,9 @@ HEADLINE = {  # the names in reports/metrics.json, for people
 }
 
 
-def render(measured: dict[str, Any], contract: Contract, source: dict[str, Any], patients: int) -> str:
+def render(
+    measured: dict[str, Any], contract: Contract, source: dict[str, Any], patients: int, by_slice: pd.DataFrame
+) -> str:
     """Writes the card as Markdown.
 
     Args:
@@ -32,9 +37,10 @@ def render(measured: dict[str, Any], contract: Contract, source: dict[str, Any],
         contract: of the FP32 file.
         source: what data/source.json holds.
         patients: how many the split names; 0 if the data names none.
+        by_slice: from `slices.table`.
     """
     split, limits = measured["split"], contract.thresholds
-    int8, corner = measured["int8_vs_fp32"], measured["audit"]["corner_masked"]
+    int8 = measured["int8_vs_fp32"]
     stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n"
     images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
     patient = "virtual patient" if measured["synthetic"] else "patient"
@@ -70,8 +76,22 @@ Measured on the files that are served. In brackets: 95 % intervals, bootstrap ov
   forest on the mean and SD of red, green and blue; it sees no cell.
 - Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
   {int8["equal_argmax"]["value"]:.1%} of images.
-- Balanced accuracy with the scale bar's corner masked: {interval(corner["balanced_accuracy"])};
-  {corner["changed"]["value"]:.1%} of predictions change.
+
+Wilson's intervals take images as independent, and have a width where the bootstrap has none: {_wilson(measured)}.
+
+## Shortcut audit
+
+The model is asked again about test images that were changed. Balanced accuracy as they are:
+{interval(measured["fp32"]["balanced_accuracy"])}.
+
+{_audit(measured)}
+
+## Slices
+
+Where accuracy is lowest, of {len(by_slice)} parts of the test split. Parts differ in their classes, and the lowest of
+many is low by chance too: a reason to look, no proof.
+
+{_slices(by_slice)}
 
 ## Thresholds
 
@@ -135,6 +155,28 @@ def _per_class(measured: dict[str, Any], contract: Contract) -> str:
         lines.append(
             f"| {c.label} | " + " | ".join(interval(of_class[name]) for name in ("precision", "recall", "f1")) + " |"
         )
+    return "\n".join(lines)
+
+
+def _wilson(measured: dict[str, Any]) -> str:
+    wilson = measured["fp32"]["wilson"]
+    names = {"malignant_sensitivity": "sensitivity", "malignant_specificity": "specificity"}
+    return ", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())
+
+
+def _audit(measured: dict[str, Any]) -> str:
+    lines = ["| Images | Balanced accuracy | What it means |", "|---|---|---|"]
+    for name, (title, meaning) in audit.MEANING.items():
+        found = measured["colour_only"] if name == "colour_only" else measured["audit"][name]
+        lines.append(f"| {title} | {interval(found['balanced_accuracy'])} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _slices(by_slice: pd.DataFrame) -> str:
+    lines = ["| Part | Images | Groups | Accuracy |", "|---|---|---|---|"]
+    for row in by_slice.sort_values("accuracy", kind="stable").head(LOWEST).itertuples():
+        accuracy = interval({"value": row.accuracy, "low": row.low, "high": row.high})
+        lines.append(f"| {row.slice} {row.part} | {row.images} | {row.groups} | {accuracy} |")
     return "\n".join(lines)
 
 

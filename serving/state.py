@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import answers, problems
-from serving.contract import METRICS_FILE, MODEL_CARD_FILE
+from serving.contract import METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
+from serving.model import Model
 from serving.service import of
 
 router = APIRouter(tags=["state"])
@@ -59,7 +61,7 @@ async def readyz(request: Request) -> answers.State:
 async def model(request: Request) -> answers.ModelAnswer:
     """The model in service: its contract, the metrics it was registered with, its model card."""
     champion = of(request).models.champion
-    folder = champion.located.path if champion.located.path.is_dir() else champion.located.path.parent
+    folder = _folder(champion)
     metrics, card = _text(folder / METRICS_FILE), _text(folder / MODEL_CARD_FILE)
     return answers.ModelAnswer(
         model=answers.identity(champion),
@@ -69,10 +71,27 @@ async def model(request: Request) -> answers.ModelAnswer:
     )
 
 
+@router.get("/model/report", response_class=HTMLResponse, responses=problems.documented(404))
+async def report(request: Request) -> HTMLResponse:
+    """The evaluation of the model in service as one page: model card, plots, datasheet."""
+    found = _text(_folder(of(request).models.champion) / REPORT_FILE)
+    if found is None:
+        detail = "This model was not registered with a report; `python -m pipeline.evaluate` writes one."
+        raise problems.ProblemError(404, "no-report", "No report", detail)
+    # The page names its own style's hash in a policy of its own, which holds beside this one.
+    csp = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    return HTMLResponse(found, headers={"Content-Security-Policy": csp})
+
+
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     return Response(of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _folder(model: Model) -> Path:
+    """Where what was registered with the model lies."""
+    return model.located.path if model.located.path.is_dir() else model.located.path.parent
 
 
 def _text(path: Path) -> str | None:

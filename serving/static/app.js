@@ -156,6 +156,13 @@ $("#about").addEventListener("toggle", async () => {
       button.addEventListener("click", () => save("model-card.md", "text/markdown", card));
       about.append(button);
     }
+    if (model.version) {
+      const link = element("a", "The evaluation: model card, plots, datasheet");
+      link.href = "/model/report";
+      const line = element("p");
+      line.append(link);
+      about.append(line);
+    }
   } catch (problem) {
     about.replaceChildren(element("p", `${problem.title}. ${problem.detail}`));
   }

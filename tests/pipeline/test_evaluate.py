@@ -1,7 +1,9 @@
 """`python -m pipeline.evaluate` on a small project: real model files, real prepared images."""
 
+import base64
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import audit, baselines, evaluate, metrics, plots
+from pipeline import audit, baselines, evaluate, html_report, metrics, plots
 from pipeline.stage import Problem
 from tests import tiny_model
 
@@ -169,7 +171,9 @@ class TestFiles:
             "reports/history/fine_tune.csv",
             "reports/history/train_head.csv",
             "reports/metrics.json",
+            "reports/datasheet.md",
             "reports/model_card.md",
+            "reports/report.html",
             "reports/predictions.csv",
             *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc", "slices")),
             *(
@@ -239,6 +243,39 @@ class TestFiles:
             "flow cytometry",
         ):
             assert text in card
+
+    def test_the_card_holds_the_audit_the_slices_and_wilsons_intervals(
+        self, done: Path, report: dict[str, Any]
+    ) -> None:
+        card = (done / "reports/model_card.md").read_text()
+        for title, meaning in audit.MEANING.values():
+            assert f"| {title} | " in card
+            assert meaning in card
+        cells_masked = report["audit"]["cells_masked"]["balanced_accuracy"]
+        assert f"| Cells painted over | {cells_masked['value']:.3f} [" in card
+        lowest = pd.read_csv(done / "reports/plots/slices.csv")["accuracy"].min()
+        assert f"| {lowest:.3f} [" in card.split("## Slices")[1]
+        assert f"sensitivity {report['fp32']['wilson']['malignant_sensitivity']['value']:.3f} [" in card
+
+    def test_the_datasheet_counts_images_and_groups(self, done: Path) -> None:
+        sheet = (done / "reports/datasheet.md").read_text()
+        assert "| benign | 15 (5) | 15 (5) | 15 (5) |" in sheet
+        assert "SYNTHETIC DEMO" in sheet
+        assert "Licence: MIT" in sheet
+
+    def test_the_page_holds_both_and_loads_nothing_from_elsewhere(self, done: Path) -> None:
+        page = (done / "reports/report.html").read_text()
+        for text in ("Not a medical device", "Shortcut audit", "Datasheet of the data", 'name="viewport"'):
+            assert text in page
+        assert page.count('src="data:image/png;base64,') == page.count("<img ") >= 3
+        assert not re.search(r"<script|<link|https?:|url\(|@import", page)
+        mistakes = base64.b64encode((done / "reports/figures/mistakes.png").read_bytes()).decode()
+        assert mistakes not in page  # it shows images
+
+    def test_what_data_says_of_itself_never_becomes_html(self, tmp_path: Path) -> None:
+        page = html_report.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)
+        assert "<script" not in page
+        assert "<img" not in page
 
 
 class TestProblems:

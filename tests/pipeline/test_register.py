@@ -90,6 +90,8 @@ def write_reports(balanced_accuracy: float = 0.9) -> None:
         "plots/roc.csv": "fpr,tpr\n",
         "validation/data_docs/index.html": "<html>",
         "model_card.md": "# card",
+        "datasheet.md": "# sheet",
+        "report.html": "<html>",
         "predictions.csv": "path\n",
     }
     for name, text in files.items():
@@ -152,7 +154,7 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
         *("figures", "plots", "history", "validation", "params.yaml", "source.json"),
-        *("metrics.json", "model_card.md", "predictions.csv"),
+        *("metrics.json", "model_card.md", "datasheet.md", "report.html", "predictions.csv"),
     }
 
     version = client.get_model_version("leukdetect", "1")

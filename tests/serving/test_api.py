@@ -229,6 +229,18 @@ def test_model_tells_what_serves_in_full(tmp_path: Path) -> None:
     assert (answer["model_card"], answer["model"]["version"]) == ("# A card", "7")
 
 
+def test_the_report_is_served_as_a_page_that_may_run_and_load_nothing(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "v" / "leukdetect.onnx")
+    with serve(app_of(tmp_path / "v" / "leukdetect.onnx")) as client:
+        assert client.get("/model/report").json()["type"].endswith("no-report")
+        (tmp_path / "v" / "report.html").write_text("<!doctype html><title>A report</title>")
+        answer = client.get("/model/report")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "script-src" not in answer.headers["content-security-policy"]
+    assert "A report" in answer.text
+
+
 def test_other_fields_of_a_form_do_not_matter(client: httpx.Client) -> None:
     answer = client.post("/predict", data={"note": "x"}, files={"file": BLUE, "other": b"text"})
     assert answer.json()["class"] == "pre"
