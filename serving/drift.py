@@ -17,6 +17,7 @@ from serving.contract import QUANTILES, Reference
 SCALARS = ("confidence", "unlikeness", "brightness", "saturation", "sharpness", "stain_hue")
 TESTS = (
     ("class", "psi"),
+    ("class", "excess"),
     *((signal, test) for signal in SCALARS for test in ("psi", "ks")),
     ("embedding", "mmd"),
 )
@@ -100,11 +101,16 @@ def statistics(window: np.ndarray, reference: np.ndarray, classes: int) -> dict[
     """How far apart two means of rows [..., K] are, by each of TESTS: arrays [...].
 
     PSI: the population stability index, over the reference's deciles or over the classes.
+    Excess: how far the class that has gained most lies above its share. Of few patients a class is often absent by
+    chance, which is large in PSI and small here, so that this sees sooner that one class takes over.
     KS: the Kolmogorov–Smirnov distance between distribution functions, at the reference's 5 % quantiles.
     MMD: the maximum mean discrepancy (Gretton et al. 2012, JMLR 13:723), as the distance of mean features.
     """
     ours, theirs = parts(window, classes), parts(reference, classes)
-    found = {("class", "psi"): _psi(ours["class"], theirs["class"])}
+    found = {
+        ("class", "psi"): _psi(ours["class"], theirs["class"]),
+        ("class", "excess"): (ours["class"] - theirs["class"]).max(axis=-1),
+    }
     for signal in SCALARS:
         deciles = (np.add.reduceat(side[signal], _DECILES, axis=-1) for side in (ours, theirs))
         found[signal, "psi"] = _psi(*deciles)

@@ -50,7 +50,7 @@ class Outcome(BaseModel):
 class Test(BaseModel):
     """One way to compare a signal's window with the validation images."""
 
-    test: str = Field(description="psi, ks or mmd")
+    test: str = Field(description="psi, excess, ks or mmd")
     statistic: float
     threshold: float
 

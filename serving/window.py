@@ -94,12 +94,13 @@ class Window:
         """Sets the gauges; nothing found is 0, and no alarm."""
         drifted = set()
         for signal, test in drift.TESTS:
-            statistic = found.get((signal, test), 0.0)
-            threshold = thresholds.get(signal, {}).get(test, 0.0)
-            if statistic > threshold:
+            threshold = thresholds.get(signal, {}).get(test)
+            # A file that is older than a test has no threshold for it.
+            statistic = 0.0 if threshold is None else found.get((signal, test), 0.0)
+            if threshold is not None and statistic > threshold:
                 drifted.add(signal)
             self._metrics.drift_statistic.labels(signal, test).set(statistic)
-            self._metrics.drift_threshold.labels(signal, test).set(threshold)
+            self._metrics.drift_threshold.labels(signal, test).set(threshold or 0.0)
         for signal in drift.MEANING:
             self._metrics.drift_alarm.labels(signal).set(signal in drifted)
         if drifted - self._drifted:

@@ -117,7 +117,7 @@ def _reference() -> contract.Reference:
     highest = {"brightness": 255, "sharpness": 1000, "stain_hue": 360}
     thresholds: dict[str, dict[str, float]] = {}
     for signal, test in drift.TESTS:
-        thresholds.setdefault(signal, {})[test] = {"psi": 3.0, "ks": 0.7, "mmd": 1.1}[test]
+        thresholds.setdefault(signal, {})[test] = {"psi": 3.0, "excess": 0.7, "ks": 0.7, "mmd": 1.1}[test]
     return contract.Reference(
         images=200,
         groups=20,

@@ -140,9 +140,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -
             time.sleep(1)
         eventually(found, "leukdetect_drift_statistic > 0", meanwhile=lambda: everything(server))  # a full window
         registry.add(change=lambda file: file.write_bytes(b"no model"))
-        eventually(found, 'leukdetect_reloads_total{result="refused"}')
+        eventually(found, 'leukdetect_reloads_total{result="refused"} > 0')
         with registry.down():
-            eventually(found, 'leukdetect_reloads_total{result="failed"}')
+            eventually(found, 'leukdetect_reloads_total{result="failed"} > 0')
         time.sleep(2)  # until the rules have seen it all
         yield found
 

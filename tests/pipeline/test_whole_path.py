@@ -161,7 +161,13 @@ def test_ctrl_c_in_training_keeps_what_was_learnt_and_the_next_run_goes_on(proje
     environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
     command = [sys.executable, "-m", "pipeline.train_head"]
     process = subprocess.Popen(
-        command, cwd=project.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `make test &` ignores it
     )
     assert process.stdout is not None
     before = (project.root / "models/head.keras").read_bytes()
