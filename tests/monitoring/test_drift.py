@@ -182,6 +182,16 @@ def test_another_mix_of_classes_raises_an_alarm_within_one_window(reader: Reader
     assert "class" in alarms(reader(others.pixels), fitted)
 
 
+def test_one_class_that_takes_over_is_seen_by_its_excess_where_psi_is_still_silent(fitted: Reference) -> None:
+    [limits] = [each.thresholds["class"] for each in fitted.windows if each.images == 200]
+    taken_over = drift.mean(fitted)
+    shares = np.array(fitted.class_shares)
+    taken_over[-len(fitted.embedding) - 4 : -len(fitted.embedding)] = 0.4 * shares + 0.6 * np.eye(4)[shares.argmin()]
+    found = drift.statistics(taken_over, drift.mean(fitted), 4)
+    assert found["class", "excess"] > limits["excess"]
+    assert found["class", "psi"] < limits["psi"]
+
+
 def test_another_laboratorys_smears_raise_an_alarm_within_one_window(reader: Reader, fitted: Reference) -> None:
     """Fields of many cells under another stain and camera: a coarse difference, which it must not miss."""
     if not BCCD.is_dir():
