@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
-from pipeline import calibrate, conformal, graph, onnx_model, params, prepare, reference, smears, stage, tracking
+from pipeline import calibrate, conformal, convert, graph, onnx_model, params, prepare, reference, smears, stage, tracking
 from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
@@ -39,7 +39,7 @@ def main() -> None:
     pixels, train = prepare.read("train")
     size = recipe.prepare.image_size
 
-    proto = graph.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size)
+    proto = convert.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size)
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
     quantised = quantise(proto, pixels[np.sort(chosen)])
     _, val = prepare.read("val")

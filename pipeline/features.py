@@ -2,22 +2,23 @@
 the frozen part of the network takes them.
 
 Reads:  data/prepared/, params (features.weights, fine_tune.trainable_from, augment)
-Writes: data/features/train.npy [V, n, …], data/features/val.npy [m, …] (not augmented)
-        float16 activations where the frozen part ends; uint8 images where nothing is frozen
+Writes: data/features/inputs/view-00.npy … [n, …] and val.npy [m, …] (not augmented): float16 activations where the
+        frozen part ends; uint8 images where nothing is frozen
+        data/features/pooled/view-00.npy … float32 [n, 2048] and val.npy [m, 2048], of a pretrained base
 Run:    python -m pipeline.features
 """
 
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO, Literal
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from pipeline import augment, model, params, prepare, stage, tracking
+from pipeline import augment, params, prepare, stage, tracking
 from pipeline.params import Params
 from pipeline.stage import Problem
 
@@ -29,76 +30,81 @@ AHEAD = 4  # batches
 def main() -> None:
     recipe = params.load()
     tracking.check()  # an unreachable server is found now, not after an hour of training
-    keras.utils.set_random_seed(recipe.seed)
     pixels, train = prepare.read("train")
     _, val = prepare.read("val")
-    frozen = frozen_part(recipe)
+    views = recipe.features.views
 
     state = _state(recipe)
+    done = len(list((state / "inputs").glob("view-*.npy")))
+    if done:
+        print(f"going on after view {done} of {views}")
+    forward = _forward(recipe)
     with ThreadPoolExecutor() as pool:
-        shape = pixels.shape[1:] if frozen is None else frozen.output_shape[1:]
-        dtype = np.uint8 if frozen is None else np.float16
-        views = _open(state / "train.npy", (recipe.features.views, len(train), *shape), dtype)
-        plain = _open(state / "val.npy", (len(val), *shape), dtype)
-        forward = _forward(frozen)
+        for number in stage.progress(range(done, views), "views", unit="view"):
 
-        def augmented(number: int, start: int) -> np.ndarray:
-            rows = train.iloc[start : start + BATCH]
-            return np.stack(
-                [
-                    augment.view(pixels[row], recipe.augment, recipe.seed, number, sha256)
-                    for row, sha256 in zip(rows.index, rows["sha256"], strict=True)
-                ]
-            )
-
-        done = _views_done(state)
-        if done:
-            print(f"going on after view {done} of {recipe.features.views}")
-        for number in stage.progress(range(done, recipe.features.views), "views", unit="view"):
-            starts = range(0, len(train), BATCH)
-            # Augmentation runs ahead of the network by a few batches, on the same cores.
-            ahead = deque(pool.submit(augmented, number, start) for start in starts[:AHEAD])
-            for i, start in enumerate(starts):
-                ahead.extend(
-                    pool.submit(augmented, number, following) for following in starts[i + AHEAD : i + AHEAD + 1]
+            def augmented(start: int, number: int = number) -> np.ndarray:
+                rows = train.iloc[start : start + BATCH]
+                return np.stack(
+                    [
+                        augment.view(pixels[row], recipe.augment, recipe.seed, number, sha256)
+                        for row, sha256 in zip(rows.index, rows["sha256"], strict=True)
+                    ]
                 )
-                batch = ahead.popleft().result()
-                views[number, start : start + len(batch)] = forward(batch)
-            views.flush()
-            (state / "views_done").write_text(str(number + 1))
-        for start in range(0, len(val), BATCH):
-            batch = pixels[val.index[start : start + BATCH]]
-            plain[start : start + len(batch)] = forward(batch)
-        plain.flush()
-    (state / "views_done").unlink()
+
+            ahead = _ahead(pool, augmented, range(0, len(train), BATCH))
+            _write(state, f"view-{number:02}.npy", len(train), map(forward, ahead))
+        plain = (pixels[val.index[start : start + BATCH]] for start in range(0, len(val), BATCH))
+        _write(state, "val.npy", len(val), map(forward, plain))
     with stage.writing(FEATURES) as folder:
         state.rename(folder)
 
-    what = "images" if frozen is None else f"activations {shape} in float16"
-    size = sum(file.stat().st_size for file in FEATURES.iterdir()) / 2**20
-    print(f"{recipe.features.views} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
+    stored = read("inputs")[1]
+    what = "images" if stored.dtype == np.uint8 else f"activations {stored.shape[1:]} in float16"
+    size = sum(file.stat().st_size for file in FEATURES.rglob("*.npy")) / 2**20
+    print(f"{views} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
 
 
-def base_model(recipe: Params) -> keras.Model:
-    """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
-    whole = model.build(recipe.prepare.image_size, len(recipe.classes), recipe.model.backbone)
-    if recipe.features.weights != "none":
-        model.load_base_weights(whole, recipe.features.weights, recipe.model.backbone)
-    return whole
+def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The stored views, each [n, …], and the validation split's [m, …]; memory-mapped."""
+    files = sorted((FEATURES / what).glob("view-*.npy"))
+    if not files:
+        raise Problem(f"{FEATURES}/{what}/ is missing; `dvc repro features` makes it")
+    return [np.load(file, mmap_mode="r") for file in files], np.load(FEATURES / what / "val.npy", mmap_mode="r")
 
 
-def frozen_part(recipe: Params) -> keras.Model | None:
-    """What the views go through before they are stored; None where every layer is to train."""
-    whole = base_model(recipe)
-    cut = model.boundary(whole, recipe.fine_tune.trainable_from)
-    return None if cut is None else model.frozen_part(whole, cut)
+def _forward(recipe: Params) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """What turns a batch of images into what is stored."""
+    if recipe.features.weights == "none" and recipe.fine_tune.trainable_from == "all":
+        return lambda images: {"inputs": images}
+    from pipeline import forward  # here: TensorFlow takes longer to import than a view of images to make
+
+    return forward.frozen(recipe)
 
 
-def read() -> tuple[np.ndarray, np.ndarray]:
-    """The stored views [V, n, …] and validation inputs [m, …], memory-mapped."""
-    if not (FEATURES / "train.npy").is_file():
-        raise Problem(f"{FEATURES}/ is missing; `dvc repro features` makes it")
-    return np.load(FEATURES / "train.npy", mmap_mode="r"), np.load(FEATURES / "val.npy", mmap_mode="r")
+def _ahead(pool: ThreadPoolExecutor, make: Callable[[int], np.ndarray], starts: range) -> Iterator[np.ndarray]:
+    """Batches in order; a few are made ahead, on the same cores as the network."""
+    waiting = deque(pool.submit(make, start) for start in starts[:AHEAD])
+    for i in range(len(starts)):
+        waiting.extend(pool.submit(make, start) for start in starts[i + AHEAD : i + AHEAD + 1])
+        yield waiting.popleft().result()
+
+
+def _write(folder: Path, name: str, rows: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    """Appends batches to `<what>/<name>` for each of their arrays: no more than a batch is ever in memory.
+
+    Both files are there in the end, or neither.
+    """
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for batch in batches:
+            for what, array in batch.items():
+                if what not in files:
+                    # Entered first, `inputs` is renamed last: a view counts once that is there.
+                    path = stack.enter_context(stage.writing(folder / what / name))
+                    files[what] = stack.enter_context(path.open("wb"))
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": (rows, *array.shape[1:])}
+                    np.lib.format.write_array_header_1_0(files[what], header)
+                array.tofile(files[what])
 
 
 def _state(recipe: Params) -> Path:
@@ -116,33 +122,6 @@ def _state(recipe: Params) -> Path:
             shutil.rmtree(other)
     state.mkdir(parents=True, exist_ok=True)
     return state
-
-
-def _views_done(state: Path) -> int:
-    file = state / "views_done"
-    return int(file.read_text()) if file.is_file() else 0
-
-
-def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """A new file, or the one that was begun."""
-    if path.is_file():
-        return np.lib.format.open_memmap(path, mode="r+")
-    return np.lib.format.open_memmap(path, mode="w+", shape=shape, dtype=dtype)
-
-
-def _forward(frozen: keras.Model | None) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns a batch of images into what is stored."""
-    if frozen is None:
-        return lambda batch: batch
-    graph = tf.function(frozen, reduce_retracing=True)  # as a graph, convolution, normalisation and ReLU are one step
-
-    def forward(batch: np.ndarray) -> np.ndarray:
-        activations = graph(batch, training=False).numpy()
-        if activations.max() > np.finfo(np.float16).max:
-            raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
-        return activations.astype(np.float16)
-
-    return forward
 
 
 if __name__ == "__main__":

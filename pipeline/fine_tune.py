@@ -28,7 +28,7 @@ def main() -> None:
 
     if not HEAD.is_file():
         raise Problem(f"{HEAD} is missing; `dvc repro train_head` makes it")
-    views, val = features.read()
+    views, val = features.read("inputs")
     train_labels, val_labels = (prepare.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     tune = recipe.fine_tune
     steps = -(-len(train_labels) // tune.batch_size) * tune.epochs

@@ -1,20 +1,12 @@
 """The one graph of the contract: everything a client needs, as TensorFlow operations ready for ONNX."""
 
-import os
 from collections.abc import Callable
 
 import keras
 import numpy as np
-import onnx
 import tensorflow as tf
-import tf2onnx
 
 from pipeline import model
-
-# Otherwise tf2onnx copies the whole graph before each of its optimisations and swallows their errors: 8.6 GiB, not 4.7.
-os.environ["TF2ONNX_CATCH_ERRORS"] = "FALSE"
-
-OPSET = 18  # the newest that tf2onnx writes
 
 
 def contract_function(
@@ -69,13 +61,3 @@ def contract_function(
         }
 
     return call
-
-
-def to_onnx(function: Callable[[tf.Tensor], dict[str, tf.Tensor]], size: int) -> onnx.ModelProto:
-    """Converts `contract_function`'s result for images of `size` pixels; checked by onnx.checker."""
-    signature = [tf.TensorSpec([None, size, size, 3], tf.uint8, name="image")]
-    proto, _ = tf2onnx.convert.from_function(
-        tf.function(function, input_signature=signature), input_signature=signature, opset=OPSET
-    )
-    onnx.checker.check_model(proto, full_check=True)
-    return proto

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from pipeline import features, model, params, prepare, stage, tracking, training
+from pipeline import features, forward, model, params, prepare, stage, tracking, training
 from pipeline.params import Params
 
 HEAD = Path("models/head.keras")
@@ -26,16 +24,17 @@ def main() -> None:
     run = tracking.run_id(recipe, data)
     keras.utils.set_random_seed(recipe.seed)
 
-    views, val = features.read()
+    pretrained = recipe.features.weights != "none"
+    views, val = features.read("pooled" if pretrained else "inputs")
     train_labels, val_labels = (prepare.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     with model.strategy().scope():
-        whole = features.base_model(recipe)
-        part = model.trainable_part(whole, model.boundary(whole, recipe.fine_tune.trainable_from), bn_momentum=0.9)
-        if recipe.features.weights == "none":
-            model.set_trainable(part, lambda name: True, batch_norm=True)
-            learner = part
+        whole = forward.base_model(recipe)
+        if pretrained:  # the base's answers are stored, so an epoch costs the head alone
+            learner = keras.Model(whole.get_layer(model.POOLED).output, whole.output, name="head")
         else:
-            views, val, learner = _pooled(part, views, val)
+            cut = model.boundary(whole, recipe.fine_tune.trainable_from)
+            learner = model.trainable_part(whole, cut, bn_momentum=0.9)
+            model.set_trainable(learner, lambda name: True, batch_norm=True)
         learner.compile(
             keras.optimizers.Adam(recipe.train_head.learning_rate),
             "sparse_categorical_crossentropy",
@@ -56,36 +55,12 @@ def main() -> None:
         state=state,
         on_epoch=partial(tracking.log_epoch, run, "train_head"),
     )
-    model.copy_weights(learner, whole)
+    model.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
     with stage.writing(HISTORY) as path:
         history.to_csv(path, index=False)
     with stage.writing(HEAD) as path:
         whole.save(path)
     training.forget(state)
-
-
-def _pooled(part: keras.Model, views: np.ndarray, val: np.ndarray) -> tuple[np.ndarray, np.ndarray, keras.Model]:
-    """Takes the views through the rest of the frozen base once, so that an epoch only costs the head.
-
-    Returns:
-        Pooled views float32 [V, n, D], pooled validation inputs [m, D], and the head as a model of them,
-        sharing its layers with `part`.
-    """
-    pooled = part.get_layer(model.POOLED).output
-    base = tf.function(keras.Model(part.input, pooled), reduce_retracing=True)
-    model.set_trainable(part, lambda name: False, batch_norm=False)
-
-    def forward(x: np.ndarray) -> np.ndarray:
-        batches = range(0, len(x), 64)
-        return np.concatenate([base(_as_input(x[i : i + 64]), training=False).numpy() for i in batches])
-
-    stored = np.stack([forward(view) for view in stage.progress(views, "pooled views", unit="view")])
-    head = keras.Model(pooled, part.output, name="head")
-    return stored.astype(np.float32), forward(val).astype(np.float32), head
-
-
-def _as_input(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
 def _state_key(recipe: Params, data: str) -> str:

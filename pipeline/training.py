@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipeline import stage
 from pipeline.stage import Problem
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+VAL_BATCH = 32
 
 
 @dataclass
@@ -28,22 +29,36 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class Views(keras.utils.PyDataset):
-    """One epoch over stored views: view `epoch mod V` of every image, in an order drawn from seed and epoch."""
+class Batches(keras.utils.PyDataset):
+    """Rows of a stored array in a given order, read as they are needed."""
 
-    def __init__(self, views: np.ndarray, labels: np.ndarray, weights: np.ndarray, batch: int, seed: int, epoch: int):
+    def __init__(self, inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray, batch: int, order: np.ndarray):
         super().__init__()
-        self.views = views[epoch % len(views)]
-        self.labels, self.weights, self.batch = labels, weights, batch
-        self.order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        self.inputs, self.labels, self.weights, self.batch, self.order = inputs, labels, weights, batch, order
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = np.sort(self.order[index * self.batch : (index + 1) * self.batch])  # in file order: the disk's friend
-        x = self.views[rows]
-        return (x if x.dtype == np.uint8 else x.astype(np.float32)), self.labels[rows], self.weights[rows]
+        x = self.inputs[rows]
+        return (x.astype(np.float32) if x.dtype == np.float16 else x), self.labels[rows], self.weights[rows]
+
+
+class Views(Batches):
+    """One epoch over stored views: view `epoch mod V` of every image, in an order drawn from seed and epoch."""
+
+    def __init__(
+        self,
+        views: Sequence[np.ndarray] | np.ndarray,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        batch: int,
+        seed: int,
+        epoch: int,
+    ):
+        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        super().__init__(views[epoch % len(views)], labels, weights, batch, order)
 
 
 def class_weights(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
@@ -84,11 +99,13 @@ def fit(
                 variable.assign(saved[name])
         print(f"going on after epoch {progress.epoch} of {epochs}")
 
+    inputs, labels = val
+    held_out = Batches(inputs, labels, np.ones(len(labels), np.float32), VAL_BATCH, np.arange(len(labels)))
     while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
         started = time.monotonic()
         logs = model.fit(
             epoch_data(progress.epoch),
-            validation_data=val,
+            validation_data=held_out,
             epochs=1,
             shuffle=False,
             verbose="auto" if _watched() else 0,

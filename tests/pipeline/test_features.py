@@ -1,14 +1,20 @@
 """The views: the same whether the stage was interrupted or not, and of the size that was asked for."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from pipeline import features, params, stage
+from pipeline import augment, features, forward, model, params, prepare, stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,36 +40,104 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def stored(what: Literal["inputs", "pooled"] = "inputs") -> tuple[np.ndarray, np.ndarray]:
+    views, val = features.read(what)
+    return np.stack(views), np.array(val)
+
+
 def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     features.main()
-    straight = [np.array(array) for array in features.read()]
-    assert straight[0].shape == (3, 40, 32, 32, 3)
-    assert straight[1].shape == (10, 32, 32, 3)
+    views, val = stored()
+    assert views.shape == (3, 40, 32, 32, 3)
+    assert val.shape == (10, 32, 32, 3)
     assert not any(stage.STATE.glob("features/*"))
 
     def one_and_ctrl_c(items: Iterable[int], *arguments: object, **options: object) -> Iterator[int]:
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    before = (features.FEATURES / "train.npy").stat().st_mtime_ns
+    before = (features.FEATURES / "inputs/val.npy").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(stage, "progress", one_and_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             features.main()
-    assert (features.FEATURES / "train.npy").stat().st_mtime_ns == before  # what stood before still stands
+    assert (features.FEATURES / "inputs/val.npy").stat().st_mtime_ns == before  # what stood before still stands
     features.main()
     assert "going on after view 1 of 3" in capsys.readouterr().out
-    for a, b in zip(straight, features.read(), strict=True):
+    for a, b in zip((views, val), stored(), strict=True):
         assert np.array_equal(a, b)
 
 
 def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = params.load()
     left = features._state(recipe)
-    (left / "views_done").write_text("2")
+    (left / "inputs").mkdir()
     other = features._state(recipe.model_copy(update={"seed": recipe.seed + 1}))
     assert other != left
     assert not left.exists()
     assert not list(other.iterdir())
+
+
+@pytest.fixture
+def pretrained(project: Path) -> params.Params:
+    """The paper's boundary over weights from a file, with lively batch statistics."""
+    keras.utils.set_random_seed(5)
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(32, 32, 3))
+    rng = np.random.default_rng(0)
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights([gamma, beta + rng.normal(0, 0.1, beta.shape), mean, variance * 1.5])
+    base.save_weights(project / "base.weights.h5")
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    recipe["features"]["weights"] = "base.weights.h5"
+    recipe["fine_tune"]["trainable_from"] = "conv4_block1_1_conv"
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    return params.load()
+
+
+def test_what_is_stored_of_a_pretrained_base_is_what_keras_computes(pretrained: params.Params) -> None:
+    features.main()
+    views, val = stored()
+    pooled_views, pooled_val = stored("pooled")
+    assert views.dtype == np.float16
+    assert views.shape == (3, 40, 2, 2, 512)  # 4×4 at the cut, of which every second row and column is read
+    assert pooled_views.shape == (3, 40, 2048)
+
+    keras.utils.set_random_seed(pretrained.seed)
+    whole = forward.base_model(pretrained)
+    outputs = {"inputs": whole.get_layer("conv3_block4_out").output, "pooled": whole.get_layer(model.POOLED).output}
+    pixels, train = prepare.read("train")
+    rows = train.index[:5]
+    view = np.stack(
+        [augment.view(pixels[r], pretrained.augment, pretrained.seed, 1, train.loc[r, "sha256"]) for r in rows]
+    )
+    expected = {name: tensor.numpy() for name, tensor in keras.Model(whole.input, outputs)(view).items()}
+    # float16 keeps 11 bits; the runtimes differ in the last bits of float32
+    close = partial(np.allclose, rtol=2**-10, atol=2**-10)
+    assert close(views[1, :5], expected["inputs"][:, ::2, ::2])
+    assert np.allclose(pooled_views[1, :5], expected["pooled"], rtol=1e-4, atol=1e-5)
+    assert pooled_val.shape == (10, 2048)
+    assert val.shape == (10, 2, 2, 512)
+
+
+def test_onnxruntime_agrees_with_tensorflow(pretrained: params.Params) -> None:
+    whole = forward.base_model(pretrained)
+    outputs = {
+        "inputs": model.frozen_part(whole, "conv4_block6_out").output,
+        "pooled": whole.get_layer(model.POOLED).output,
+    }
+    images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    ours, theirs = forward.onnx(whole, outputs)(images), forward.tensorflow(whole, outputs)(images)
+    assert set(ours) == set(theirs) == set(outputs)
+    for name, expected in theirs.items():
+        assert ours[name].shape == expected.shape
+        assert np.abs(ours[name] - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_images_alone_need_no_tensorflow(project: Path) -> None:
+    code = "import sys; from pipeline import features; features.main(); assert 'tensorflow' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
-from pipeline import calibrate, export, graph, model
+from pipeline import calibrate, convert, export, graph, model
 
 SIZE, TEMPERATURE = 64, 1.7
 
@@ -34,7 +34,7 @@ def space() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def proto(whole: keras.Model, space: dict[str, np.ndarray]) -> onnx.ModelProto:
-    return graph.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE)
+    return convert.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE)
 
 
 @pytest.fixture(scope="module")
