@@ -39,7 +39,7 @@ def main() -> None:
     pixels, train = prepare.read("train")
     size = recipe.prepare.image_size
 
-    proto = convert.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size)
+    proto = convert.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size, whole.weights)
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
     quantised = quantise(proto, pixels[np.sort(chosen)])
     _, val = prepare.read("val")

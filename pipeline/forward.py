@@ -74,7 +74,7 @@ def onnx(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
     # A thread that waits gives its processor to the augmentation of the next batch.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        convert.to_onnx(function, whole.input.shape[1]).SerializeToString(),
+        convert.to_onnx(function, whole.input.shape[1], whole.weights).SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
     )

@@ -34,7 +34,7 @@ def space() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def proto(whole: keras.Model, space: dict[str, np.ndarray]) -> onnx.ModelProto:
-    return convert.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE)
+    return convert.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE, whole.weights)
 
 
 @pytest.fixture(scope="module")
