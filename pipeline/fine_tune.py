@@ -36,7 +36,7 @@ def main() -> None:
     with model.strategy().scope():
         whole = keras.models.load_model(HEAD, compile=False)
         cut = model.boundary(whole, tune.trainable_from)
-        part = model.trainable_part(whole, cut, bn_momentum=0.9 if trained_bn else None)
+        part = model.trainable_part(whole, cut, bn_momentum=0.9 if trained_bn else None, precision=model.precision())
         top = model.base_layers(whole)
         if tune.trainable_from != "all":
             top = top[top.index(tune.trainable_from) :]

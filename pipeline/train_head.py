@@ -33,7 +33,7 @@ def main() -> None:
             learner = keras.Model(whole.get_layer(model.POOLED).output, whole.output, name="head")
         else:
             cut = model.boundary(whole, recipe.fine_tune.trainable_from)
-            learner = model.trainable_part(whole, cut, bn_momentum=0.9)
+            learner = model.trainable_part(whole, cut, bn_momentum=0.9, precision=model.precision())
             model.set_trainable(learner, lambda name: True, batch_norm=True)
         learner.compile(
             keras.optimizers.Adam(recipe.train_head.learning_rate),
