@@ -20,7 +20,19 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
-from pipeline import calibrate, conformal, convert, graph, onnx_model, params, prepare, reference, smears, stage, tracking
+from pipeline import (
+    calibrate,
+    conformal,
+    convert,
+    graph,
+    onnx_model,
+    params,
+    prepare,
+    reference,
+    smears,
+    stage,
+    tracking,
+)
 from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
