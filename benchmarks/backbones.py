@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from benchmarks.servers import ROOT
-from pipeline import calibrate, export, graph, model, params, stage
+from pipeline import calibrate, convert, export, graph, model, params, stage
 from pipeline.backbones import BACKBONES
 from pipeline.stage import Problem
 from serving.session import cpus, open_session, run
@@ -65,7 +65,7 @@ def latencies(folder: Path, rounds: int) -> dict[str, Any]:
         whole = model.build(SIZE, 4, name)
         width = model.feature_maps(whole).shape[-1]
         space = calibrate.fit_unlikeness(rng.random((80, width)), rng.integers(0, 4, 80), 64)
-        proto = graph.to_onnx(graph.contract_function(whole, 1.0, space), SIZE)
+        proto = convert.to_onnx(graph.contract_function(whole, 1.0, space), SIZE, whole.weights)
         results[name] = {"parameters": whole.count_params(), "embedding": width}
         for precision, made in (("fp32", proto), ("int8", export.quantise(proto, images))):
             files[name, precision] = folder / f"{name}.{precision}.onnx"

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.applications import densenet, efficientnet_v2, inception_v3, resnet50, vgg16
 from scipy.special import softmax
 
-from pipeline import calibrate, export, graph, model
+from pipeline import calibrate, convert, export, graph, model
 from pipeline.backbones import BACKBONES
 
 SIZE, TEMPERATURE = 80, 1.7
@@ -63,7 +63,7 @@ def space(whole: keras.Model) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def proto(whole: keras.Model, space: dict[str, np.ndarray]) -> onnx.ModelProto:
-    return graph.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE)
+    return convert.to_onnx(graph.contract_function(whole, TEMPERATURE, space), SIZE, whole.weights)
 
 
 def run(part: keras.Model, x: np.ndarray) -> np.ndarray:
