@@ -67,6 +67,11 @@ class Access:
             self._seen = _stamp(keys_file)
             self._keys = _read(keys_file)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether keys are asked for at all."""
+        return self._file is not None
+
     def check(self, role: Role, key: str | None) -> str | None:
         """Lets a request with this key (None: without any) pass, and returns the key's name (None: no keys in use).
 
@@ -141,6 +146,8 @@ class _Required(SecurityBase):
 
     async def __call__(self, request: Request) -> str | None:
         access: Access = request.app.state.access
+        if not access.in_use:
+            return access.check(self._role, None)
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         return access.check(self._role, key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
 

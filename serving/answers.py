@@ -176,12 +176,12 @@ def prediction(
     """Puts the answer together; `read` and `decode` in seconds."""
     contract = model.contract
     top = contract.classes[decision.top]
-    shares = zip(contract.classes, scores.outputs["probabilities"], strict=True)
+    shares = zip(contract.classes, scores.outputs["probabilities"].tolist(), strict=True)
     return Prediction(
         request_id=request_id,
         class_=top.key,
         label=top.label,
-        probabilities={each.key: round(float(share), 6) for each, share in shares},
+        probabilities={each.key: round(share, 6) for each, share in shares},
         p_malignant=round(decision.p_malignant, 6),
         malignant=decision.malignant,
         not_excluded=None

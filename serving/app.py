@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
@@ -32,7 +33,7 @@ from serving.engine import Engine, Lane
 from serving.feedback import Feedback
 from serving.history import History
 from serving.metrics import Metrics
-from serving.middleware import Observe
+from serving.middleware import Direct, Observe
 from serving.models import Models
 from serving.service import Service
 from serving.session import cpus
@@ -49,6 +50,7 @@ SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # FastAPI's own /do
 log = logging.getLogger(__name__)
 
 pages = APIRouter(include_in_schema=False)
+_PREDICT = next(each for each in predict.router.routes if isinstance(each, APIRoute) and each.path == "/predict")
 ROUTERS = (
     predict.router,
     explain.router,
@@ -138,10 +140,12 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         version=models.champion.located.version or "file",
         docs_url=None,
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are /metrics and JSON lines
         lifespan=lifespan,
     )
     app.state.access = access
     problems.install(app)
+    app.add_middleware(Direct, route=_PREDICT)  # the last to be added is the first to be called
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]

@@ -1,14 +1,13 @@
 """One thread runs the models: bounded lanes before it, and whatever waits in one is answered in one run."""
 
-import asyncio
 import logging
 import math
+import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, Protocol
@@ -18,6 +17,7 @@ import numpy as np
 from serving import problems
 from serving.contract import ANSWER
 from serving.metrics import Metrics
+from serving.promise import Promise
 
 # In the order in which they are served: explanations wait for predictions, a shadow for both.
 Lane = Literal["predict", "explain", "shadow"]
@@ -57,7 +57,7 @@ class _Waiting:
     outputs: tuple[str, ...]
     deadline: float
     lane: Lane
-    future: Future[Scores] = field(default_factory=Future)
+    promise: Promise[Scores]
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -76,8 +76,9 @@ class Engine:
         self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
         self._admitted = dict.fromkeys(LANES, 0)
         self._passed_over = 0
-        self._changed = threading.Condition()
+        self._arrived: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # the thread moves them to the lanes
         self._closing = False
+        self._ended = False
         self._last_done = 0.0
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
         self._thread.start()
@@ -85,7 +86,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether what is submitted now will be answered. A full lane does not make it false."""
-        return self._thread.is_alive() and not self._closing
+        return not (self._closing or self._ended)
 
     @property
     def depth(self) -> int:
@@ -136,19 +137,32 @@ class Engine:
         Raises:
             ProblemError: 504 where the deadline passes first, and then nothing is computed; 503 when stopping.
         """
-        item = _Waiting(model, pixels, outputs, deadline, lane)
-        with self._changed:
-            if not self.alive:
-                raise problems.overloaded("The server is stopping. Try again.", 1)
-            self._lanes[lane].append(item)
-            self._changed.notify()
-        return await asyncio.wrap_future(item.future)
+        promise: Promise[Scores] = Promise()
+        self.submit(promise, model, pixels, deadline, lane=lane, outputs=outputs)
+        return await promise
+
+    def submit(
+        self,
+        promise: Promise[Scores],
+        model: Runs,
+        pixels: np.ndarray,
+        deadline: float,
+        *,
+        lane: Lane = "predict",
+        outputs: tuple[str, ...] = ANSWER,
+    ) -> None:
+        """As `run`, from any thread; the promise brings what `run` would return or raise."""
+        if not self.alive:
+            promise.fail(problems.overloaded("The server is stopping. Try again.", 1))
+            return
+        self._arrived.put(_Waiting(model, pixels, outputs, deadline, lane, promise))
+        if self._ended:  # in the meantime
+            self._refuse_arrived()
 
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._closing = True
+        self._arrived.put(None)
         self._thread.join()
 
     def _admit(self, lane: Lane, change: int) -> None:
@@ -165,36 +179,40 @@ class Engine:
                 batch = []  # while this waits, it must not keep an old model alive
         except BaseException:
             log.exception("the inference thread failed")
-            with self._changed:
-                self._closing = True
-                for item in (*batch, *chain.from_iterable(self._lanes.values())):
-                    if not item.future.done():
-                        item.future.set_exception(problems.overloaded("The model's thread failed.", 5))
-                for lane in self._lanes.values():
-                    lane.clear()
+            for item in (*batch, *chain.from_iterable(self._lanes.values())):
+                item.promise.fail(problems.overloaded("The model's thread failed.", 5))
+        finally:
+            self._ended = True
+            self._refuse_arrived()
+
+    def _refuse_arrived(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                if item := self._arrived.get_nowait():
+                    item.promise.fail(problems.overloaded("The model's thread has ended. Try again.", 5))
 
     def _take(self) -> list[_Waiting]:
         """The next batch, of one model and one set of outputs; empty at the end."""
-        with self._changed:
-            while True:
-                while not any(self._lanes.values()):
-                    if self._closing:
-                        return []
-                    self._changed.wait()
-                lane = self._next_lane()
-                waiting = self._lanes[lane]
-                first = waiting[0]
-                batch: list[_Waiting] = []
-                while waiting and len(batch) < first.model.best_batch:
-                    item = waiting[0]
-                    if (item.model, item.outputs) != (first.model, first.outputs):
-                        break
-                    waiting.popleft()
-                    if self._wanted(item):
-                        batch.append(item)
-                if batch:
-                    self._passed_over = self._passed_over + 1 if lane == "predict" and self._lanes["explain"] else 0
-                    return batch
+        while True:
+            while not self._arrived.empty() or not any(self._lanes.values()):
+                if self._closing and self._arrived.empty():
+                    return []
+                if item := self._arrived.get():
+                    self._lanes[item.lane].append(item)
+            lane = self._next_lane()
+            waiting = self._lanes[lane]
+            first = waiting[0]
+            batch: list[_Waiting] = []
+            while waiting and len(batch) < first.model.best_batch:
+                item = waiting[0]
+                if (item.model, item.outputs) != (first.model, first.outputs):
+                    break
+                waiting.popleft()
+                if self._wanted(item):
+                    batch.append(item)
+            if batch:
+                self._passed_over = self._passed_over + 1 if lane == "predict" and self._lanes["explain"] else 0
+                return batch
 
     def _next_lane(self) -> Lane:
         if self._lanes["explain"] and self._passed_over >= PATIENCE:
@@ -203,10 +221,10 @@ class Engine:
 
     def _wanted(self, item: _Waiting) -> bool:
         """Whether somebody still waits for it, and will when it is done."""
-        if not item.future.set_running_or_notify_cancel():
+        if not item.promise.wanted:
             return False
         if time.perf_counter() + item.model.seconds_an_image > item.deadline:
-            item.future.set_exception(problems.expired())
+            item.promise.fail(problems.expired())
             return False
         return True
 
@@ -219,7 +237,7 @@ class Engine:
                 raise FloatingPointError("the model's answer is not finite")
         except Exception as error:
             if len(batch) == 1:
-                batch[0].future.set_exception(error)
+                batch[0].promise.fail(error)
             else:
                 for item in batch:  # each alone, so that the one at fault harms no other
                     self._answer([item])
@@ -233,4 +251,4 @@ class Engine:
         self._metrics.batch_size.observe(len(batch))
         for index, item in enumerate(batch):
             answer = {name: each[index] for name, each in zip(outputs, rows, strict=True)}
-            item.future.set_result(Scores(answer, started - item.since, done - started))
+            item.promise.keep(Scores(answer, started - item.since, done - started))

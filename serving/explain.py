@@ -16,6 +16,7 @@ from python_multipart.multipart import parse_options_header
 
 from serving import access, answers, images, predict, problems, upload, waiting
 from serving.contract import ANSWER, Contract
+from serving.examining import examine
 from serving.service import of
 
 MAX_SIDE = 1024  # pixels of the overlay; a larger one takes long to pack and shows no more, the map being coarse
@@ -80,18 +81,16 @@ async def explain(
         model = service.models.champion
         contract = model.contract
         wanted = None if key is None else _index(key, contract)
-        # As predict.score, but the place is kept until the picture is drawn, so that those cannot pile up either.
-        async with waiting.while_connected(request):
-            with service.engine.admitted(deadline, "explain"):
-                started = time.perf_counter()
-                image = await service.pool.run(data, contract.decode.size, settings.max_pixels)
-                decode_seconds = time.perf_counter() - started
-                outputs = (*ANSWER, "cam")
-                scores = await service.engine.run(model, image.pixels, deadline, lane="explain", outputs=outputs)
-                index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
-                cam = scaled(scores.outputs["cam"][index])
-                note = _note(contract, index)
-                png = await asyncio.get_running_loop().run_in_executor(_drawing, overlay, data, cam, note)
+        # As predict.answer, but the place is kept until the picture is drawn, so that those cannot pile up either.
+        with waiting.while_connected(request), service.engine.admitted(deadline, "explain"):
+            outputs = (*ANSWER, "cam")
+            image, scores, decode_seconds = await examine(
+                service, model, data, deadline, lane="explain", outputs=outputs
+            )
+            index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
+            cam = scaled(scores.outputs["cam"][index])
+            note = _note(contract, index)
+            png = await asyncio.get_running_loop().run_in_executor(_drawing, overlay, data, cam, note)
     if _prefers_png(request.headers.get("accept", "")):
         return Response(png, media_type="image/png")
     answer = Explanation(

@@ -5,6 +5,7 @@ Kept of an answer are its request id, class, model version and time: no image, a
 
 import asyncio
 import fcntl
+import json
 import logging
 import queue
 import sqlite3
@@ -38,6 +39,10 @@ CREATE INDEX IF NOT EXISTS predictions_at ON predictions (at);
 CREATE TABLE IF NOT EXISTS feedback (
     request_id TEXT PRIMARY KEY REFERENCES predictions ON DELETE CASCADE, confirmed TEXT NOT NULL, at INTEGER NOT NULL
 ) WITHOUT ROWID;
+"""
+# One statement for all: for each, SQLite would let go of the interpreter's lock, and so switch threads.
+_KEEP = """
+INSERT OR IGNORE INTO predictions SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
 _ANSWER = """
 SELECT class, version, confirmed FROM predictions LEFT JOIN feedback USING (request_id) WHERE request_id = ?
@@ -179,7 +184,7 @@ class Feedback:
         rows = [(answer.request_id, answer.class_key, answer.version, answer.at) for answer in answers]
         try:
             with self._transaction() as db:
-                db.executemany("INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?)", rows)
+                db.execute(_KEEP, [json.dumps(rows)])
         except (sqlite3.Error, OSError):
             self._dropped.inc(len(rows))
 

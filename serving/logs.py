@@ -2,9 +2,16 @@
 
 import json
 import logging
-from datetime import UTC, datetime
+import time
+from functools import lru_cache
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class JsonLines(logging.Formatter):
@@ -12,7 +19,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03}+00:00",
             "level": record.levelname.lower(),
             "logger": record.name,
             "pid": record.process,  # which of several workers
@@ -21,7 +28,7 @@ class JsonLines(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _JSON.encode(line)
 
 
 def configure() -> None:
@@ -30,5 +37,8 @@ def configure() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What no line shows is not looked up for each (docs.python.org/3/howto/logging.html#optimization).
+    logging._srcfile = None  # documented, though named as private
+    logging.logThreads = logging.logMultiprocessing = False
     for chatty in ("alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -4,8 +4,9 @@ With several workers each writes to files in PROMETHEUS_MULTIPROC_DIR, and which
 """
 
 import os
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -132,14 +133,23 @@ class Metrics:
         return together
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"leukdetect_{name}", text, labels, registry=self.registry)
+        return _quick(Counter(f"leukdetect_{name}", text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, together: Together, *labels: str) -> Gauge:
         """`together`: how the values of several workers become one."""
-        return Gauge(f"leukdetect_{name}", text, labels, registry=self.registry, multiprocess_mode=together)
+        return _quick(Gauge(f"leukdetect_{name}", text, labels, registry=self.registry, multiprocess_mode=together))
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"leukdetect_{name}", text, labels, registry=self.registry, buckets=buckets)
+        return _quick(Histogram(f"leukdetect_{name}", text, labels, registry=self.registry, buckets=buckets))
+
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+
+def _quick(metric: Metric) -> Metric:
+    """Remembers the series of each set of labels, for which the library takes a lock and makes strings every time."""
+    vars(metric)["labels"] = cache(metric.labels)
+    return metric
 
 
 def _bury(folder: Path) -> None:

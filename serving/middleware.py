@@ -1,12 +1,12 @@
 """What every request gets: an id, a time, a log line, safe headers, and an answer even when our own code fails."""
 
 import logging
+import os
 import time
-import uuid
 from collections.abc import Callable
 
-from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
@@ -16,15 +16,16 @@ CLIENT_GONE = 499  # no standard status; nginx's, and so what dashboards know
 _PROBES = frozenset(
     {"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/status.json"}
 )  # asked every few seconds: logged only when they fail
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",  # an answer about a patient belongs in no cache
-}
+_CSP = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _CSP),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),  # an answer about a patient belongs in no cache
+]
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class Observe:
             await self.app(scope, receive, send)
             return
         # Made here, never taken from the client: it names a prediction, so it must not repeat.
-        request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        scope["state"]["reason"] = ""
+        request_id = os.urandom(16).hex()
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "reason": ""}
         started = time.perf_counter()
         status: int | None = None
         self.metrics.in_flight.inc()
@@ -53,12 +54,13 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = list(message["headers"])
+                present = {name for name, _ in headers}
+                headers += [header for header in _HEADERS if header[0] not in present]
+                headers.append((b"x-request-id", request_id.encode()))
                 if self.stopping():
-                    headers["Connection"] = "close"  # the client's next request goes to another server
+                    headers.append((b"connection", b"close"))  # the client's next request goes to another server
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -75,13 +77,40 @@ class Observe:
             now = time.perf_counter()
             seconds = now - started
             self.metrics.in_flight.dec()
-            if (decided := scope["state"].get("decided")) is not None:
+            if (decided := state.get("decided")) is not None:
                 self.metrics.stage_seconds.labels("respond").observe(now - decided)
             route = getattr(scope.get("route"), "path", "other")  # the pattern, never the client's path
             code = status or CLIENT_GONE
-            reason = scope["state"]["reason"] or ("client-gone" if status is None else "")
+            reason = state["reason"] or ("client-gone" if status is None else "")
             self.metrics.requests.labels(route, code, reason).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
             if route not in _PROBES or code >= 400:
                 fields = {"request_id": request_id, "route": route, "code": code, "ms": round(seconds * 1000, 1)}
                 log.info("request", extra=fields)
+
+
+class Direct:
+    """Calls one POST route's endpoint with nothing between but its dependencies, which take only the request.
+
+    For /predict, since the framework's routing, dependency solving and exit stacks cost as much as all of our own code
+    (benchmarks/overhead.py). The route itself stays, for OpenAPI and for other methods.
+    """
+
+    def __init__(self, app: ASGIApp, route: APIRoute) -> None:
+        self.app = app
+        self.route = route
+        self.dependencies = [each.dependency for each in route.dependencies if each.dependency]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self.route.path or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        scope["route"] = self.route
+        request = Request(scope, receive)
+        try:
+            for dependency in self.dependencies:
+                await dependency(request)
+            response = await self.route.endpoint(request)
+        except problems.ProblemError as error:
+            response = problems.answer(request, error)
+        await response(scope, receive, send)

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from serving import access, answers, problems, upload, waiting
 from serving.answers import BatchAnswer, BatchItem, Prediction
-from serving.contract import OBSERVED
 from serving.decision import decide
 from serving.decoding import Decoded
 from serving.engine import Scores
+from serving.examining import examine
 from serving.model import Model
 from serving.service import Service, of
 
@@ -62,10 +62,10 @@ async def predict(request: Request) -> Response:
         deadline = waiting.deadline(request, settings)
         data = upload.one_file(request, content)
         read_seconds = time.perf_counter() - begun
-        async with waiting.while_connected(request):
-            answer = await examine(service, request.state.request_id, data, deadline, read_seconds)
+        with waiting.while_connected(request):
+            prediction = await answer(service, request.state.request_id, data, deadline, read_seconds)
     request.state.decided = time.perf_counter()
-    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+    return Response(prediction.model_dump_json(by_alias=True), media_type="application/json")
 
 
 @router.post(
@@ -96,17 +96,18 @@ async def predict_batch(request: Request) -> Response:
                     if len(data) > settings.max_body_bytes:
                         raise problems.body_too_large(settings.max_body_bytes)
                     deadline = waiting.deadline(request, settings)
-                    return BatchItem(index=index, prediction=await examine(service, request_id, data, deadline))
+                    return BatchItem(index=index, prediction=await answer(service, request_id, data, deadline))
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
 
-        async with waiting.while_connected(request), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]
+        with waiting.while_connected(request):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]
     results = BatchAnswer(results=[task.result() for task in tasks])
     return Response(results.model_dump_json(by_alias=True), media_type="application/json")
 
 
-async def examine(
+async def answer(
     service: Service, request_id: str, data: bytes, deadline: float, read_seconds: float = 0.0
 ) -> Prediction:
     """One image's way from bytes to answer.
@@ -116,10 +117,7 @@ async def examine(
     """
     model = service.models.champion
     with service.engine.admitted(deadline):
-        started = time.perf_counter()
-        image = await service.pool.run(data, model.contract.decode.size, service.settings.max_pixels)
-        decode_seconds = time.perf_counter() - started
-        scores = await service.engine.run(model, image.pixels, deadline, outputs=OBSERVED)
+        image, scores, decode_seconds = await examine(service, model, data, deadline)
     answer = conclude(request_id, model, image, scores, read_seconds, decode_seconds)
     service.metrics.count(answer)
     service.feedback.record(request_id, answer.class_, answer.model.version)

@@ -69,6 +69,13 @@ def details(request_id: str, error: ProblemError) -> ProblemDetails:
     )
 
 
+def answer(request: Request, error: ProblemError) -> JSONResponse:
+    """The answer to a request that ended with a problem."""
+    request.state.reason = error.code  # for the metrics
+    content = details(request.state.request_id, error).model_dump()
+    return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
+
+
 def plain(request_id: str, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """A problem that its status says all of."""
     problem = ProblemDetails(
@@ -82,9 +89,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def problem(request: Request, error: ProblemError) -> JSONResponse:
-        request.state.reason = error.code  # for the metrics
-        content = details(request.state.request_id, error).model_dump()
-        return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
+        return answer(request, error)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

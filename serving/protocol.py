@@ -259,15 +259,13 @@ async def infer(request: Request, model: Served) -> Response:
         raise ProblemError(415, "compressed", "Compressed", "Send the body without Content-Encoding.")
     waiting.deadline(request, settings)  # a bad one is told before the work
     most = min(settings.max_batch_bytes, tensors.MAX_JSON_BYTES + settings.max_batch_files * math.prod((size, size, 3)))
-    async with (
-        upload.body(request, service.buffered, most, settings.read_seconds) as content,
-        waiting.while_connected(request),
-    ):
-        in_thread = asyncio.get_running_loop().run_in_executor
-        json_bytes = tensors.json_bytes(request, content)
-        asked = await in_thread(_packing, tensors.read, content, json_bytes, size, settings.max_batch_files)
-        scores = await _scores(request, service, model, asked)
-        return await in_thread(_packing, tensors.pack, model, asked, scores)
+    in_thread = asyncio.get_running_loop().run_in_executor
+    async with upload.body(request, service.buffered, most, settings.read_seconds) as content:
+        with waiting.while_connected(request):
+            json_bytes = tensors.json_bytes(request, content)
+            asked = await in_thread(_packing, tensors.read, content, json_bytes, size, settings.max_batch_files)
+            scores = await _scores(request, service, model, asked)
+            return await in_thread(_packing, tensors.pack, model, asked, scores)
 
 
 async def _scores(request: Request, service: Service, model: Model, asked: tensors.Asked) -> list[Scores]:

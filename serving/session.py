@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+_ONLY_WHAT_IS_ASKED_FOR = onnxruntime.RunOptions()
+_ONLY_WHAT_IS_ASKED_FOR.add_run_config_entry("only_execute_path_to_fetches", "1")
+
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     """Opens a model file. Whatever onnxruntime raises goes on: its errors share no base class."""
@@ -22,9 +25,7 @@ def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def run(session: onnxruntime.InferenceSession, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
     """Uint8 [N, S, S, 3] to the named outputs, and computes nothing that only others need."""
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("only_execute_path_to_fetches", "1")
-    answers: list[np.ndarray] = session.run(list(outputs), {"image": pixels}, options)
+    answers: list[np.ndarray] = session.run(list(outputs), {"image": pixels}, _ONLY_WHAT_IS_ASKED_FOR)
     return answers
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -12,6 +12,9 @@ from serving.problems import ProblemError
 from serving.settings import Settings
 
 HEADER = "X-Deadline-Ms"
+# Seconds before anybody looks whether the client is still there: what is answered by then has nothing to save, and a
+# task for each of those would cost more than they do.
+WATCH_AFTER = 0.01
 PARAMETER = {  # for OpenAPI
     "name": HEADER,
     "in": "header",
@@ -36,15 +39,17 @@ def deadline(request: Request, settings: Settings) -> float:
     return time.perf_counter() + min(int(asked), settings.max_deadline_ms) / 1000
 
 
-@asynccontextmanager
-async def while_connected(request: Request) -> AsyncIterator[None]:
+@contextmanager
+def while_connected(request: Request) -> Iterator[None]:
     """Cancels the block when the client goes away; its body must have been read.
 
     Raises:
         ClientDisconnect: it did.
     """
+    loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
+    watcher: asyncio.Task[None] | None = None
     gone = False
 
     async def watch() -> None:
@@ -54,7 +59,11 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(WATCH_AFTER, begin)
     try:
         yield
     except asyncio.CancelledError:
@@ -63,4 +72,6 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()
+        timer.cancel()
+        if watcher:
+            watcher.cancel()

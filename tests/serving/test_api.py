@@ -190,6 +190,15 @@ def test_a_client_that_went_away_is_never_computed_and_counted_as_gone(tmp_path:
         assert gone in client.get("/metrics").text.splitlines()
 
 
+def test_with_keys_in_use_nobody_asks_anything_of_the_model_without_one(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    (tmp_path / "keys").write_text(f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
+    with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
+        for path in ("/predict", "/predict/batch", "/explain", "/feedback", "/v2/models/leukdetect/infer"):
+            assert client.post(path, content=BLUE).status_code == 401, path
+        assert client.post("/predict", content=BLUE, headers={"X-API-Key": "secret"}).status_code == 200
+
+
 def test_overload_is_told_at_once_and_leaves_the_server_ready(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
     app = app_of(tmp_path / "m.onnx", queue_size=2, deadline_ms=20_000)
