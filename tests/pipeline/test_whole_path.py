@@ -226,4 +226,4 @@ def test_two_classes_in_cnmc_naming_with_the_papers_frozen_base(tmp_path: Path, 
     splits_of = {patient: {row[6] for row in rows if row[4] == patient} for patient in {row[4] for row in rows}}
     assert len(splits_of) == 24
     assert all(len(splits) == 1 for splits in splits_of.values())
-    assert np.load(project.root / "data/features/train.npy", mmap_mode="r").shape[2:] == (2, 2, 1024)
+    assert np.load(project.root / "data/features/inputs/view-00.npy", mmap_mode="r").shape[1:] == (2, 2, 1024)
