@@ -89,7 +89,7 @@ async def explain(
             )
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
             cam = scaled(scores.outputs["cam"][index])
-            note = _note(contract, index)
+            note = _note(contract, index, empty=not cam.any())
             png = await asyncio.get_running_loop().run_in_executor(_drawing, overlay, data, cam, note)
     if _prefers_png(request.headers.get("accept", "")):
         return Response(png, media_type="image/png")
@@ -145,11 +145,14 @@ def _index(key: str, contract: Contract) -> int:
     raise problems.ProblemError(422, "unknown-class", "No such class", detail)
 
 
-def _note(contract: Contract, index: int) -> str:
-    note = (
-        f"Where the model looked for {contract.classes[index].label}. It is a view into the model, not evidence about "
-        "the cell, and it can be wrong."
+def _note(contract: Contract, index: int, *, empty: bool) -> str:
+    label = contract.classes[index].label
+    what = (
+        f"The map is empty: no part of this image spoke more for {label} than against it."
+        if empty
+        else f"Where the model looked for {label}."
     )
+    note = f"{what} It is a view into the model, not evidence about the cell, and it can be wrong."
     return f"{note} Trained on rendered images: no clinical meaning." if contract.provenance.synthetic else note
 
 

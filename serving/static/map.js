@@ -59,7 +59,7 @@ async function lay(card, { cam, label, note, overlay }) {
   } else {
     showOverlay(card, overlay, label);
   }
-  $(".note", card).textContent = empty ? `Nothing in this image spoke for ${label}. ${note}` : note;
+  $(".note", card).textContent = note;
 }
 
 /** Where the browser cannot show the file, the server's picture of file and map together takes its place. */

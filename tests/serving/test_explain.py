@@ -114,6 +114,9 @@ def test_without_a_class_it_is_the_one_that_predict_answers(client: httpx.Client
 def test_where_nothing_speaks_for_a_class_the_map_is_zero_and_the_image_untouched(client: httpx.Client) -> None:
     answer = client.post("/explain?class=pro", content=CORNER).json()  # no colour speaks for it
     assert not np.any(answer["cam"])
+    assert answer["note"].startswith(
+        "The map is empty: no part of this image spoke more for Pro-B ALL than against it."
+    )
     np.testing.assert_array_equal(pixels(answer["overlay"]), np.asarray(Image.open(io.BytesIO(CORNER))))
 
 
