@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -33,13 +34,13 @@ def decode(data: bytes, size: int, max_pixels: int) -> Decoded:
     Raises:
         ProblemError: 415, 413 or 422, as `upload.check`, and 422 when the pixels are corrupt.
     """
-    header = upload.check(data, max_pixels)
     try:
-        pixels = images.resize(images.decode(data), size)
+        header, image = images.read(data, partial(upload.check, max_pixels=max_pixels))
     except images.ImageError as error:
         raise upload.unusable(error) from error
-    looks = images.brightness(pixels), images.sharpness(pixels), images.stain(pixels)
-    return Decoded(pixels, header, hashlib.sha256(data).hexdigest(), *looks)
+    pixels = images.resize(image, size)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Decoded(pixels, header, sha256, *images.quality(pixels), images.stain(pixels))
 
 
 class DecodePool:

@@ -30,7 +30,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("size", [(7000, 7000), (40_000, 10)])
 def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     with pytest.raises(ProblemError, match=r"megapixels") as refused:
-        upload.check(png_that_claims(*size), 40_000_000)
+        decode(png_that_claims(*size), 32, 40_000_000)
     assert (refused.value.status, refused.value.code) == (413, "too-many-pixels")
 
 
