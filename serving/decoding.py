@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -28,14 +27,25 @@ class Decoded:
     stain: float
 
 
-def decode(data: bytes, size: int, max_pixels: int) -> Decoded:
+class Large(Exception):
+    """The image has more pixels than were to be decoded; none was."""
+
+
+def decode(data: bytes, size: int, max_pixels: int, most: int | None = None) -> Decoded:
     """Checks the header, decodes and resizes.
 
     Raises:
         ProblemError: 415, 413 or 422, as `upload.check`, and 422 when the pixels are corrupt.
+        Large: there are more than `most` pixels.
     """
+
+    def check(header: images.Header) -> None:
+        upload.check(header, max_pixels)
+        if most is not None and header.width * header.height > most:
+            raise Large
+
     try:
-        header, image = images.read(data, partial(upload.check, max_pixels=max_pixels))
+        header, image = images.read(data, check)
     except images.ImageError as error:
         raise upload.unusable(error) from error
     pixels = images.resize(image, size)

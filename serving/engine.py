@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -25,6 +25,8 @@ LANES: tuple[Lane, ...] = ("predict", "explain", "shadow")
 PATIENCE = 8  # runs for predictions while an explanation waits; then it has its turn, so that it does not starve
 MARGIN = 1.5  # of the predicted wait, by which it must lie within the deadline: neighbours come, and the pace drops
 MEMORY = 0.9  # of the pace so far, when a run adds to it: the last ten runs or so count
+
+Job = Callable[[], None]
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Engine:
         self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
         self._admitted = dict.fromkeys(LANES, 0)
         self._passed_over = 0
-        self._arrived: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # the thread moves them to the lanes
+        self._arrived: queue.SimpleQueue[_Waiting | Job | None] = queue.SimpleQueue()  # to be put in lanes, or done
         self._closing = False
         self._ended = False
         self._last_done = 0.0
@@ -159,6 +161,18 @@ class Engine:
         if self._ended:  # in the meantime
             self._refuse_arrived()
 
+    def do(self, job: Job) -> None:
+        """Has the thread do something short before its next run; it must not raise. From any thread.
+
+        Raises:
+            ProblemError: 503 when stopping.
+        """
+        if not self.alive:
+            raise problems.overloaded("The server is stopping. Try again.", 1)
+        self._arrived.put(job)
+        if self._ended:  # in the meantime
+            self._refuse_arrived()
+
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
         self._closing = True
@@ -188,8 +202,11 @@ class Engine:
     def _refuse_arrived(self) -> None:
         with suppress(queue.Empty):
             while True:
-                if item := self._arrived.get_nowait():
+                item = self._arrived.get_nowait()
+                if isinstance(item, _Waiting):
                     item.promise.fail(problems.overloaded("The model's thread has ended. Try again.", 5))
+                elif item:
+                    item()  # what it submits is refused
 
     def _take(self) -> list[_Waiting]:
         """The next batch, of one model and one set of outputs; empty at the end."""
@@ -197,8 +214,11 @@ class Engine:
             while not self._arrived.empty() or not any(self._lanes.values()):
                 if self._closing and self._arrived.empty():
                     return []
-                if item := self._arrived.get():
+                item = self._arrived.get()
+                if isinstance(item, _Waiting):
                     self._lanes[item.lane].append(item)
+                elif item:
+                    item()
             lane = self._next_lane()
             waiting = self._lanes[lane]
             first = waiting[0]

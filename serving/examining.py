@@ -1,13 +1,17 @@
-"""An image's way from bytes to scores: decode pool, then engine."""
+"""An image's way from bytes to scores: decode pool, then engine; a small image goes to the engine's thread at once."""
 
 import time
+from functools import partial
 
 from serving.contract import OBSERVED
-from serving.decoding import Decoded, decode
+from serving.decoding import Decoded, Large, decode
 from serving.engine import Lane, Scores
 from serving.model import Model
 from serving.promise import Promise
 from serving.service import Service
+
+# Decoded in less time than it takes to wake another thread and be woken by it; a model's run is many times longer.
+SMALL_BYTES, SMALL_PIXELS = 2**16, 2**17
 
 
 async def examine(
@@ -33,18 +37,28 @@ async def examine(
     started = time.perf_counter()
     decoded: list[tuple[Decoded, float]] = []
 
-    def job() -> None:
+    def job(here: bool) -> None:
         if not promise.wanted:
             return
         try:
-            image = decode(data, model.contract.decode.size, service.settings.max_pixels)
+            most = SMALL_PIXELS if here else None
+            image = decode(data, model.contract.decode.size, service.settings.max_pixels, most)
+        except Large:
+            send(here=False)
+            return
         except Exception as error:
             promise.fail(error)
             return
         decoded.append((image, time.perf_counter() - started))
         service.engine.submit(promise, model, image.pixels, deadline, lane=lane, outputs=outputs)
 
-    service.pool.submit(job)
+    def send(here: bool) -> None:
+        try:
+            (service.engine.do if here else service.pool.submit)(partial(job, here))
+        except Exception as error:
+            promise.fail(error)
+
+    send(here=len(data) <= SMALL_BYTES)
     scores = await promise
     image, decode_seconds = decoded[0]
     return image, scores, decode_seconds

@@ -83,10 +83,9 @@ class Window:
             self.shares = None
             self._tell({}, {})
         self._model = model
-        looks = []
-        for each in answers:
-            saturation, hue = drift.colour(each.sampled)
-            looks.append((each.brightness, saturation, each.sharpness, hue))
+        saturation, hue = drift.colour(np.stack([each.sampled for each in answers]))
+        brightness, sharpness = ([getattr(each, name) for each in answers] for name in ("brightness", "sharpness"))
+        looks = np.column_stack([brightness, saturation, sharpness, hue])
         outputs = {name: np.stack([each.outputs[name] for each in answers]) for name in OBSERVED}
         self._rows.extend(drift.encoder(reference)(drift.signals(looks, **outputs)))
 

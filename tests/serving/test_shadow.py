@@ -115,8 +115,8 @@ def test_the_challenger_follows_its_alias_and_can_become_champion(a_registry: Re
         until(lambda: challenger(client) == second)
         a_registry.move(third, "challenger")
         until(lambda: challenger(client) == third)
-        kept = {each.name.split("-")[0] for each in (tmp_path / "cache/leukdetect").iterdir() if each.is_dir()}
-        assert kept == {first, third}
+        folder = tmp_path / "cache/leukdetect"
+        until(lambda: {each.name.split("-")[0] for each in folder.iterdir() if each.is_dir()} == {first, third})
         a_registry.move(third)
         until(lambda: client.get("/health").json()["model"]["version"] == third)
         assert client.get("/health").json()["model"]["alias"] == "champion"
