@@ -65,9 +65,11 @@ class Model:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.started = threading.Event()
         self.runs = 0
 
     def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        self.started.set()
         assert self.gate.wait(SECONDS)
         self.runs += 1
         return [np.zeros(len(pixels)) for _ in outputs]
@@ -149,8 +151,7 @@ def test_an_image_that_is_cancelled_before_its_turn_is_never_decoded(
 
     async def main() -> None:
         running = asyncio.create_task(examined(service, model, SMALL))
-        while not threads:
-            await asyncio.sleep(0.001)
+        assert await asyncio.to_thread(model.started.wait, SECONDS)
         service.pool.submit(lambda: gate.wait(SECONDS) and None)  # both threads are busy now
         task = asyncio.create_task(examined(service, model, data))
         await asyncio.sleep(0.01)
