@@ -1,6 +1,7 @@
 """Measures the model files on the test split: what is measured here is what will be served.
 
-Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/
+Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/,
+        reports/cross_validation.json (of pipeline.cross_validate; left out if it is of another recipe or other images)
 Writes: reports/metrics.json, reports/predictions.csv, reports/plots/ (for `dvc plots`), reports/figures/,
         reports/model_card.md, reports/datasheet.md, reports/report.html
 Run:    python -m pipeline.evaluate
@@ -20,6 +21,7 @@ from pipeline import (
     baselines,
     datasheet,
     html_report,
+    learning_curve,
     metrics,
     model_card,
     onnx_model,
@@ -36,6 +38,7 @@ from pipeline.stage import Problem
 
 SOURCE = Path("data/source.json")
 HISTORY = Path("reports/history")
+CROSS_VALIDATION = Path("reports/cross_validation.json")
 METRICS = Path("reports/metrics.json")
 PREDICTIONS = Path("reports/predictions.csv")
 PLOTS = Path("reports/plots")
@@ -90,6 +93,7 @@ def main() -> None:
     }
     held_out = trust.sample(images, test, recipe)
     measured |= trust.measure(fp32, int8, held_out, recipe)
+    measured |= read_cross_validation(recipe)
     report = plain(measured)
 
     stage.write_json(METRICS, report)
@@ -142,6 +146,12 @@ def read_history(phase: str) -> pd.DataFrame:
     if not path.is_file():
         raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
     return pd.read_csv(path)
+
+
+def read_cross_validation(recipe: params.Params) -> dict[str, Any]:
+    """The section on grouped folds, if they were trained for this recipe on these images."""
+    found = json.loads(CROSS_VALIDATION.read_text()) if CROSS_VALIDATION.is_file() else {"key": None}
+    return {"cross_validation": found} if found["key"] == learning_curve.key(recipe, prepare.digest()) else {}
 
 
 def read_source() -> dict[str, Any]:
@@ -231,9 +241,12 @@ def write_figures(
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
             **trust.figures(model, held_out, measured),
         }
+        samples = {"training_curves": on_train}
+        if folds := measured.get("cross_validation"):
+            figures["learning_curve"] = learning_curve.figure(folds)
+            samples["learning_curve"] = learning_curve.sample(folds)
         for name, figure in figures.items():
-            sample = on_train if name == "training_curves" else on_test
-            plots.save(figure, folder / f"{name}.png", sample, synthetic=measured["synthetic"])
+            plots.save(figure, folder / f"{name}.png", samples.get(name, on_test), synthetic=measured["synthetic"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ FIGURES = {
     "roc": "Sensitivity against specificity",
     "calibration": "Does confidence mean what it says?",
     "training_curves": "How training went",
+    "learning_curve": "Held-out folds: would more images help?",
 }
 STYLE = """
 :root { color-scheme: light; }

@@ -7,6 +7,7 @@ the same image on both sides. Here whole blocks are held out, one block is dropp
 
 import hashlib
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -30,15 +31,14 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
         Problem: a file name carries no patient or no number, or a class is missing from a split.
     """
     frame = manifest.copy()
-    stems = [path.rsplit("/", 1)[-1].rsplit(".", 1)[0] for path in frame["path"]]
     if prepare.patient is not None:
-        frame["patient"] = [_find(prepare.patient, "patient", stem) for stem in stems]
+        frame["patient"] = [_find(prepare.patient, "patient", path) for path in frame["path"]]
         frame["group"] = frame["patient"]
         frame["split"] = [_split_of(f"{seed}:{patient}", prepare.fractions) for patient in frame["patient"]]
     else:
-        blocks = [int(_find(prepare.number, 1, stem)) // prepare.block for stem in stems]
         frame["patient"] = ""
-        frame["split"] = _blocks_to_splits(frame["class"], np.array(blocks), prepare.fractions)
+        blocks = block_numbers(frame["path"], prepare)
+        frame["split"] = _blocks_to_splits(frame["class"], blocks, prepare.fractions)
         names = [f"{key}-{block:03d}" for key, block in zip(frame["class"], blocks, strict=True)]
         frame["group"] = _join(names, near_duplicates(frame["dhash"], prepare.near_duplicate_bits))
         # A group on two sides keeps the side with more of its images; the rest is dropped, not moved:
@@ -52,6 +52,11 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     return frame
 
 
+def block_numbers(paths: Iterable[str], prepare: Prepare) -> np.ndarray:
+    """Which run of `prepare.block` neighbouring file numbers each file is in: [N]. Raises Problem, as `assign` does."""
+    return np.array([int(_find(prepare.number, 1, path)) // prepare.block for path in paths])
+
+
 def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
     """Pairs of rows [P, 2] whose 64-bit difference hashes (hex strings) differ in at most `bits` bits."""
     hashes = np.array([int(value, 16) for value in dhash], np.uint64)
@@ -62,7 +67,8 @@ def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
     return np.concatenate(pairs) if pairs else np.empty((0, 2), int)
 
 
-def _find(pattern: str, group: str | int, stem: str) -> str:
+def _find(pattern: str, group: str | int, path: str) -> str:
+    stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     match = re.search(pattern, stem)
     if match is None:
         raise Problem(

@@ -17,7 +17,7 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import audit, baselines, evaluate, html_report, metrics, plots
+from pipeline import audit, baselines, evaluate, html_report, learning_curve, metrics, params, plots, prepare
 from pipeline.stage import Problem
 from tests import tiny_model
 
@@ -193,6 +193,26 @@ class TestFiles:
         printed = capsys.readouterr().out
         assert "colour only" in printed
         assert "SYNTHETIC DEMO: no clinical meaning" in printed
+
+    def test_grouped_folds_are_shown_where_they_are_of_this_recipe_and_these_images(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_project(tmp_path, patients=2)
+        monkeypatch.chdir(tmp_path)
+        recipe = params.load()
+        value = {"value": 0.5, "low": 0.4, "high": 0.6}
+        point = {"images": 24, "groups": 8, "trained_on": 12, "each_fold": [0.4, 0.6], "recall_benign": value}
+        folds = {
+            "key": learning_curve.key(recipe, prepare.digest()),
+            "folds": 2,
+            "by_share": {"1": point | {"balanced_accuracy": value, "colour_only": value}},
+        }
+        Path("reports/cross_validation.json").write_text(json.dumps(folds))
+        evaluate.main()
+        assert json.loads(Path("reports/metrics.json").read_text())["cross_validation"] == folds
+        drawn = base64.b64encode(Path("reports/figures/learning_curve.png").read_bytes()).decode()
+        assert drawn in Path("reports/report.html").read_text()
+        assert evaluate.read_cross_validation(recipe.model_copy(update={"seed": recipe.seed + 1})) == {}
 
     def test_predictions_are_the_test_split_and_say_why_an_image_is_referred(
         self, done: Path, test_split: tuple[pd.DataFrame, np.ndarray, np.ndarray]

@@ -1,0 +1,125 @@
+"""Trains the recipe anew on each of k grouped folds, so that every group is held out once; and a learning curve.
+
+Everything is learnt again, the base too: a head refitted on a base that has seen the held-out images would leak. So it
+costs k trainings a share, on less data than the model itself has, and says how good the recipe is, not this model file.
+Goes on where it was interrupted. `dvc repro` then brings the figures to reports/metrics.json, the report and MLflow.
+
+Reads:  data/prepared/, params.yaml
+Writes: reports/cross_validation.json, reports/cross_validation.csv (for pipeline.compare), reports/cross_validation.png
+Run:    python -m pipeline.cross_validate [--folds 3] [--shares 0.25 0.5 1]
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import yaml
+
+from pipeline import baselines, folds, learning_curve, params, plots, prepare, stage
+from pipeline.params import Params
+from pipeline.stage import Problem
+
+JSON, CSV, PNG = (Path(f"reports/cross_validation.{kind}") for kind in ("json", "csv", "png"))
+ROOT = Path(__file__).parents[1]
+STAGES = {"features": "data/features", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--folds", type=int, default=3)
+    arguments.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the training groups, 0 to 1")
+    options = arguments.parse_args()
+    k, shares = options.folds, sorted(set(options.shares))
+    if k < 2 or not all(0 < share <= 1 for share in shares):
+        raise Problem(f"--folds must be 2 or more and --shares above 0 and at most 1, not {k} and {shares}")
+    recipe = params.load()
+    key = learning_curve.key(recipe, prepare.digest())
+    state = stage.STATE / "cross_validate" / key
+    for other in state.parent.glob("*"):
+        if other != state:
+            shutil.rmtree(other)
+
+    by_share, last = {}, pd.DataFrame()
+    for share in shares:
+        last = pd.concat([_fold(recipe, k, fold, share, state) for fold in range(k)], ignore_index=True)
+        found = by_share[f"{share:g}"] = learning_curve.summary(last, recipe)
+        value, colour = found["balanced_accuracy"], found["colour_only"]
+        print(
+            f"{share:.0%} of the training groups, about {found['trained_on']:.0f} images: balanced accuracy "
+            f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] on {found['images']} held-out images in "
+            f"{found['groups']} groups; colour only {colour['value']:.3f} [{colour['low']:.3f}, {colour['high']:.3f}]",
+            flush=True,
+        )
+    result = {"key": key, "folds": k, "by_share": by_share}
+    with stage.writing(CSV) as path:
+        last.to_csv(path, index=False, float_format="%.6f")
+    with stage.writing(PNG) as path, matplotlib.rc_context(plots.STYLE):
+        figure, sample = learning_curve.figure(result), learning_curve.sample(result)
+        plots.save(figure, path, sample, synthetic=recipe.fetch.synthetic)
+    stage.write_json(JSON, result)
+    shutil.rmtree(state)
+
+
+def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.DataFrame:
+    """The held-out predictions of one training; kept until all are done."""
+    kept = state / f"{k}-{fold}-{share:g}.csv"
+    if not kept.is_file():
+        pixels, frame = prepare.read()
+        split = folds.thin(folds.assign(frame, recipe.prepare, k, fold, recipe.seed), frame, share, recipe.seed)
+        counts = ", ".join(f"{n} {name}" for name, n in split.value_counts().items())
+        print(f"fold {fold + 1} of {k}, {share:.0%} of the training groups: {counts}", flush=True)
+        train, test = (frame[split == name] for name in ("train", "test"))
+        probabilities = _train(recipe, frame.assign(split=split), pixels[test.index], kept.with_suffix(""))
+        seen = train["label"].to_numpy()
+        by_colour = baselines.colour_only(pixels[train.index], seen, pixels[test.index], recipe.seed)
+        keys = np.array([c.key for c in recipe.classes])
+        table = test[["path", "class", "group"]].assign(
+            predicted=keys[probabilities.argmax(1)],
+            p_malignant=probabilities[:, [c.malignant for c in recipe.classes]].sum(1),
+            colour=keys[by_colour],
+            fold=fold,
+            trained_on=len(train),
+        )
+        with stage.writing(kept) as path:
+            table.to_csv(path, index=False)
+        shutil.rmtree(kept.with_suffix(""))
+    return pd.read_csv(kept, dtype={"group": str})
+
+
+def _train(recipe: Params, frame: pd.DataFrame, pixels: np.ndarray, folder: Path) -> np.ndarray:
+    """Runs the training stages on another split, in a folder and with an MLflow of their own: probabilities [N, C]."""
+    prepared = folder / prepare.PREPARED
+    if not (prepared / "split.csv").is_file():
+        prepared.mkdir(parents=True, exist_ok=True)
+        (prepared / "images.npy").unlink(missing_ok=True)
+        (prepared / "images.npy").symlink_to((prepare.PREPARED / "images.npy").resolve())
+        raw = recipe.model_dump(mode="json", by_alias=True)
+        if Path(recipe.features.weights).is_file():
+            raw["features"]["weights"] = str(Path(recipe.features.weights).resolve())
+        (folder / params.PARAMS_FILE).write_text(yaml.safe_dump(raw))
+        with stage.writing(prepared / "split.csv") as path:
+            frame.to_csv(path, index=False)
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent.resolve()}/mlflow.db",
+        "PYTHONPATH": str(ROOT),
+    }
+    for name, output in STAGES.items():
+        if (folder / output).exists():  # made before an interruption
+            continue
+        done = subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=False)
+        if done.returncode != 0:
+            raise Problem(f"{name} failed in a fold: what it printed above says why. Run it again to go on from there")
+    import keras  # here: TensorFlow takes seconds and memory, and by now the stages have given theirs back
+
+    model = keras.models.load_model(folder / "models/model.keras", compile=False)
+    return np.asarray(model.predict(pixels, batch_size=32, verbose=0))
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,72 @@
+"""`python -m pipeline.cross_validate` on a small project: four real trainings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from pipeline import cross_validate, smears
+from pipeline.stage import Problem
+
+ROOT = Path(__file__).parents[2]
+SIZE, PATIENTS, IMAGES = 32, 6, 2
+
+
+@pytest.mark.parametrize("wrong", [["--folds", "1"], ["--shares", "0"], ["--shares", "0.5", "2"]])
+def test_folds_and_shares_that_cannot_be_are_refused(wrong: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cross_validate", *wrong])
+    with pytest.raises(Problem, match="--folds must be 2 or more and --shares above 0 and at most 1, not"):
+        cross_validate.main()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_group_is_held_out_once_and_the_project_is_left_as_it_was(tmp_path: Path) -> None:
+    recipe = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
+    recipe["prepare"]["image_size"] = SIZE
+    recipe["model"]["backbone"] = "VGG16"  # few layers: quick to begin with
+    recipe["features"]["views"] = recipe["train_head"]["epochs"] = recipe["fine_tune"]["epochs"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(recipe))
+    cells = [(c, p, i) for c in range(4) for p in range(1, PATIENTS + 1) for i in range(1, IMAGES + 1)]
+    names = [f"{smears.CLASSES[c]}-p{p:03d}" for c, p, _ in cells]
+    split = pd.DataFrame(
+        {
+            "path": [f"{smears.CLASSES[c]}/{name}-{i}.jpg" for name, (c, _, i) in zip(names, cells, strict=True)],
+            "class": [smears.CLASSES[c] for c, _, _ in cells],
+            "label": [c for c, _, _ in cells],
+            "sha256": [f"{row:064x}" for row in range(len(cells))],
+            "patient": names,
+            "group": names,
+            "split": "train",
+        }
+    )
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    split.to_csv(tmp_path / "data/prepared/split.csv", index=False)
+    pixels = [smears.render(smears.CLASSES[c], p, 1, i, SIZE, seed=1) for c, p, i in cells]
+    np.save(tmp_path / "data/prepared/images.npy", np.stack(pixels))
+
+    command = [sys.executable, "-m", "pipeline.cross_validate", "--folds", "2", "--shares", "0.5", "1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(tmp_path / "reports/cross_validation.csv")
+    assert sorted(table["path"]) == sorted(split["path"])
+    by_share = json.loads((tmp_path / "reports/cross_validation.json").read_text())["by_share"]
+    assert [point["trained_on"] for point in by_share.values()] == [8, 16]
+    for found in by_share.values():
+        assert (found["images"], found["groups"], len(found["each_fold"])) == (48, 24, 2)
+        assert found["balanced_accuracy"]["low"] <= found["balanced_accuracy"]["value"]
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {
+        "params.yaml",
+        "data/prepared/images.npy",
+        "data/prepared/split.csv",
+        *(f"reports/cross_validation.{kind}" for kind in ("csv", "json", "png")),
+    }
