@@ -27,7 +27,7 @@ from tqdm import tqdm
 from pipeline import scoring, stage, store
 from pipeline.scoring import Limits
 from pipeline.stage import Problem
-from serving import model, registry
+from serving import model, registry, startup
 from serving.model import Model
 from serving.registry import Located
 from serving.session import cpus
@@ -97,7 +97,7 @@ def open_model(settings: Settings) -> Model:
     """
     try:
         folder = Path(settings.model)
-        located = Located(folder) if folder.is_dir() else registry.resolve(settings)
+        located = Located(folder) if folder.is_dir() else startup.resolve(settings)
         return model.load(located, settings.precision, cpus())
     except (registry.RegistryError, model.RefusedError) as error:
         raise Problem(str(error)) from error

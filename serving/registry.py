@@ -1,17 +1,10 @@
-"""Where the model file comes from: a path, the registry, or what the registry gave last time.
-
-A registered model's folder on this machine, CACHE_DIR/NAME, holds a folder for each version that is still of use, and
-two notes which the server's processes share and which outlive them: what served last, and what was ordered last.
-"""
+"""The registry: which version an alias names, and its files on this machine, each version in a folder of its own."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +21,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
-LAST_KNOWN_GOOD, ORDERS, DOWNLOAD = "last_known_good.json", "orders.json", ".download-"
-STALE_SECONDS = 3600  # a download that is older was interrupted by the end of its process
-
-
-Stamp = tuple[int, int, int]  # tells one writing of a file from another
+DOWNLOAD = ".download-"  # what is under way is called
 
 
 class RegistryError(Exception):
@@ -69,43 +58,6 @@ class Registered:
         return f"{self.version}-{self.created}"
 
 
-@dataclass(frozen=True)
-class Hold:
-    """An order to go back: while the alias names `left`, `instead` serves."""
-
-    left: Located
-    instead: Located
-
-    def holds(self, registered: Registered) -> bool:
-        """Whether this is the version that was left."""
-        return self.left.path.name == registered.folder
-
-    @property
-    def note(self) -> str:
-        """For everyone."""
-        return f"Version {self.left.version} was rolled back from; version {self.instead.version} serves."
-
-
-def resolve(settings: Settings) -> Located:
-    """Finds what `settings.model` names; a registered version is downloaded once and kept.
-
-    A version that was rolled back from stays out: what was put in its place is found instead.
-
-    Raises:
-        RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
-    """
-    if not is_registered(settings):
-        path = Path(settings.model)
-        if not path.is_file():
-            raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
-        return Located(path)
-    registered = ask(settings)
-    if registered is None:
-        raise RegistryError(f"{settings.model}: the registry at {_shown(settings)} has no such alias")
-    held = hold(settings)
-    return held.instead if held and held.holds(registered) else fetch(settings, registered)
-
-
 def is_registered(settings: Settings) -> bool:
     """Whether an alias is served, which can move, and not a file."""
     return settings.model.startswith("models:/")
@@ -132,7 +84,7 @@ def ask(settings: Settings, alias: str | None = None) -> Registered | None:
                 return None
             raise
     except Exception as error:  # database, HTTP and MLflow errors of every kind mean one thing here
-        raise RegistryError(f"{settings.model} could not be had from {_shown(settings)}: {_safe(error)}") from error
+        raise RegistryError(f"{settings.model} could not be had from {shown(settings)}: {_safe(error)}") from error
     hashes = {precision: found.tags[tag] for precision, tag in SHA256_TAGS.items() if tag in found.tags}
     return Registered(name, str(found.version), alias, found.creation_timestamp, hashes)
 
@@ -152,7 +104,7 @@ def fetch(settings: Settings, registered: Registered) -> Located:
             raise
         except Exception as error:  # as in ask, and what a disk can raise
             raise RegistryError(
-                f"version {registered.version} could not be downloaded from {_shown(settings)}: {_safe(error)}"
+                f"version {registered.version} could not be downloaded from {shown(settings)}: {_safe(error)}"
             ) from error
     return Located(folder, registered.version, registered.alias)
 
@@ -160,74 +112,6 @@ def fetch(settings: Settings, registered: Registered) -> Located:
 def discard(located: Located) -> None:
     """Removes a version that is of no use, so that it would be downloaded anew."""
     shutil.rmtree(located.path, ignore_errors=True)
-
-
-def remember(settings: Settings, located: Located) -> None:
-    """Notes that this version was loaded and passed every check, for a start while the registry is down.
-
-    The one noted before becomes the one to go back to, unless it was just rolled back from.
-    """
-    if located.version is None:
-        return
-    before = last_known_good(settings)
-    if before and before.path == located.path:
-        return
-    held = hold(settings)
-    if held and before and held.left.path == before.path:
-        before = None
-    note = {"model": settings.model, **_written(located), "before": _written(before) if before else None}
-    _write(_folder(settings) / LAST_KNOWN_GOOD, note)
-
-
-def last_known_good(settings: Settings) -> Located | None:
-    """The version that `remember` noted for the same alias, if it is still there."""
-    return _noted(settings, LAST_KNOWN_GOOD)
-
-
-def one_before(settings: Settings) -> Located | None:
-    """The version that served before the last known good, if it is still there."""
-    return _noted(settings, LAST_KNOWN_GOOD, "before")
-
-
-def hold(settings: Settings) -> Hold | None:
-    """The last order to go back, unless it has been lifted or what it puts in place is gone."""
-    left, instead = _noted(settings, ORDERS, "left", gone=True), _noted(settings, ORDERS, "instead")
-    return Hold(left, instead) if left and instead else None
-
-
-def order(settings: Settings, held: Hold | None) -> Stamp:
-    """Tells every process of this server, and the next start, to obey this and to ask the registry at once.
-
-    Raises:
-        OSError: it cannot be written, so nobody else learns of it.
-    """
-    note = {
-        "model": settings.model,
-        "left": _written(held.left) if held else None,
-        "instead": _written(held.instead) if held else None,
-        "ordered": time.time_ns(),
-    }
-    return _write(_folder(settings) / ORDERS, note)
-
-
-def ordered(settings: Settings) -> Stamp | None:
-    """Changes with every order."""
-    try:
-        return _stamp((_folder(settings) / ORDERS).stat())
-    except OSError:
-        return None
-
-
-def forget(settings: Settings, keep: Iterable[Located]) -> None:
-    """Removes the downloaded versions that are neither in `keep` nor noted, and what is left of broken downloads."""
-    held = hold(settings)
-    noted = (last_known_good(settings), one_before(settings), held and held.instead)
-    kept = {located.path for located in (*keep, *noted) if located}
-    for folder in _folder(settings).iterdir():
-        if not folder.is_dir() or folder in kept:
-            continue
-        if not folder.name.startswith(DOWNLOAD) or _age(folder) > STALE_SECONDS:  # a younger one may be under way
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse(model: str) -> tuple[str, str]:
@@ -269,57 +153,10 @@ def _download(artifact_uri: str, folder: Path, sha256: dict[str, str]) -> None:
                 raise
 
 
-def _shown(settings: Settings) -> str:
+def shown(settings: Settings) -> str:
     return _safe(settings.tracking_uri)
 
 
 def _safe(text: object) -> str:
     """No password in a log."""
     return re.sub(r"//[^/@\s]*@", "//…@", str(text))
-
-
-def _folder(settings: Settings) -> Path:
-    return settings.cache_dir / parse(settings.model)[0]
-
-
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:  # another process was faster
-        return 0.0
-
-
-def _written(located: Located) -> dict[str, str | None]:
-    return {"version": located.version, "folder": located.path.name}
-
-
-def _noted(settings: Settings, name: str, key: str | None = None, gone: bool = False) -> Located | None:
-    """A version in a note, or under a key of it, for the same alias. `gone`: its folder need not be there."""
-    if not is_registered(settings):
-        return None
-    folder = _folder(settings)
-    try:
-        note = json.loads((folder / name).read_text())
-        entry = note[key] if key else note
-        located = Located(folder / entry["folder"], entry["version"], parse(settings.model)[1])
-        of_this_alias = note["model"] == settings.model
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return located if of_this_alias and (gone or located.path.is_dir()) else None
-
-
-def _write(path: Path, note: Mapping[str, object]) -> Stamp:
-    """In one step, so that whoever reads it at this moment reads all of the old or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(note, indent=2) + "\n")
-        stamp = _stamp(temporary.stat())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return stamp
-
-
-def _stamp(stat: os.stat_result) -> Stamp:
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino

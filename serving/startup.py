@@ -2,10 +2,12 @@
 
 import ctypes
 import logging
+from pathlib import Path
 
-from serving import model, registry
+from serving import model, notes, registry
 from serving.model import Model
 from serving.models import Models
+from serving.registry import Located, RegistryError
 from serving.session import cpus
 from serving.settings import Settings
 
@@ -20,10 +22,10 @@ def start(settings: Settings) -> Models:
     """
     located = None
     try:
-        located = registry.resolve(settings)
+        located = resolve(settings)
         chosen = load(settings, located)
-    except (registry.RegistryError, model.RefusedError) as error:
-        fallback = registry.last_known_good(settings)
+    except (RegistryError, model.RefusedError) as error:
+        fallback = notes.last_known_good(settings)
         if fallback is None or (located is not None and fallback.path == located.path):
             raise
         why = f"version {located.version} was refused" if located else "the registry could not be asked"
@@ -31,14 +33,34 @@ def start(settings: Settings) -> Models:
         log.warning(note, extra={"error": str(error)})  # the note is for everyone, and names no path and no address
         return Models(load(settings, fallback), note)
     try:
-        registry.remember(settings, located)
+        notes.remember(settings, located)
     except OSError as error:  # a disk that is full or may not be written to; it serves all the same
         log.error("the model could not be noted for the next start", extra={"error": str(error)})
-    hold = registry.hold(settings)
+    hold = notes.hold(settings)
     return Models(chosen, hold.note if hold and hold.instead == located else None)
 
 
-def load(settings: Settings, located: registry.Located, like: Model | None = None) -> Model:
+def resolve(settings: Settings) -> Located:
+    """Finds what `settings.model` names; a registered version is downloaded once and kept.
+
+    A version that was rolled back from stays out: what was put in its place is found instead.
+
+    Raises:
+        RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
+    """
+    if not registry.is_registered(settings):
+        path = Path(settings.model)
+        if not path.is_file():
+            raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
+        return Located(path)
+    registered = registry.ask(settings)
+    if registered is None:
+        raise RegistryError(f"{settings.model}: the registry at {registry.shown(settings)} has no such alias")
+    held = notes.hold(settings)
+    return held.instead if held and held.holds(registered) else registry.fetch(settings, registered)
+
+
+def load(settings: Settings, located: Located, like: Model | None = None) -> Model:
     """Loads what was found, for this process's share of the processors; see `model.load`."""
     loaded = model.load(located, settings.precision, max(1, cpus() // settings.workers), like)
     give_back_memory()

@@ -6,15 +6,15 @@ import random
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from serving import answers, registry, startup
+from serving import answers, notes, registry, startup
 from serving.metrics import Metrics
 from serving.model import Model, RefusedError
 from serving.models import Models
-from serving.registry import DamagedError, Hold, Located, Registered, RegistryError
+from serving.notes import Hold, Orders
+from serving.registry import DamagedError, Located, Registered, RegistryError
 from serving.settings import Settings
 
 Result = Literal["switched", "unchanged", "refused", "failed"]
@@ -40,7 +40,7 @@ class Updates:
         self._settings = settings
         self._models = models
         self._metrics = metrics
-        self._orders = _Orders(settings)
+        self._orders = Orders(settings)
         self._asked: SimpleQueue[Future[Result] | None] = SimpleQueue()
         self._changing = threading.Lock()  # around whatever changes the champion, or the order to hold one back
         self._alias = registry.parse(settings.model)[1]
@@ -100,7 +100,7 @@ class Updates:
     def _way_back(self) -> Hold | None:
         """Which version to leave, and what for."""
         champion, previous = self._models.champion.located, self._models.previous
-        good, before = registry.last_known_good(self._settings), registry.one_before(self._settings)
+        good, before = notes.last_known_good(self._settings), notes.one_before(self._settings)
         if good and before and champion.path == before.path:
             return Hold(good, before)  # another worker has switched already; this one was about to
         if previous:
@@ -284,7 +284,7 @@ class Updates:
         metrics.threads.set(models.champion.tuning.threads)
         metrics.best_batch.set(models.champion.tuning.batch)
         try:
-            registry.remember(self._settings, models.champion.located)
+            notes.remember(self._settings, models.champion.located)
         except OSError as error:  # a full disk, say; it serves all the same
             log.error("the champion could not be noted for the next start", extra={"error": str(error)})
         self._prune()
@@ -292,7 +292,7 @@ class Updates:
 
     def _prune(self) -> None:
         loaded = (self._models.champion, self._models.previous, self._models.challenger)
-        registry.forget(self._settings, keep=[model.located for model in loaded if model])
+        notes.forget(self._settings, keep=[model.located for model in loaded if model])
 
     def _lift(self, hold: Hold) -> None:
         """Ends a hold, unless there is a newer one."""
@@ -320,31 +320,3 @@ class Updates:
 
 def _in_service(champion: Model) -> str:
     return f"version {champion.located.version} is in service"
-
-
-@dataclass
-class _Orders:
-    """The last order as this process knows it, and the file through which it reaches the others."""
-
-    settings: Settings
-    hold: Hold | None = field(init=False)
-    _seen: registry.Stamp | None = None  # so that what was ordered while this process started is obeyed too
-
-    def __post_init__(self) -> None:
-        self.hold = registry.hold(self.settings)
-
-    def give(self, hold: Hold | None) -> None:
-        """To this process and to all others."""
-        self.hold = hold
-        try:
-            self._seen = registry.order(self.settings, hold)
-        except OSError as error:  # a full disk, say
-            log.error("the order reaches no other worker and no later start", extra={"error": str(error)})
-
-    def look(self) -> bool:
-        """Whether another process gave one since the last look; takes it over."""
-        seen = registry.ordered(self.settings)
-        if seen == self._seen:
-            return False
-        self._seen, self.hold = seen, registry.hold(self.settings)
-        return True

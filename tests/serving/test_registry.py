@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import contract, model, registry
-from serving.registry import RegistryError
+from serving import contract, model, notes, startup
+from serving.registry import DamagedError, RegistryError
 from serving.settings import Settings
 from serving.startup import start
 from tests import tiny_model
@@ -63,9 +63,9 @@ def test_fp32_is_served_where_int8_does_not_agree_on_this_processor(a_registry: 
 
 def test_a_version_is_downloaded_once(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
-    first = registry.resolve(settings)
+    first = startup.resolve(settings)
     written = first.path.stat().st_mtime_ns
-    assert registry.resolve(settings) == first
+    assert startup.resolve(settings) == first
     assert first.path.stat().st_mtime_ns == written
 
 
@@ -73,10 +73,10 @@ def test_version_1_of_a_registry_made_anew_is_another_version_1(
     a_registry: Registry, settings: Settings, empty_database: Path
 ) -> None:
     a_registry.add()
-    before = registry.resolve(settings)
+    before = startup.resolve(settings)
     a_registry.make_anew(empty_database)
     assert a_registry.add() == before.version
-    assert registry.resolve(settings).path != before.path
+    assert startup.resolve(settings).path != before.path
 
 
 def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_so(
@@ -124,7 +124,7 @@ def test_an_interrupted_download_never_looks_finished(
     with monkeypatch.context() as patched:
         patched.setattr("mlflow.artifacts.download_artifacts", half)
         with pytest.raises(RegistryError, match="the registry went away"):
-            registry.resolve(settings)
+            startup.resolve(settings)
     assert not list(settings.cache_dir.rglob("*.onnx"))
     assert start(settings).note is None
 
@@ -135,8 +135,8 @@ def test_a_file_that_is_not_the_one_that_was_registered_is_not_kept(
 ) -> None:
     a_registry.add()
     change(a_registry.sources[-1] / "artifacts/leukdetect.onnx")
-    with pytest.raises(registry.DamagedError, match=r"leukdetect\.onnx of .* is not the file that was registered"):
-        registry.resolve(settings)
+    with pytest.raises(DamagedError, match=r"leukdetect\.onnx of .* is not the file that was registered"):
+        startup.resolve(settings)
     assert not list(settings.cache_dir.rglob("*.onnx"))
 
 
@@ -144,13 +144,13 @@ def test_what_is_of_no_use_any_more_is_removed_from_disk(a_registry: Registry, s
     located = []
     for _ in range(4):
         a_registry.add()
-        located.append(registry.resolve(settings))
-        registry.remember(settings, located[-1])
+        located.append(startup.resolve(settings))
+        notes.remember(settings, located[-1])
     interrupted, under_way = (located[0].path.with_name(f".download-{name}") for name in ("old", "new"))
     for folder in (interrupted, under_way):
         folder.mkdir()
     os.utime(interrupted, (0, 0))
-    registry.forget(settings, keep=[located[0]])
+    notes.forget(settings, keep=[located[0]])
     left = {folder for folder in located[0].path.parent.iterdir() if folder.is_dir()}
     assert left == {located[0].path, located[2].path, located[3].path, under_way}  # the last, and the one before it
 
@@ -162,15 +162,15 @@ def test_a_version_that_was_rolled_back_from_stays_out_until_the_alias_moves(
     for _ in range(2):
         versions.append(a_registry.add())
         start(settings)
-    good, left = registry.one_before(settings), registry.last_known_good(settings)
+    good, left = notes.one_before(settings), notes.last_known_good(settings)
     assert good
     assert left
-    registry.order(settings, registry.Hold(left, good))
+    notes.order(settings, notes.Hold(left, good))
     for _ in range(2):
         begun = start(settings)
         assert begun.champion.located.version == versions[0]
         assert begun.note == f"Version {versions[1]} was rolled back from; version {versions[0]} serves."
-    assert registry.one_before(settings) is None  # there is no way back to what was left
+    assert notes.one_before(settings) is None  # there is no way back to what was left
     newer = a_registry.add()
     begun = start(settings)
     assert (begun.champion.located.version, begun.note) == (newer, None)
@@ -179,43 +179,43 @@ def test_a_version_that_was_rolled_back_from_stays_out_until_the_alias_moves(
 def test_notes_about_another_alias_do_not_count(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
     located = start(settings).champion.located
-    registry.order(settings, registry.Hold(located, located))
+    notes.order(settings, notes.Hold(located, located))
     other = settings.model_copy(update={"model": "models:/leukdetect@other"})
-    assert registry.last_known_good(settings)
-    assert registry.hold(settings)
-    assert registry.last_known_good(other) is registry.hold(other) is None
+    assert notes.last_known_good(settings)
+    assert notes.hold(settings)
+    assert notes.last_known_good(other) is notes.hold(other) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "models:/leukdetect@champion", "folder": 1}'])
 def test_a_broken_note_counts_as_none(a_registry: Registry, settings: Settings, text: str) -> None:
     a_registry.add()
     start(settings)
-    for note in (registry.LAST_KNOWN_GOOD, registry.ORDERS):
+    for note in (notes.LAST_KNOWN_GOOD, notes.ORDERS):
         (settings.cache_dir / "leukdetect" / note).write_text(text)
-    assert registry.last_known_good(settings) is registry.hold(settings) is None
+    assert notes.last_known_good(settings) is notes.hold(settings) is None
     assert start(settings).note is None
 
 
 def test_a_registrys_password_is_not_repeated(tmp_path: Path) -> None:
     settings = Settings(tracking_uri="http://me:secret@127.0.0.1:9", cache_dir=tmp_path)
     with pytest.raises(RegistryError, match=r"could not be had from http://…@127\.0\.0\.1:9") as error:
-        registry.resolve(settings)
+        startup.resolve(settings)
     assert "secret" not in str(error.value)
 
 
 def test_a_missing_alias_is_named(a_registry: Registry, settings: Settings) -> None:
     for model_name in ("models:/leukdetect@champion", "models:/other@champion"):
         with pytest.raises(RegistryError, match=rf"{model_name}: the registry at sqlite:.* has no such alias"):
-            registry.resolve(settings.model_copy(update={"model": model_name}))
+            startup.resolve(settings.model_copy(update={"model": model_name}))
 
 
 def test_a_missing_file_and_a_wrong_name_say_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"nothing\.onnx is no file; name an \.onnx file or a registry alias"):
-        registry.resolve(Settings(model=str(tmp_path / "nothing.onnx")))
+        startup.resolve(Settings(model=str(tmp_path / "nothing.onnx")))
     with pytest.raises(
         RegistryError, match=r"models:/leukdetect/3 names no registered model; write models:/NAME@ALIAS"
     ):
-        registry.resolve(Settings(model="models:/leukdetect/3"))
+        startup.resolve(Settings(model="models:/leukdetect/3"))
 
 
 def test_a_file_is_served_directly_and_never_becomes_last_known_good(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from mlflow.entities.webhook import Webhook, WebhookAction, WebhookEntity, WebhookEvent, WebhookStatus
 from pydantic import SecretStr
 
-from serving import registry
+from serving import notes
 from serving.access import Key, digest_of
 from serving.app import create_app
 from serving.contract import FILES
@@ -518,7 +518,7 @@ def test_the_order_to_go_back_holds_in_memory_where_it_cannot_be_written(
     with served(settings) as client:
         bad = a_registry.add()
         until(lambda: version(client) == bad)
-        monkeypatch.setattr(registry, "_write", full)
+        monkeypatch.setattr(notes, "_write", full)
         assert client.post("/admin/rollback").json()["model"]["version"] == good
         time.sleep(0.7)  # some turns later
         assert version(client) == good
