@@ -18,13 +18,18 @@ def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
     stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n" if source["synthetic"] else ""
     patients = split.loc[split["patient"] != "", "patient"].nunique()
     fetched, used = sum(source["images"].values()), len(split)
+    travels = (
+        "Small copies of some of them ride in the model file, as pictures of similar cases."
+        if source.get("thumbnails")
+        else "No image is redistributed with the model."
+    )
     unit = f"a patient ({patients} of them)" if patients else "a block of neighbouring file numbers"
     return f"""# Datasheet of the data
 {stamp}
 ## Where it is from
 
 - Origin: {source["origin"]}.
-- Licence: {source["licence"]}. No image is redistributed with the model.
+- Licence: {source["licence"]}. {travels}
 - Version: {source.get("version") or "none given"}. SHA-256 of the images: `{source["sha256"]}`.
 
 ## What it holds

@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ from pipeline import (
     params,
     prepare,
     reference,
+    similar,
     smears,
     stage,
     tracking,
@@ -37,6 +39,7 @@ from pipeline.onnx_model import FP32, INT8
 from pipeline.params import Params
 from pipeline.stage import Problem
 from serving import contract, images
+from serving.similar import Index, metadata
 
 PARITY = Path("reports/parity.json")
 PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONNX
@@ -58,6 +61,8 @@ def main() -> None:
     quantised, _ = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
 
     facts = _facts(recipe, calibration)
+    indexed = train.iloc[similar.choose(train["label"].to_numpy(), recipe.seed)]
+    pictures = pixels[indexed.index] if _source().get("thumbnails") else None
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
             answers = _answers(made, pixels[val.index])
@@ -73,7 +78,9 @@ def main() -> None:
                     recipe.seed,
                 ),
             }
-            _save(made, path, recipe, facts | own)
+            embedding = _answers(made, pixels[indexed.index])["embedding"]
+            index = similar.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), pictures)
+            _save(made, path, recipe, facts | own, index)
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
@@ -154,18 +161,17 @@ def rescale_unlikeness(
 
 def _after_pooling(proto: onnx.ModelProto) -> list[str]:
     """Names of the nodes that do not lead to the embedding: head, distance, maps."""
-    makers = {output: node for node in proto.graph.node for output in node.output}
-    wanted, before = ["embedding"], set()
-    while wanted:
-        node = makers.get(wanted.pop())
-        if node is not None and node.name not in before:
-            before.add(node.name)
-            wanted.extend(node.input)
+    before = onnx_model.leads_to(proto, "embedding")
     return [node.name for node in proto.graph.node if node.name not in before]
 
 
+def _source() -> dict[str, Any]:
+    source: dict[str, Any] = json.loads(Path("data/source.json").read_text())
+    return source
+
+
 def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
-    source = json.loads(Path("data/source.json").read_text())
+    source = _source()
     data = prepare.digest()
     return {
         "name": recipe.register_.name,
@@ -199,8 +205,8 @@ def _answers(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray
     return {name: np.concatenate(part) for name, part in zip(contract.OBSERVED, zip(*parts, strict=True), strict=True)}
 
 
-def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, object]) -> None:
-    """Adds the golden answers, which this very graph gives here, and the contract; then saves."""
+def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, object], index: Index) -> None:
+    """Adds the golden answers, which this very graph gives here, the contract and the similar cases; then saves."""
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     size = recipe.prepare.image_size
     golden = []
@@ -216,9 +222,7 @@ def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, o
             }
         )
     promise = contract.Contract.model_validate(facts | {"golden": golden})
-    del proto.metadata_props[:]
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = contract.METADATA_KEY, promise.model_dump_json()
+    onnx.helper.set_model_props(proto, {contract.METADATA_KEY: promise.model_dump_json()} | metadata(index))
     proto.producer_name = "leukdetect"
     onnx.checker.check_model(proto)
     onnx.save(proto, path)

@@ -50,6 +50,7 @@ def main() -> None:
         "source": recipe.fetch.source,
         "origin": recipe.fetch.origin,
         "licence": recipe.fetch.licence,
+        "thumbnails": recipe.fetch.thumbnails,
         "synthetic": recipe.fetch.synthetic,
         "version": fetched.version,
         "archive_sha256": fetched.archive_sha256,

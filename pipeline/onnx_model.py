@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from pipeline.stage import Problem, progress
@@ -52,3 +53,15 @@ def load(path: Path) -> OnnxModel:
         return OnnxModel(path, contract.parse(session.get_modelmeta().custom_metadata_map), session)
     except contract.ContractError as error:
         raise Problem(f"{path}: {error}") from error
+
+
+def leads_to(proto: onnx.ModelProto, output: str) -> set[str]:
+    """Names of the nodes that a tensor is computed from, its own among them."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    wanted, before = [output], set()
+    while wanted:
+        node = makers.get(wanted.pop())
+        if node is not None and node.name not in before:
+            before.add(node.name)
+            wanted.extend(node.input)
+    return before

@@ -39,6 +39,7 @@ class Fetch(Section):
     folder: str | None
     origin: str
     licence: str
+    thumbnails: bool
     synthetic: bool
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""POST /explain: where in the image the model looked for a class, as numbers and laid over the image."""
+"""POST /explain: where in the image the model looked for a class, and the training images most like it to the model."""
 
 import asyncio
 import base64
@@ -11,13 +11,15 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 from python_multipart.multipart import parse_options_header
 
 from serving import access, answers, images, predict, problems, upload, waiting
 from serving.contract import ANSWER, Contract
 from serving.examining import examine
+from serving.model import Model
 from serving.service import of
+from serving.similar import CASES
 
 MAX_SIDE = 1024  # pixels of the overlay; a larger one takes long to pack and shows no more, the map being coarse
 OPACITY = 0.65  # where the map is highest, so that the cell under it can still be read
@@ -43,8 +45,27 @@ _PNG: dict[int | str, dict[str, object]] = {
 router = APIRouter(tags=["predictions"], dependencies=[Depends(access.require("predict"))])
 
 
+class SimilarCase(BaseModel):
+    """A training image that is near the image to the model."""
+
+    id: str = Field(description="the first 12 hex digits of its file's SHA-256", examples=["2ea0a09e4c6d"])
+    class_: str = Field(serialization_alias="class", description="the key of the class it has in the data")
+    label: str = Field(description="the same for people")
+    distance: float = Field(description="between embeddings of length 1: 0 is the same, 2 the opposite")
+    thumbnail: str | None = Field(
+        description="data:image/webp;base64,… where the data's licence lets small copies travel, else null",
+        examples=["data:image/webp;base64,UklGR…", None],
+    )
+
+
+_SIMILAR: JsonValue = [
+    {"id": "2ea0a09e4c6d", "class": "pre", "label": "Pre-B ALL", "distance": 0.132, "thumbnail": None},
+    {"id": "9bc1b2a288b2", "class": "early", "label": "Early Pre-B ALL", "distance": 0.164, "thumbnail": None},
+]
+
+
 class Explanation(BaseModel):
-    """Where the model looked for one class."""
+    """Where the model looked for one class, and which training images are most like this one to it."""
 
     prediction: answers.Prediction = Field(description="as /predict answers; not kept for /feedback")
     class_: str = Field(serialization_alias="class", description="the key of the class that the map is for")
@@ -55,6 +76,11 @@ class Explanation(BaseModel):
     )
     overlay: str = Field(description=f"data:image/png;base64,… of at most {MAX_SIDE} pixels a side")
     note: str = Field(description="to be shown with the map")
+    similar: list[SimilarCase] = Field(
+        description=f"the {CASES} training images of the model's index whose embeddings are nearest, nearest "
+        "first; what it finds alike need not be the same diagnosis. Empty: the file is from before there was an index",
+        examples=[_SIMILAR],
+    )
 
 
 @router.post(
@@ -67,7 +93,9 @@ async def explain(
     request: Request,
     key: Annotated[str | None, Query(alias="class", description="without it, the highest class")] = None,
 ) -> Response:
-    """Shows where the model looked (Grad-CAM). With `Accept: image/png`, the overlay alone, the note inside it.
+    """Shows where the model looked (Grad-CAM), and which training images are most like this one to it.
+
+    With `Accept: image/png`, the overlay alone, the note inside it.
 
     Same upload as /predict. Explanations wait for predictions, and their answers are not counted among them.
     """
@@ -83,7 +111,7 @@ async def explain(
         wanted = None if key is None else _index(key, contract)
         # As predict.answer, but the place is kept until the picture is drawn, so that those cannot pile up either.
         with waiting.while_connected(request), service.engine.admitted(deadline, "explain"):
-            outputs = (*ANSWER, "cam")
+            outputs = (*ANSWER, "embedding", "cam")
             image, scores, decode_seconds = await examine(
                 service, model, data, deadline, lane="explain", outputs=outputs
             )
@@ -100,6 +128,7 @@ async def explain(
         cam=[[round(value, 4) for value in row] for row in cam.tolist()],
         overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         note=note,
+        similar=_similar(model, scores.outputs["embedding"]),
     )
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -143,6 +172,26 @@ def _index(key: str, contract: Contract) -> int:
     keys = ", ".join(each.key for each in contract.classes)
     detail = f"The model's classes are {keys}. Name one of them, or none for the highest."
     raise problems.ProblemError(422, "unknown-class", "No such class", detail)
+
+
+def _similar(model: Model, embedding: np.ndarray) -> list[SimilarCase]:
+    index = model.index
+    if index is None:
+        return []
+    cases = []
+    for row, distance in index.nearest(embedding):
+        of_class = model.contract.classes[index.classes[row]]
+        picture = base64.b64encode(index.thumbnails[row]).decode() if index.thumbnails else None
+        cases.append(
+            SimilarCase(
+                id=index.ids[row],
+                class_=of_class.key,
+                label=of_class.label,
+                distance=round(distance, 4),
+                thumbnail=picture and f"data:image/webp;base64,{picture}",
+            )
+        )
+    return cases
 
 
 def _note(contract: Contract, index: int, *, empty: bool) -> str:

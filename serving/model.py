@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from serving import contract, images
+from serving import contract, images, similar
 from serving.contract import ANSWER, FILES
 from serving.registry import Located
 from serving.session import open_session, run
@@ -39,6 +39,7 @@ class Model:
     sha256: str
     session: onnxruntime.InferenceSession
     tuning: Tuning
+    index: similar.Index | None  # of similar cases; None: the file is from before there was an index
 
     @property
     def best_batch(self) -> int:
@@ -81,7 +82,9 @@ def load(located: Located, precision: Precision, processors: int, like: Model | 
 def _load(located: Located, path: Path, processors: int, like: Model | None) -> Model:
     session = _open(path, like.tuning.threads if like else processors)
     try:
-        promise = contract.parse(session.get_modelmeta().custom_metadata_map)
+        metadata = session.get_modelmeta().custom_metadata_map
+        promise = contract.parse(metadata)
+        index = similar.read(metadata, len(promise.classes))
     except contract.ContractError as error:
         raise RefusedError(f"contract: {error}") from error
     if promise.version == 1:
@@ -98,7 +101,7 @@ def _load(located: Located, path: Path, processors: int, like: Model | None) -> 
     else:
         session, tuning = _tune(path, session, promise.decode.size, processors)
     with path.open("rb") as file:
-        model = Model(located, promise, hashlib.file_digest(file, "sha256").hexdigest(), session, tuning)
+        model = Model(located, promise, hashlib.file_digest(file, "sha256").hexdigest(), session, tuning, index)
     _check_golden(model)
     return model
 

@@ -10,9 +10,13 @@ import onnx.parser
 import onnxruntime
 from PIL import Image
 
+from pipeline import similar
+from pipeline.similar import SIDE
 from serving import contract, drift, images
+from serving.similar import Index, metadata
 
 SIZE = 32
+_SPREAD = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 CLASSES = [
     contract.Class(key="benign", label="Benign (hematogone)", malignant=False),
     contract.Class(key="early", label="Early Pre-B ALL", malignant=True),
@@ -49,15 +53,17 @@ tiny (uint8[N,{size},{size},3] image)
 """
 
 
-def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: object) -> contract.Contract:
+def write(
+    path: Path, *, precision: str = "fp32", bias: float = 8.0, index: Index | None = None, **changes: object
+) -> contract.Contract:
     """Writes the file and returns its contract. `changes` replace fields of the contract.
 
-    A larger `bias` means pro more often.
+    A larger `bias` means pro more often. Without an `index` of similar cases it is like a file from before.
     """
     scale = 0.08
     weights = np.array([[1, 0, 0, -1], [0, 1, 0, -1], [0, 0, 1, -1]], np.float32) * scale
     initializers = {
-        "spread": np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32),
+        "spread": _SPREAD,
         "weights": weights,
         "bias": np.array([0, 0, 0, bias], np.float32),
         "mix": weights.T.reshape(4, 3, 1, 1).copy(),
@@ -104,11 +110,21 @@ def write(path: Path, *, precision: str = "fp32", bias: float = 8.0, **changes: 
         "intended_use": "tests",
     }
     result = contract.Contract.model_validate(fields | changes)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = contract.METADATA_KEY, result.model_dump_json()
+    cases = metadata(index) if index else {}
+    onnx.helper.set_model_props(model, {contract.METADATA_KEY: result.model_dump_json()} | cases)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return result
+
+
+def index(*, thumbnails: bool) -> Index:
+    """Of eight images of one colour, two a class in the class's own; the first digit of the id is the class."""
+    strengths = (120, 220)
+    colours = [tuple(strength * (part == label) for part in range(3)) for label in range(4) for strength in strengths]
+    pixels = np.full((8, SIDE, SIDE, 3), np.array(colours)[:, None, None], np.uint8)
+    embedding = (pixels.mean(axis=(1, 2)) + 1) @ _SPREAD
+    sha256 = [f"{label}{copy}" * 32 for label in range(4) for copy in range(2)]
+    return similar.fit(embedding, np.arange(8) // 2, sha256, pixels if thumbnails else None)
 
 
 def _reference() -> contract.Reference:

@@ -1,7 +1,8 @@
-// The class activation map of POST /explain, laid over the preview.
+// The class activation map of POST /explain, laid over the preview; its similar cases go beside it.
 
 import { ask } from "/static/ask.js";
-import { $, element } from "/static/dom.js";
+import { $, element, picture } from "/static/dom.js";
+import { showSimilar } from "/static/similar.js";
 
 // Viridis: its lightness rises evenly, so that it reads the same to colour-blind eyes; yellow stands out on purple nuclei.
 const RAMP = [
@@ -25,6 +26,7 @@ export function offerMap(card, file, answer, classes) {
       const path = `/explain?class=${encodeURIComponent(choice.value)}`;
       const map = await ask(path, { body: file, say: (text) => { note.textContent = text || waiting; } });
       if (map.class === choice.value) await lay(card, map); // else another was chosen meanwhile
+      showSimilar(card, map.similar);
       laid = true;
     } catch (problem) {
       note.textContent = `${problem.title}. ${problem.detail}`;
@@ -64,11 +66,8 @@ async function lay(card, { cam, label, note, overlay }) {
 
 /** Where the browser cannot show the file, the server's picture of file and map together takes its place. */
 function showOverlay(card, overlay, label) {
-  const image = element("img", "", "overlay");
-  const bytes = Uint8Array.from(atob(overlay.split(",")[1]), (letter) => letter.charCodeAt(0));
-  image.src = URL.createObjectURL(new Blob([bytes], { type: "image/png" })); // the page's policy allows no data: here
-  image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
-  image.alt = `The image with its map for ${label}`;
+  const image = picture(overlay, `The image with its map for ${label}`);
+  image.className = "overlay";
   $(".overlay", card)?.remove();
   $(".picture", card).append(image);
 }

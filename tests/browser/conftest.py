@@ -16,7 +16,8 @@ from tests.server import Server, running
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    tiny_model.write(folder / "m.onnx", bias=70.0)  # every smear is clearly pro
+    index = tiny_model.index(thumbnails=True)
+    tiny_model.write(folder / "m.onnx", bias=70.0, index=index)  # every smear is clearly pro
     flags = ("--model", str(folder / "m.onnx"), "--feedback-db", str(folder / "feedback.db"))
     with running(folder, *flags) as server:
         yield server

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import text_to_be_present_in_element
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from pipeline import smears
+from pipeline import similar, smears
 from tests import tiny_model
 from tests.browser.chromium import browser, cards, choose, colours, resize, show_map, text, wait_for
 from tests.server import ROOT, Server, running
@@ -239,6 +240,52 @@ def test_where_the_browser_cannot_show_a_file_the_servers_overlay_takes_its_plac
     assert WebDriverWait(page, 5).until(lambda _: overlay.get_property("naturalWidth"))
     assert not card.find_element(By.CSS_SELECTOR, ".opacity").is_displayed()
     assert page.get_log("browser") == []
+
+
+@pytest.mark.parametrize("pictures", [True, False])
+def test_similar_cases_stand_beside_the_map_with_pictures_where_there_are_some(
+    page: webdriver.Chrome, server: Server, images: Path, tmp_path: Path, pictures: bool
+) -> None:
+    with ExitStack() as stack:
+        if not pictures:
+            tiny_model.write(tmp_path / "m.onnx", bias=70.0, index=tiny_model.index(thumbnails=False))
+            server = stack.enter_context(running(tmp_path, "--model", str(tmp_path / "m.onnx")))
+        look_at_similar_cases(page, server, images, pictures)
+
+
+def look_at_similar_cases(page: webdriver.Chrome, server: Server, images: Path, pictures: bool) -> None:
+    page.get_log("browser")
+    page.get(server.url)
+    choose(page, images / "corner.png")  # what is not black is blue: pre, to tiny_model's embedding
+    [card] = cards(page, 1)
+    assert not card.find_element(By.CSS_SELECTOR, ".similar").is_displayed()
+    show_map(card)
+    wait_for(card, ".similar li")
+    cases = card.find_elements(By.CSS_SELECTOR, ".similar li")
+    assert len(cases) == 5
+    assert "Pre-B ALL" in cases[0].text
+    assert "distance 0." in cases[0].text
+    assert "need not be the same diagnosis" in text(card, ".similar")
+    shown = [case.find_elements(By.TAG_NAME, "img") for case in cases]
+    assert all(len(found) == pictures for found in shown)
+    if pictures:
+        WebDriverWait(page, 5).until(lambda _: all(image.get_property("naturalWidth") for [image] in shown))
+        assert {image.get_property("naturalWidth") for [image] in shown} == {similar.SIDE}
+        assert all(str(image.get_attribute("alt")).startswith("Training image ") for [image] in shown)
+    assert page.get_log("browser") == []
+    card.find_element(By.CSS_SELECTOR, ".look").click()
+    assert not card.find_element(By.CSS_SELECTOR, ".similar").is_displayed()
+
+
+def test_without_an_index_no_similar_cases_are_spoken_of(page: webdriver.Chrome, images: Path, tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx", bias=70.0)
+    with running(tmp_path, "--model", str(tmp_path / "m.onnx")) as server:
+        page.get(server.url)
+        choose(page, images / "smear.jpg")
+        [card] = cards(page, 1)
+        show_map(card)
+        WebDriverWait(page, 5).until(lambda _: "not evidence" in text(card, ".note"))
+        assert not card.find_element(By.CSS_SELECTOR, ".similar").is_displayed()
 
 
 # --- what is done with answers ---

@@ -143,7 +143,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["classes"] = classes or params["classes"]
         params["demo"] = {"patients": 1, "images_per_patient": 2, "size": 32}
-        params["fetch"] |= {"origin": "a test", "licence": "MIT", "synthetic": False} | changes
+        params["fetch"] |= {"origin": "a test", "licence": "MIT", "thumbnails": False, "synthetic": False} | changes
         Path("params.yaml").write_text(yaml.safe_dump(params))
 
     return write
@@ -397,6 +397,7 @@ def test_the_same_bytes_give_the_same_source_json_and_one_bit_changes_the_digest
         "source": "folder",
         "origin": "a test",
         "licence": "MIT",
+        "thumbnails": False,
         "synthetic": False,
         "version": None,
         "archive_sha256": None,

@@ -113,6 +113,20 @@ def test_the_registered_model_predicts_from_arrays_as_a_pyfunc(project: Project)
     assert result.stdout.splitlines()[-1] == "(3, 4) [1.0, 1.0, 1.0]", result.stderr
 
 
+def test_the_server_names_training_images_that_are_like_it(project: Project, server: str) -> None:
+    rows = [row.split(",") for row in (project.root / "data/prepared/split.csv").read_text().splitlines()]
+    train = {row[3][:12]: row for row in rows if row[-1] == "train"}
+    path = next(row[0] for row in rows if row[-1] == "train")
+    with (project.root / "data/raw" / path).open("rb") as file:
+        similar = requests.post(f"{server}/explain", files={"file": file}, timeout=30).json()["similar"]
+    assert len(similar) == 5
+    assert train[similar[0]["id"]][0] == path  # it is itself among them
+    assert similar[0]["distance"] < 0.1
+    for case in similar:
+        assert case["class"] == train[case["id"]][1]
+        assert case["thumbnail"].startswith("data:image/webp;base64,")
+
+
 def test_the_server_answers_for_a_held_out_image_from_the_registry(project: Project, server: str) -> None:
     rows = (project.root / "data/prepared/split.csv").read_text().splitlines()
     path = next(row.split(",")[0] for row in rows if row.endswith(",test"))

@@ -234,6 +234,45 @@ def test_drawing_blocks_neither_probes_nor_predictions_and_cannot_pile_up(
         assert explained.result().status_code == 200
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["pictures", "no pictures"])
+def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    path = tmp_path_factory.mktemp("model") / "m.onnx"
+    tiny_model.write(path, index=tiny_model.index(thumbnails=request.param))
+    with serve(app_of(path)) as client:
+        yield client
+
+
+def test_similar_cases_are_the_nearest_training_images_with_their_classes(indexed: httpx.Client) -> None:
+    blue = saved(Image.new("RGB", (40, 40), (2, 2, 200)))
+    answer = indexed.post("/explain?class=benign", content=blue).json()  # whatever class is asked about
+    cases = answer["similar"]
+    assert len(cases) == 5
+    assert [each["class"] for each in cases[:2]] == ["pre", "pre"]
+    assert cases[0]["label"] == "Pre-B ALL"
+    assert cases[0]["id"] in ("20" * 6, "21" * 6)
+    distances = [each["distance"] for each in cases]
+    assert distances == sorted(distances)
+    assert 0 <= distances[0] < 0.1 < distances[2] <= 2
+
+
+def test_a_thumbnail_is_there_where_the_model_file_has_one(
+    indexed: httpx.Client, request: pytest.FixtureRequest
+) -> None:
+    blue = saved(Image.new("RGB", (40, 40), (0, 0, 200)))
+    first = indexed.post("/explain", content=blue).json()["similar"][0]
+    if "no pictures" in request.node.name:
+        assert first["thumbnail"] is None
+        return
+    kind, _, content = first["thumbnail"].partition(",")
+    assert kind == "data:image/webp;base64"
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")).astype(int)
+    assert shown[..., 2].min() > 100 > shown[..., :2].max()
+
+
+def test_a_model_file_from_before_there_was_an_index_has_no_similar_cases(client: httpx.Client) -> None:
+    assert client.post("/explain", content=CORNER).json()["similar"] == []
+
+
 def test_openapi_has_both_answers(client: httpx.Client) -> None:
     explained = client.get("/openapi.json").json()["paths"]["/explain"]["post"]
     assert set(explained["responses"]["200"]["content"]) == {"application/json", "image/png"}
