@@ -65,7 +65,7 @@ lint: .venv/.ready
 lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what still fits
 	@# One resolution for all: the smaller locks are parts of dev.txt.
 	cd requirements && $(LOCK) dev.in -o dev.txt
-	cd requirements && for name in pipeline serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
+	cd requirements && for name in pipeline ray serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
 	cd requirements && $(LOCK) gpu.in --override gpu-overrides.txt -c dev.txt -o gpu.txt
 	cd requirements && $(LOCK) ../mlflow/requirements.in -c dev.txt -o ../mlflow/requirements.txt
 
@@ -76,7 +76,7 @@ licences: .venv/.ready .venv-serving/.ready  ## docs/licences.md, and whether ev
 
 sbom: .venv/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
 	mkdir -p reports/sbom
-	for name in serving pipeline; do cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file reports/sbom/$$name.json || exit 1; done
+	for name in serving pipeline ray; do cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file reports/sbom/$$name.json || exit 1; done
 
 clean:  ## forget all that was made, but not the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp

@@ -17,6 +17,7 @@ DOCUMENT = Path("docs/licences.md")
 ENVIRONMENTS = {  # by lock: the interpreter that has it installed
     "serving": Path(".venv-serving/bin/python"),
     "pipeline": Path(".venv/bin/python"),
+    "ray": Path(".venv/bin/python"),
 }
 ALLOWED = re.compile(  # how a licence's name or SPDX identifier begins
     r"(0BSD|(3-Clause )?BSD|Apache|CC0|MIT|MPL|Mozilla Public|PSF|Python Software Foundation|Unlicense|ZPL|Zlib|Zope)"

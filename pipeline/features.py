@@ -5,22 +5,28 @@ Reads:  data/prepared/, params (features.weights, fine_tune.trainable_from, augm
 Writes: data/features/inputs/view-00.npy … [n, …] and val.npy [m, …] (not augmented): float16 activations where the
         frozen part ends; uint8 images where nothing is frozen
         data/features/pooled/view-00.npy … float32 [n, 2048] and val.npy [m, 2048], of a pretrained base
-Run:    python -m pipeline.features
+Run:    python -m pipeline.features     (with RAY_ADDRESS: on that Ray cluster, to the same bytes)
 """
 
+import hashlib
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+import pandas as pd
 
-from pipeline import augment, params, prepare, stage, tracking
+from pipeline import cluster, params, prepare, stage, tracking, views
 from pipeline.params import Params
 from pipeline.stage import Problem
+from pipeline.views import Batch, Forward, Stored, Work
 
 FEATURES = Path("data/features")
 BATCH = 32
@@ -32,36 +38,23 @@ def main() -> None:
     tracking.check()  # an unreachable server is found now, not after an hour of training
     pixels, train = prepare.read("train")
     _, val = prepare.read("val")
-    views = recipe.features.views
+    wanted = recipe.features.views
 
     state = _state(recipe)
     done = len(list((state / "inputs").glob("view-*.npy")))
     if done:
-        print(f"going on after view {done} of {views}")
-    forward = _forward(recipe)
-    with ThreadPoolExecutor() as pool:
-        for number in stage.progress(range(done, views), "views", unit="view"):
-
-            def augmented(start: int, number: int = number) -> np.ndarray:
-                rows = train.iloc[start : start + BATCH]
-                return np.stack(
-                    [
-                        augment.view(pixels[row], recipe.augment, recipe.seed, number, sha256)
-                        for row, sha256 in zip(rows.index, rows["sha256"], strict=True)
-                    ]
-                )
-
-            ahead = _ahead(pool, augmented, range(0, len(train), BATCH))
-            _write(state, f"view-{number:02}.npy", len(train), map(forward, ahead))
-        plain = (pixels[val.index[start : start + BATCH]] for start in range(0, len(val), BATCH))
-        _write(state, "val.npy", len(val), map(forward, plain))
+        print(f"going on after view {done} of {wanted}")
+    with _computing(recipe) as compute:
+        for number in stage.progress(range(done, wanted), "views", unit="view"):
+            _write(state, f"view-{number:02}.npy", len(train), compute(_batches(pixels, train, number)))
+        _write(state, "val.npy", len(val), compute(_batches(pixels, val, None)))
     with stage.writing(FEATURES) as folder:
         state.rename(folder)
 
     stored = read("inputs")[1]
     what = "images" if stored.dtype == np.uint8 else f"activations {stored.shape[1:]} in float16"
     size = sum(file.stat().st_size for file in FEATURES.rglob("*.npy")) / 2**20
-    print(f"{views} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
+    print(f"{wanted} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
 
 
 def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -72,20 +65,48 @@ def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarra
     return [np.load(file, mmap_mode="r") for file in files], np.load(FEATURES / what / "val.npy", mmap_mode="r")
 
 
-def _forward(recipe: Params) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """What turns a batch of images into what is stored."""
-    if recipe.features.weights == "none" and recipe.fine_tune.trainable_from == "all":
-        return lambda images: {"inputs": images}
-    from pipeline import forward  # here: TensorFlow takes longer to import than a view of images to make
-
-    return forward.frozen(recipe)
+def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterator[Batch]:
+    for start in range(0, len(rows), BATCH):
+        some = rows.iloc[start : start + BATCH]
+        yield Batch(view, pixels[some.index], some["sha256"].tolist())
 
 
-def _ahead(pool: ThreadPoolExecutor, make: Callable[[int], np.ndarray], starts: range) -> Iterator[np.ndarray]:
-    """Batches in order; a few are made ahead, on the same cores as the network."""
-    waiting = deque(pool.submit(make, start) for start in starts[:AHEAD])
-    for i in range(len(starts)):
-        waiting.extend(pool.submit(make, start) for start in starts[i + AHEAD : i + AHEAD + 1])
+@contextmanager
+def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[Stored]]]:
+    """Yields a `map` from batches to what is stored of each: on this machine, or on a Ray cluster."""
+    work = Work(recipe.augment, recipe.seed)
+    run: Forward = _images_alone
+    nothing_frozen = recipe.features.weights == "none" and recipe.fine_tune.trainable_from == "all"
+    address = os.environ.get(cluster.ADDRESS)
+    if not nothing_frozen:
+        from pipeline import forward  # here: TensorFlow takes longer to import than a view of images to make
+
+        if address:
+            graph = forward.graph(recipe)
+            digest = hashlib.sha256(graph).hexdigest()
+            work = Work(recipe.augment, recipe.seed, np.frombuffer(graph, np.uint8), digest)
+        else:
+            run = forward.frozen(recipe)
+    if address:
+        with cluster.connected(address, views.on_a_worker, work) as over:
+            yield over
+    else:
+        with ThreadPoolExecutor() as pool:
+            yield lambda batches: map(run, _ahead(pool, partial(views.augmented, work), batches))
+
+
+def _images_alone(images: np.ndarray) -> Stored:
+    return {"inputs": images}
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[Batch], np.ndarray], batches: Iterable[Batch]
+) -> Iterator[np.ndarray]:
+    """Images in order; a few batches are made ahead, on the same cores as the network."""
+    rest = iter(batches)
+    waiting = deque(pool.submit(make, batch) for batch in islice(rest, AHEAD))
+    while waiting:
+        waiting.extend(pool.submit(make, batch) for batch in islice(rest, 1))
         yield waiting.popleft().result()
 
 

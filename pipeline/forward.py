@@ -4,18 +4,14 @@ On a processor that is onnxruntime, which folds batch normalisation into the con
 """
 
 import os
-from collections.abc import Callable
 
 import keras
 import numpy as np
-import onnxruntime
 import tensorflow as tf
 
-from pipeline import convert, model
+from pipeline import convert, model, views
 from pipeline.params import Params
-from pipeline.stage import Problem
-
-Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
+from pipeline.views import Forward
 
 
 def base_model(recipe: Params) -> keras.Model:
@@ -34,24 +30,14 @@ def frozen(recipe: Params) -> Forward:
         part ends, or the images themselves where nothing is frozen; and, of a pretrained base, `pooled`, float32
         [n, D]: the whole base's answer, all that the head is trained on.
     """
-    whole = base_model(recipe)
-    cut = model.boundary(whole, recipe.fine_tune.trainable_from)
-    outputs = {}
-    if cut is not None:
-        outputs["inputs"] = model.frozen_part(whole, cut).output
-    if recipe.features.weights != "none":
-        outputs["pooled"] = whole.get_layer(model.POOLED).output
+    whole, outputs = _stored_tensors(recipe)
     run = tensorflow(whole, outputs) if tf.config.list_logical_devices("GPU") else onnx(whole, outputs)
+    return lambda images: views.stored(images, run(images))
 
-    def forward(images: np.ndarray) -> dict[str, np.ndarray]:
-        found = run(images)
-        if cut is None:
-            return {"inputs": images, **found}
-        if found["inputs"].max() > np.finfo(np.float16).max:
-            raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
-        return {**found, "inputs": found["inputs"].astype(np.float16)}
 
-    return forward
+def graph(recipe: Params) -> bytes:
+    """What `frozen` runs, as an ONNX file for `views.session`."""
+    return _graph(*_stored_tensors(recipe))
 
 
 def tensorflow(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
@@ -62,6 +48,22 @@ def tensorflow(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> For
 
 def onnx(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
     """The same by onnxruntime, on as many threads as this process may use."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return views.session(_graph(whole, outputs), threads)
+
+
+def _stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
+    whole = base_model(recipe)
+    cut = model.boundary(whole, recipe.fine_tune.trainable_from)
+    outputs = {}
+    if cut is not None:
+        outputs["inputs"] = model.frozen_part(whole, cut).output
+    if recipe.features.weights != "none":
+        outputs["pooled"] = whole.get_layer(model.POOLED).output
+    return whole, outputs
+
+
+def _graph(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> bytes:
     normalise = whole.get_layer(model.NORMALISED)
     mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance)).ravel()
     trunk = keras.Model(normalise.output, outputs)
@@ -69,14 +71,5 @@ def onnx(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
     def function(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return trunk((tf.cast(image, tf.float32) - mean) / deviation, training=False)
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    # A thread that waits gives its processor to the augmentation of the next batch.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        convert.to_onnx(function, whole.input.shape[1], whole.weights).SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-    )
-    names = list(outputs)
-    return lambda images: dict(zip(names, session.run(names, {"image": images}), strict=True))
+    content: bytes = convert.to_onnx(function, whole.input.shape[1], whole.weights).SerializeToString()
+    return content

@@ -4,11 +4,14 @@ Images are read and decoded by threads a few batches ahead of the model, and wha
 """
 
 import hashlib
+import socket
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,9 +23,10 @@ from serving import decoding
 from serving.contract import ANSWER, Contract
 from serving.decoding import Decoded
 from serving.engine import Scores
-from serving.model import Model
+from serving.model import Model, RefusedError, load
 from serving.predict import conclude
 from serving.problems import ProblemError, body_too_large
+from serving.registry import Located
 
 # Larger ones gain nothing on a CPU. Fixed, not tuned: an answer's last digits may depend on it, and a job's rows must
 # not depend on the machine.
@@ -50,6 +54,17 @@ class Unusable:
     error: str
     sha256: str | None = None
     read: bool = True
+
+
+@dataclass(frozen=True)
+class Errand:
+    """What a worker on another machine is told once."""
+
+    content: np.ndarray  # uint8: the model file's bytes
+    sha256: str  # of them
+    located: Located
+    root: str
+    limits: Limits
 
 
 def schema(contract: Contract) -> pa.Schema:
@@ -110,6 +125,26 @@ def score(
             rows += answers(batch, model)
             seen(len(batch))
     return pa.Table.from_pylist(rows, schema(model.contract))
+
+
+_received: dict[str, Model] = {}  # by sha256, of this worker's process
+
+
+def on_a_worker(errand: Errand, paths: Sequence[str]) -> pa.Table:
+    """As `score`, with one processor of a cluster, by a model that came with the errand.
+
+    Raises:
+        Problem: also where the model was refused, such as an INT8 model that answers otherwise on this processor.
+    """
+    if errand.sha256 not in _received:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            errand.content.tofile(path)
+            try:
+                _received[errand.sha256] = load(replace(errand.located, path=path), "auto", 1)
+            except RefusedError as error:
+                raise Problem(f"on {socket.gethostname()}: {error}") from error
+    return score(paths, errand.root, _received[errand.sha256], errand.limits, 2, lambda count: None)
 
 
 def decode(where: str, size: int, limits: Limits) -> Decoded | Unusable:

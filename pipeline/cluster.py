@@ -1,0 +1,78 @@
+"""Runs a function over many items on a Ray cluster, a processor each. Ray is an extra: requirements/ray.txt.
+
+Each machine of the cluster needs what requirements/pipeline.txt and requirements/ray.txt install, and must see what the
+items name (a shared folder, an object store). This project's own code is sent along. Start it on one of them.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.stage import Problem
+
+ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where a cluster's head is, or `auto` on a machine of it
+UNDER_WAY = 2  # items for each processor: the next is there when one is done, and results never pile up
+CODE = [str(Path(__file__).parents[1] / name) for name in ("pipeline", "serving")]
+
+Shared = TypeVar("Shared")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def connected(
+    address: str, function: Callable[[Shared, Item], Result], shared: Shared
+) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
+    """Yields what `map` is on one machine: from items to function(shared, item), in the order of the items.
+
+    An item whose worker or machine died is given to another, so `function` must have no effect but its result.
+
+    Args:
+        address: of the cluster's head.
+        function: at the top of a module.
+        shared: sent to each machine once; arrays in it are not copied there.
+
+    Raises:
+        Problem: Ray is not installed, there is no cluster, or an item's workers died again and again.
+        What `function` raises.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home otherwise
+    try:
+        import ray
+    except ImportError as error:
+        raise Problem(
+            "a Ray cluster was asked for, and Ray is not installed: "
+            "pip install --require-hashes -r requirements/ray.txt. Without --ray and RAY_ADDRESS all runs here."
+        ) from error
+    try:
+        ray.init(address, runtime_env={"py_modules": CODE}, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # what it raises where nothing answers differs from version to version
+        raise Problem(f"there is no Ray cluster at {address} ({error}); `ray start --head` starts one") from error
+    try:
+        task, kept = ray.remote(num_cpus=1)(function), ray.put(shared)
+
+        def result(reference: Any) -> Result:
+            try:
+                value: Result = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                raise Problem(f"Ray gave up: {error}") from error
+            return value
+
+        def over(items: Iterable[Item]) -> Iterator[Result]:
+            under_way: deque[Any] = deque()
+            for item in items:
+                under_way.append(task.remote(kept, item))
+                while len(under_way) >= UNDER_WAY * max(1, ray.cluster_resources().get("CPU", 0)):
+                    yield result(under_way.popleft())
+            while under_way:
+                yield result(under_way.popleft())
+
+        yield over
+    finally:
+        ray.shutdown()
