@@ -71,13 +71,17 @@ def figure(probabilities: np.ndarray, temperature: float, labels: np.ndarray, me
     ):
         table = plots.reliability_table(p.max(1), p.argmax(1) == labels)
         ece = measured[name]["ece"]
-        axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1, linestyle=":")
-        axes.vlines(table["confidence"], table["confidence"], table["accuracy"], color=plots.ORANGE, linewidth=2)
-        axes.plot(table["confidence"], table["accuracy"], "o", color=plots.BLUE, markersize=5)
+        axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1, linestyle=":", label="Perfectly calibrated")
+        axes.vlines(
+            table["confidence"], table["confidence"], table["accuracy"], color=plots.ORANGE, linewidth=2, label="Gap"
+        )
+        about = f"About {table['images'].mean():.0f} images"
+        axes.plot(table["confidence"], table["accuracy"], "o", color=plots.BLUE, markersize=5, label=about)
         axes.set_title(f"{name}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]", fontsize=10)
         axes.set(xlim=(0.2, 1.02), ylim=(-0.02, 1.03), xlabel="Confidence (highest probability)")
         axes.grid(True)
     panels[0].set_ylabel("Accuracy")
+    panels[0].legend(loc="lower right")
     return drawn
 
 
