@@ -3,7 +3,7 @@
 Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/,
         reports/cross_validation.json (of pipeline.cross_validate; left out if it is of another recipe or other images)
 Writes: reports/metrics.json, reports/predictions.csv, reports/plots/ (for `dvc plots`), reports/figures/,
-        reports/model_card.md, reports/datasheet.md, reports/report.html
+        reports/model_card.md, reports/datasheet.md, reports/datasheet.html, reports/report.html
 Run:    python -m pipeline.evaluate
 """
 
@@ -20,15 +20,19 @@ from pipeline import (
     audit,
     baselines,
     datasheet,
+    explanation_figures,
+    explanations,
     html_report,
     learning_curve,
     metrics,
+    metrics_schema,
     model_card,
     onnx_model,
     params,
     plots,
     prepare,
     slices,
+    smears,
     stage,
     trust,
 )
@@ -45,6 +49,7 @@ PLOTS = Path("reports/plots")
 FIGURES = Path("reports/figures")
 MODEL_CARD = Path("reports/model_card.md")
 DATASHEET = Path("reports/datasheet.md")
+DATASHEET_PAGE = Path("reports/datasheet.html")
 REPORT = Path("reports/report.html")
 
 
@@ -87,6 +92,7 @@ def main() -> None:
             **agreement(answers, answers_int8, labels, weights),
         },
         "colour_only": hits(labels, by_colour, len(keys), weights),
+        "mcnemar_over_colour": metrics.mcnemar(answers.predicted == labels, by_colour == labels),
         "margin_over_colour": metrics.paired_bootstrap(labels, answers.predicted, by_colour, groups, n, seed),
         "audit": {"corner_only": hits(labels, by_corner, len(keys), weights)}
         | audit.measure(lambda changed: predicted_by(fp32, changed), pixels, labels, weights, corner),
@@ -94,14 +100,17 @@ def main() -> None:
     held_out = trust.sample(images, test, recipe)
     measured |= trust.measure(fp32, int8, held_out, recipe)
     measured |= read_cross_validation(recipe)
+    cells = smears.cell_masks(held_out.paths, images.shape[1], seed) if source["source"] == "demo" else None
+    measured["explanations"] = explanations.measure(fp32, pixels, labels, held_out.weights, seed, cells)
     report = plain(measured)
+    metrics_schema.check(report)
 
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
         prediction_table(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
     by_slice = slices.table(pixels, groups, labels, answers.predicted, weights)
     write_plots(labels, malignant, answers, history, by_slice, keys)
-    write_figures(held_out, pixels, labels, answers, history, fp32, measured)
+    write_figures(held_out, pixels, labels, answers, history, fp32, measured, cells)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
         card = model_card.render(report, fp32.contract, source, patients, by_slice)
@@ -109,8 +118,10 @@ def main() -> None:
     sheet = datasheet.render(source, split, fp32.contract.decode.size)
     with stage.writing(DATASHEET) as path:
         path.write_text(sheet)
+    with stage.writing(DATASHEET_PAGE) as path:
+        path.write_text(html_report.render_datasheet(sheet))
     with stage.writing(REPORT) as path:
-        path.write_text(html_report.render(card, sheet, FIGURES))
+        path.write_text(html_report.render(card, sheet, FIGURES, pictures=bool(source.get("thumbnails"))))
     print(model_card.table(report, n))
 
 
@@ -223,6 +234,7 @@ def write_figures(
     history: pd.DataFrame,
     model: OnnxModel,
     measured: dict[str, Any],
+    cells: np.ndarray | None,
 ) -> None:
     names = [c.label for c in model.contract.classes]
     malignant = np.array([c.malignant for c in model.contract.classes])
@@ -240,6 +252,8 @@ def write_figures(
             "training_curves": plots.training_curves(history),
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
             **trust.figures(model, held_out, measured),
+            "explanations": explanation_figures.tests(measured["explanations"]),
+            "overlays": explanation_figures.overlays(explanations.maps(model, pixels), names, cells),
         }
         samples = {"training_curves": on_train}
         if folds := measured.get("cross_validation"):

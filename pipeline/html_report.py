@@ -1,4 +1,4 @@
-"""One page with the model card, the data's sheet and the plots: no script, nothing from elsewhere, fit for a phone."""
+"""Pages of the model card, the data's sheet and the plots: no script, nothing from elsewhere, fit for a phone."""
 
 import base64
 import hashlib
@@ -7,13 +7,18 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-# Only these: the others show images, and no patient's image ever travels with a model.
+# Only these, where the data's licence lets no image travel with the model: the others show some.
 FIGURES = {
     "confusion_matrix": "Which classes are taken for which",
     "roc": "Sensitivity against specificity",
     "calibration": "Does confidence mean what it says?",
+    "explanations": "Tests of the maps of where the model looked",
+    "abstention": "Does it decline where it should?",
     "training_curves": "How training went",
     "learning_curve": "Held-out folds: would more images help?",
+}
+PICTURES = {
+    "overlays": "Where the model looked, for images spread over the test split. A view into the model, no proof"
 }
 STYLE = """
 :root { color-scheme: light; }
@@ -30,18 +35,32 @@ code { overflow-wrap: anywhere; }
 """
 
 
-def render(card: str, datasheet: str, figures: Path) -> str:
-    """The page.
+def render(card: str, datasheet: str, figures: Path, *, pictures: bool = False) -> str:
+    """All of it on one page.
 
     Args:
         card, datasheet: Markdown; what they say of HTML is shown as text.
         figures: the folder of PNGs; those of `FIGURES` that are there become part of the page.
+        pictures: those of `PICTURES` too, which show images of the data: only where its licence lets some travel.
     """
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    body = markdown.render(card)
-    title = html.escape(card.splitlines()[0].removeprefix("# "))
-    drawn = [_figure(figures / f"{name}.png", caption) for name, caption in FIGURES.items()]
-    text = body + "<h2>Plots</h2>\n" + "".join(drawn) + markdown.render(datasheet)
+    shown = FIGURES | (PICTURES if pictures else {})
+    drawn = [_figure(figures / f"{name}.png", caption) for name, caption in shown.items()]
+    return _page(card, _html(card) + "<h2>Plots</h2>\n" + "".join(drawn) + _html(datasheet))
+
+
+def render_datasheet(datasheet: str) -> str:
+    """The data's sheet, Markdown, on a page of its own."""
+    return _page(datasheet, _html(datasheet))
+
+
+def _html(markdown: str) -> str:
+    rendered: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return rendered
+
+
+def _page(markdown: str, text: str) -> str:
+    """A page of HTML with the Markdown's first heading as its title."""
+    title = html.escape(markdown.splitlines()[0].removeprefix("# "))
     text = text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     # The page forbids itself everything but its own style and pictures, wherever it is opened.
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import audit, plots
+from pipeline import audit, markdown, plots, trust_card
+from pipeline.markdown import interval
 from serving.contract import Contract
 
 LOWEST = 8  # slices on the card
@@ -39,76 +40,22 @@ def render(
         patients: how many the split names; 0 if the data names none.
         by_slice: from `slices.table`.
     """
-    split, limits = measured["split"], contract.thresholds
-    int8 = measured["int8_vs_fp32"]
-    stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n"
-    images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
-    patient = "virtual patient" if measured["synthetic"] else "patient"
-    unit = f"{patient}; there are {patients}" if patients else "block of neighbouring file numbers"
-    return f"""# Model card: {contract.name}
-{stamp if measured["synthetic"] else ""}
-> {contract.disclaimer}
-
-## Use
-
-**Intended:** {contract.intended_use}
-
-**Not for:** a diagnosis that no haematologist has made; a subtype without flow cytometry; other stains, cameras,
-magnifications or diseases than those of the data below.
-
-## Data
-
-- Origin: {source["origin"]}. Licence: {source["licence"]}. SHA-256: `{source["sha256"][:12]}`.
-- Images fetched: {images}.
-- Split: {split["train"]} train, {split["val"]} validation, {split["test"]} test, {split["embargo"]} dropped between
-  them (embargo). No group crosses a split; a group is a {unit}.
-
-## Results
-
-Test split: {split["test"]} images in {split["test_groups"]} groups, {split["fewest_test_groups"]} or more a class.
-Measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
-
-{_headline(measured)}
-
-{_per_class(measured, contract)}
-
-- Margin of balanced accuracy over colour only: {interval(measured["margin_over_colour"])}. Colour only is a random
-  forest on the mean and SD of red, green and blue; it sees no cell.
-- Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
-  {int8["equal_argmax"]["value"]:.1%} of images.
-
-Wilson's intervals take images as independent, and have a width where the bootstrap has none: {_wilson(measured)}.
-
-## Shortcut audit
-
-The model is asked again about test images that were changed. Balanced accuracy as they are:
-{interval(measured["fp32"]["balanced_accuracy"])}.
-
-{_audit(measured)}
-
-## Slices
-
-Where accuracy is lowest, of {len(by_slice)} parts of the test split. Parts differ in their classes, and the lowest of
-many is low by chance too: a reason to look, no proof.
-
-{_slices(by_slice)}
-
-## Thresholds
-
-Chosen on the validation split, for a malignant sensitivity of {contract.target_sensitivity:g}.
-
-- Malignant: P(malignant) at least {limits.malignant:.3f}.
-- Referred to a person: confidence below {limits.confidence:.3f}, or unlikeness above 1.
-
-## Limits
-
-- {_patients(patients, measured["synthetic"])}
-- One source: another laboratory's stain, camera or patients may give other results.
-- The subtypes are defined by immunophenotype, which cannot be seen: an answer is "resembles", never "is".
-- A group is drawn whole; with few groups a class, the intervals are too narrow.
-- It knows only these classes: {", ".join(c.label for c in contract.classes)}.
-  Any other cell gets one of them, or is referred.
-"""
+    sections = {
+        "Use": _use(contract),
+        "Data": _data(measured, source, patients),
+        "Results": _results(measured, contract),
+        "Calibration": trust_card.calibration(measured),
+        "Classes that cannot be excluded": trust_card.prediction_sets(measured, contract),
+        "When it declines to answer": trust_card.abstention(measured),
+        "Where the model looked": trust_card.explanations(measured),
+        "Shortcut audit": _audit(measured),
+        "Slices": _slices(by_slice),
+        "Thresholds": _thresholds(contract),
+        "Limits": _limits(measured, contract, patients),
+    }
+    stamp = f"**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n\n" if measured["synthetic"] else ""
+    head = f"# Model card: {contract.name}\n\n{stamp}> {contract.disclaimer}\n"
+    return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
 
 def table(measured: dict[str, Any], resamples: int) -> str:
@@ -133,51 +80,99 @@ def table(measured: dict[str, Any], resamples: int) -> str:
     return "\n".join([*lines, "", plots.SYNTHETIC] if measured["synthetic"] else lines)
 
 
-def interval(estimate: dict[str, float]) -> str:
-    """An estimate for people: `0.934 [0.902, 0.961]`."""
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+def _use(contract: Contract) -> str:
+    return f"""**Intended:** {contract.intended_use}
+
+**Not for:** a diagnosis that no haematologist has made; a subtype without flow cytometry; other stains, cameras,
+magnifications or diseases than those of the data below."""
 
 
-def _headline(measured: dict[str, Any]) -> str:
-    lines = ["| | FP32 | INT8 | Colour only |", "|---|---|---|---|"]
-    for name, title in HEADLINE.items():
-        colour = interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
-        lines.append(
-            f"| {title} | {interval(measured['fp32'][name])} | {interval(measured['int8'][name])} | {colour} |"
-        )
-    return "\n".join(lines)
+def _data(measured: dict[str, Any], source: dict[str, Any], patients: int) -> str:
+    split = measured["split"]
+    images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
+    patient = "virtual patient" if measured["synthetic"] else "patient"
+    unit = f"{patient}; there are {patients}" if patients else "block of neighbouring file numbers"
+    return f"""- Origin: {source["origin"]}. Licence: {source["licence"]}. SHA-256: `{source["sha256"][:12]}`.
+- Images fetched: {images}.
+- Split: {split["train"]} train, {split["val"]} validation, {split["test"]} test, {split["embargo"]} dropped between
+  them (embargo). No group crosses a split; a group is a {unit}."""
 
 
-def _per_class(measured: dict[str, Any], contract: Contract) -> str:
-    lines = ["| FP32, by class | Precision | Recall | F1 |", "|---|---|---|---|"]
-    for c in contract.classes:
-        of_class = measured["fp32"]["per_class"][c.key]
-        lines.append(
-            f"| {c.label} | " + " | ".join(interval(of_class[name]) for name in ("precision", "recall", "f1")) + " |"
-        )
-    return "\n".join(lines)
-
-
-def _wilson(measured: dict[str, Any]) -> str:
-    wilson = measured["fp32"]["wilson"]
+def _results(measured: dict[str, Any], contract: Contract) -> str:
+    split, int8, wilson = measured["split"], measured["int8_vs_fp32"], measured["fp32"]["wilson"]
+    rows = [
+        [title, interval(measured["fp32"][name]), interval(measured["int8"][name]), _colour(measured, name)]
+        for name, title in HEADLINE.items()
+    ]
+    per_class = [
+        [c.label, *(interval(measured["fp32"]["per_class"][c.key][name]) for name in ("precision", "recall", "f1"))]
+        for c in contract.classes
+    ]
     names = {"malignant_sensitivity": "sensitivity", "malignant_specificity": "specificity"}
-    return ", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())
+    fewest = split["fewest_test_groups"]
+    return f"""Test split: {split["test"]} images in {split["test_groups"]} groups, {fewest} or more a class.
+Measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
+
+{markdown.table(["", "FP32", "INT8", "Colour only"], rows)}
+
+{markdown.table(["FP32, by class", "Precision", "Recall", "F1"], per_class)}
+
+- Margin of balanced accuracy over colour only: {interval(measured["margin_over_colour"])}. Colour only is a random
+  forest on the mean and SD of red, green and blue; it sees no cell.
+- Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
+  {int8["equal_argmax"]["value"]:.1%} of images.
+- {trust_card.comparisons(measured)}
+
+Wilson's intervals take images as independent, and have a width where the bootstrap has none:
+{", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())}."""
+
+
+def _colour(measured: dict[str, Any], name: str) -> str:
+    return interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
 
 
 def _audit(measured: dict[str, Any]) -> str:
-    lines = ["| Images | Balanced accuracy | What it means |", "|---|---|---|"]
+    rows = []
     for name, (title, meaning) in audit.MEANING.items():
         found = measured["colour_only"] if name == "colour_only" else measured["audit"][name]
-        lines.append(f"| {title} | {interval(found['balanced_accuracy'])} | {meaning} |")
-    return "\n".join(lines)
+        rows.append([title, interval(found["balanced_accuracy"]), meaning])
+    return f"""The model is asked again about test images that were changed. Balanced accuracy as they are:
+{interval(measured["fp32"]["balanced_accuracy"])}.
+
+{markdown.table(["Images", "Balanced accuracy", "What it means"], rows)}"""
 
 
 def _slices(by_slice: pd.DataFrame) -> str:
-    lines = ["| Part | Images | Groups | Accuracy |", "|---|---|---|---|"]
-    for row in by_slice.sort_values("accuracy", kind="stable").head(LOWEST).itertuples():
-        accuracy = interval({"value": row.accuracy, "low": row.low, "high": row.high})
-        lines.append(f"| {row.slice} {row.part} | {row.images} | {row.groups} | {accuracy} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            f"{row.slice} {row.part}",
+            row.images,
+            row.groups,
+            interval({"value": row.accuracy, "low": row.low, "high": row.high}),
+        ]
+        for row in by_slice.sort_values("accuracy", kind="stable").head(LOWEST).itertuples()
+    ]
+    return f"""Where accuracy is lowest, of {len(by_slice)} parts of the test split. Parts differ in their classes, and
+the lowest of many is low by chance too: a reason to look, no proof.
+
+{markdown.table(["Part", "Images", "Groups", "Accuracy"], rows)}"""
+
+
+def _thresholds(contract: Contract) -> str:
+    limits = contract.thresholds
+    return f"""Chosen on the validation split, for a malignant sensitivity of {contract.target_sensitivity:g}.
+
+- Malignant: P(malignant) at least {limits.malignant:.3f}.
+- Referred to a person: confidence below {limits.confidence:.3f}, or unlikeness above 1."""
+
+
+def _limits(measured: dict[str, Any], contract: Contract, patients: int) -> str:
+    return f"""- {_patients(patients, measured["synthetic"])}
+- One source: another laboratory's stain, camera or patients may give other results.
+- The subtypes are defined by immunophenotype, which cannot be seen: an answer is "resembles", never "is".
+- A group is drawn whole; with few groups a class, the intervals are too narrow.
+- It knows only these classes: {", ".join(c.label for c in contract.classes)}.
+  Any other cell gets one of them, or is referred."""
 
 
 def _line(title: str, fp32: str = "", int8: str = "", colour: str = "") -> str:

@@ -39,10 +39,19 @@ REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
 MODEL_CARD = REPORTS / "model_card.md"
 REPORT = REPORTS / "report.html"
+DATASHEET = REPORTS / "datasheet.html"
 REGISTRATION = REPORTS / "registration.json"
 PROMOTIONS = REPORTS / "promotions.jsonl"
 LOGGED_FOLDERS = ("figures", "plots", "history", "validation")
-LOGGED_FILES = ("metrics.json", "predictions.csv", "model_card.md", "datasheet.md", "report.html", "parity.json")
+LOGGED_FILES = (
+    "metrics.json",
+    "predictions.csv",
+    "model_card.md",
+    "datasheet.md",
+    "datasheet.html",
+    "report.html",
+    "parity.json",
+)
 SHA256_TAG = SHA256_TAGS["fp32"]  # what a version is known again by
 HEADLINE = {  # tags of a version, by their path in metrics.json
     "balanced_accuracy": "fp32.balanced_accuracy.value",
@@ -322,6 +331,7 @@ def _log_model(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -
                 "metrics": str(METRICS),
                 "model_card": str(MODEL_CARD),
                 "report": str(REPORT),
+                "datasheet": str(DATASHEET),
             },
             signature=ModelSignature(
                 Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),

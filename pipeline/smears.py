@@ -13,6 +13,8 @@ Lengths are in half frames, amounts of stain in optical density, pixel arrays fl
 """
 
 import io
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import sqrt
 from pathlib import Path
@@ -57,6 +59,7 @@ SESSIONS = (1, 2)
 GOLDEN_PATIENT = 0  # the demo's patients count from 1
 JPEG_QUALITY = 90
 SUPERSAMPLING = 2
+_NAME = re.compile(r"([a-z]+)-p(\d+)-s(\d+)-(\d+)\.jpg$")
 
 # Optical density of a unit of stain in R, G, B. Chromatin holds both: the Romanowsky effect makes it purple.
 AZURE = (0.78, 0.60, 0.24)
@@ -101,6 +104,40 @@ def render(class_key: str, patient: int, session: int, index: int, size: int, se
 
     Images of a patient share its mean stage and magnification; images of a session also stain, light and focus.
     """
+    stains, _, sitting, cell = _stain(class_key, patient, session, index, size, seed)
+    return _photograph(stains, sitting, cell)
+
+
+def cell_masks(names: Sequence[str], size: int, seed: int) -> np.ndarray:
+    """Where the white cell is in images of `write_demo`, rendered anew: bool [n, size, size].
+
+    Args:
+        names: file names as it writes them, with or without folders.
+        size: of the masks; shapes do not depend on it, so it need not be the images' own.
+        seed: of the images.
+
+    Raises:
+        Problem: a name that it does not write.
+    """
+    masks = []
+    for name in progress(names, "cell masks"):
+        found = _NAME.search(name)
+        if not found:
+            raise Problem(f"{name} is no file name of the rendered demo, so where its cell is cannot be told")
+        _, body, _, _ = _stain(found[1], int(found[2]), int(found[3]), int(found[4]), size, seed)
+        masks.append(_shrink(body) >= 0.5)
+    return np.stack(masks)
+
+
+def _stain(
+    class_key: str, patient: int, session: int, index: int, size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, "_Draws", "_Draws"]:
+    """The slide before it is photographed.
+
+    Returns:
+        Azure and eosin [2, side, side]; how much of each pixel is the white cell's [side, side]; and the session's and
+        the cell's random numbers.
+    """
     label = CLASSES.index(class_key)
     person = _Draws(seed, label, patient)
     sitting = _Draws(seed, label, patient, session)
@@ -112,8 +149,8 @@ def render(class_key: str, patient: int, session: int, index: int, size: int, se
     magnification = person.between(0.96, 1.04)
 
     stains = _surroundings(size * SUPERSAMPLING, magnification, sitting, cell)
-    _lay_white_cell(stains, look, magnification, cell)
-    return _photograph(stains, sitting, cell)
+    body = _lay_white_cell(stains, look, magnification, cell)
+    return stains, body, sitting, cell
 
 
 class _Draws:
@@ -195,8 +232,12 @@ def _surroundings(side: int, magnification: float, sitting: _Draws, cell: _Draws
     return stains
 
 
-def _lay_white_cell(stains: np.ndarray, look: Morphology, magnification: float, cell: _Draws) -> None:
-    """Puts the white cell in place of what `stains`, [2, side, side], have in the middle."""
+def _lay_white_cell(stains: np.ndarray, look: Morphology, magnification: float, cell: _Draws) -> np.ndarray:
+    """Puts the white cell in place of what `stains`, [2, side, side], have in the middle.
+
+    Returns:
+        How much of each pixel is its own, 0 to 1: [side, side].
+    """
     azure, eosin = stains
     side = len(azure)
     soft = 6 / side
@@ -242,6 +283,7 @@ def _lay_white_cell(stains: np.ndarray, look: Morphology, magnification: float, 
         reach = radius * cell.between(0.6, 0.85)
         distance, _, _ = _polar(side, x + reach * towards_x, y + reach * towards_y)
         stains *= 1 - 0.85 * _smooth((radius * cell.between(0.06, 0.10) - distance) / soft + 0.5)
+    return body
 
 
 def _photograph(stains: np.ndarray, sitting: _Draws, cell: _Draws) -> np.ndarray:

@@ -14,7 +14,8 @@ METADATA_KEY = "leukdetect"
 # A registered version's artifacts/ hold these; its tags, the hashes of both model files.
 FILES = {"fp32": "leukdetect.onnx", "int8": "leukdetect.int8.onnx"}
 SHA256_TAGS = {"fp32": "leukdetect.sha256", "int8": "leukdetect.int8_sha256"}
-METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE = "metrics.json", "model_card.md", "report.html"
+METRICS_FILE, MODEL_CARD_FILE = "metrics.json", "model_card.md"
+REPORT_FILE, DATASHEET_FILE = "report.html", "datasheet.html"
 SCHEMA_FILE = Path(__file__).with_name("contract.schema.json")
 OUTPUTS = ("probabilities", "embedding", "unlikeness", "cam")
 ANSWER = ("probabilities", "unlikeness")  # what a prediction needs; the graph skips what is not asked for

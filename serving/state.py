@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving import answers, problems
-from serving.contract import METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
+from serving.contract import DATASHEET_FILE, METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
 from serving.model import Model
 from serving.service import of
 
@@ -74,19 +74,29 @@ async def model(request: Request) -> answers.ModelAnswer:
 @router.get("/model/report", response_class=HTMLResponse, responses=problems.documented(404))
 async def report(request: Request) -> HTMLResponse:
     """The evaluation of the model in service as one page: model card, plots, datasheet."""
-    found = _text(_folder(of(request).models.champion) / REPORT_FILE)
-    if found is None:
-        detail = "This model was not registered with a report; `python -m pipeline.evaluate` writes one."
-        raise problems.ProblemError(404, "no-report", "No report", detail)
-    # The page names its own style's hash in a policy of its own, which holds beside this one.
-    csp = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
-    return HTMLResponse(found, headers={"Content-Security-Policy": csp})
+    return _page(of(request).models.champion, REPORT_FILE, "report")
+
+
+@router.get("/model/datasheet", response_class=HTMLResponse, responses=problems.documented(404))
+async def datasheet(request: Request) -> HTMLResponse:
+    """The sheet of the data that the model in service learned from: origin, licence, splits, what to beware of."""
+    return _page(of(request).models.champion, DATASHEET_FILE, "datasheet")
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     return Response(of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _page(model: Model, file: str, what: str) -> HTMLResponse:
+    found = _text(_folder(model) / file)
+    if found is None:
+        detail = f"This model was not registered with a {what}; `python -m pipeline.evaluate` writes one."
+        raise problems.ProblemError(404, f"no-{what}", f"No {what}", detail)
+    # The page names its own style's hash in a policy of its own, which holds beside this one.
+    csp = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    return HTMLResponse(found, headers={"Content-Security-Policy": csp})
 
 
 def _folder(model: Model) -> Path:

@@ -157,11 +157,16 @@ $("#about").addEventListener("toggle", async () => {
       about.append(button);
     }
     if (model.version) {
-      const link = element("a", "The evaluation: model card, plots, datasheet");
-      link.href = "/model/report";
-      const line = element("p");
-      line.append(link);
-      about.append(line);
+      for (const [href, what] of [
+        ["/model/report", "The evaluation: model card, plots, datasheet"],
+        ["/model/datasheet", "The data's sheet alone"],
+      ]) {
+        const link = element("a", what);
+        link.href = href;
+        const line = element("p");
+        line.append(link);
+        about.append(line);
+      }
     }
   } catch (problem) {
     about.replaceChildren(element("p", `${problem.title}. ${problem.detail}`));

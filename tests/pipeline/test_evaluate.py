@@ -2,8 +2,12 @@
 
 import base64
 import contextlib
+import copy
+import functools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,18 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import audit, baselines, evaluate, html_report, learning_curve, metrics, params, plots, prepare
+from pipeline import (
+    audit,
+    baselines,
+    evaluate,
+    html_report,
+    learning_curve,
+    metrics,
+    metrics_schema,
+    params,
+    plots,
+    prepare,
+)
 from pipeline.stage import Problem
 from tests import tiny_model
 
@@ -38,11 +53,11 @@ def make_project(root: Path, *, noise: float = 22, patients: int = 5) -> None:
     rng = np.random.default_rng(3)
     rows, pixels = [], []
     for label, key in enumerate(KEYS):
-        for split in ("train", "val", "test"):
+        for start, split in ((1, "train"), (101, "val"), (201, "test")):
             for patient in range(patients):
                 for image in range(3):
-                    name = f"{key}-{split}{patient}"
-                    rows.append((f"{key}/{name}-{image}.jpg", key, label, "0" * 64, name, name, split))
+                    name = f"{key}-p{start + patient:03d}"
+                    rows.append((f"{key}/{name}-s1-{image + 1:04d}.jpg", key, label, "0" * 64, name, name, split))
                     tint = rng.normal(COLOURS[key], noise)
                     pixels.append(np.clip(rng.normal(tint, 12, (tiny_model.SIZE, tiny_model.SIZE, 3)), 0, 255))
     pixels[-1][:] = 0  # black: unlike anything
@@ -155,6 +170,40 @@ class TestMetricsJson:
         assert report["int8_vs_fp32"]["equal_argmax"]["value"] < 1
         assert 0 < report["int8_vs_fp32"]["mean_difference"] < report["int8_vs_fp32"]["max_difference"] <= 1
 
+    def test_it_keeps_the_published_schema(self, done: Path) -> None:
+        program = Path(sys.executable).with_name("check-jsonschema")
+        command: list[str | Path] = [program, "--schemafile", metrics_schema.SCHEMA_FILE, done / "reports/metrics.json"]
+        checked = subprocess.run(command, capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+
+    @pytest.mark.parametrize(
+        ("path", "value", "where"),
+        [
+            ("fp32.ece", None, r"fp32\.ece"),
+            ("abstention.int8.aurc.low", 2.0, r"abstention\.int8\.aurc"),
+            ("explanations.empty.value", float("nan"), r"explanations\.empty"),
+            ("surprise", 1, "surprise"),
+        ],
+    )
+    def test_what_breaks_the_schema_is_never_written(
+        self, report: dict[str, Any], path: str, value: object, where: str
+    ) -> None:
+        broken = copy.deepcopy(report)
+        *parents, last = path.split(".")
+        section = functools.reduce(lambda part, key: part[key], parents, broken)
+        section[last] = value
+        if value is None:
+            del section[last]
+        with pytest.raises(Problem, match=f"at {where}"):
+            metrics_schema.check(broken)
+
+    def test_the_maps_are_tested_where_the_cells_are_known(self, report: dict[str, Any]) -> None:
+        found = report["explanations"]
+        assert found["grid"] == [4, 4]
+        assert 0 < found["empty"]["value"] < 1  # the tiny model has no map for pro
+        assert set(found["cell"]) == {"energy", "pointing"}
+        assert {"deletion", "insertion"} <= set(found)
+
     def test_it_counts_images_and_groups(self, report: dict[str, Any]) -> None:
         assert report["synthetic"] is True
         counts = {"train": 60, "val": 60, "test": 60, "embargo": 0, "test_groups": 20, "fewest_test_groups": 5}
@@ -171,6 +220,7 @@ class TestFiles:
             "reports/history/fine_tune.csv",
             "reports/history/train_head.csv",
             "reports/metrics.json",
+            "reports/datasheet.html",
             "reports/datasheet.md",
             "reports/model_card.md",
             "reports/report.html",
@@ -182,7 +232,9 @@ class TestFiles:
                     "abstention",
                     "calibration",
                     "confusion_matrix",
+                    "explanations",
                     "mistakes",
+                    "overlays",
                     "reliability",
                     "roc",
                     "training_curves",
@@ -264,6 +316,44 @@ class TestFiles:
         ):
             assert text in card
 
+    def test_the_card_holds_every_section_filled(self, done: Path) -> None:
+        card = (done / "reports/model_card.md").read_text()
+        sections = dict(part.split("\n", 1) for part in card.split("\n## ")[1:])
+        assert list(sections) == [
+            "Use",
+            "Data",
+            "Results",
+            "Calibration",
+            "Classes that cannot be excluded",
+            "When it declines to answer",
+            "Where the model looked",
+            "Shortcut audit",
+            "Slices",
+            "Thresholds",
+            "Limits",
+        ]
+        assert all(len(text.strip()) > 100 for text in sections.values())
+        assert "None" not in card
+        assert "nan" not in card.split()
+
+    def test_the_card_holds_what_makes_answers_trustworthy_or_not(self, done: Path, report: dict[str, Any]) -> None:
+        card = (done / "reports/model_card.md").read_text()
+        for estimate in (
+            report["calibration"]["before"]["ece"],
+            report["prediction_sets"]["fp32"]["per_class"]["pro"],
+            report["abstention"]["int8"]["false_referrals"],
+            report["abstention"]["fp32"]["aurc"],
+            report["explanations"]["empty"],
+            report["explanations"]["cell"]["energy"]["centre"],
+            report["explanations"]["randomised"]["head"]["correlation"],
+            report["explanations"]["insertion"]["gain"],
+        ):
+            assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in card
+        for kind in report["abstention"]["fp32"]["foreign"]:
+            assert f"| {kind} | " in card
+        assert "never proof" in card
+        assert f"exact McNemar p = {report['int8_vs_fp32']['mcnemar']['p']:.3g}." in card
+
     def test_the_card_holds_the_audit_the_slices_and_wilsons_intervals(
         self, done: Path, report: dict[str, Any]
     ) -> None:
@@ -289,8 +379,20 @@ class TestFiles:
             assert text in page
         assert page.count('src="data:image/png;base64,') == page.count("<img ") >= 3
         assert not re.search(r"<script|<link|https?:|url\(|@import", page)
-        mistakes = base64.b64encode((done / "reports/figures/mistakes.png").read_bytes()).decode()
-        assert mistakes not in page  # it shows images
+        for name in ("mistakes", "overlays"):  # they show images
+            assert base64.b64encode((done / f"reports/figures/{name}.png").read_bytes()).decode() not in page
+
+    def test_images_are_on_the_page_only_where_the_licence_lets_them_travel(self, done: Path) -> None:
+        overlays = base64.b64encode((done / "reports/figures/overlays.png").read_bytes()).decode()
+        figures = done / "reports/figures"
+        assert overlays in html_report.render("# card", "# sheet", figures, pictures=True)
+        assert overlays not in html_report.render("# card", "# sheet", figures)
+
+    def test_the_datasheet_has_a_page_of_its_own(self, done: Path) -> None:
+        page = (done / "reports/datasheet.html").read_text()
+        assert "<title>Datasheet of the data</title>" in page
+        assert "<td>benign</td>" in page
+        assert not re.search(r"<script|<link|https?:|url\(|@import", page)
 
     def test_what_data_says_of_itself_never_becomes_html(self, tmp_path: Path) -> None:
         page = html_report.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)

@@ -91,6 +91,7 @@ def write_reports(balanced_accuracy: float = 0.9) -> None:
         "validation/data_docs/index.html": "<html>",
         "model_card.md": "# card",
         "datasheet.md": "# sheet",
+        "datasheet.html": "<html>",
         "report.html": "<html>",
         "predictions.csv": "path\n",
     }
@@ -154,7 +155,7 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
         *("figures", "plots", "history", "validation", "params.yaml", "source.json"),
-        *("metrics.json", "model_card.md", "datasheet.md", "report.html", "predictions.csv"),
+        *("metrics.json", "model_card.md", "datasheet.md", "datasheet.html", "report.html", "predictions.csv"),
     }
 
     version = client.get_model_version("leukdetect", "1")

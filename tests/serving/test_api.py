@@ -104,6 +104,18 @@ def test_a_batch_answers_every_image_in_order_or_says_why_not(client: httpx.Clie
         assert results[0]["prediction"][key] == alone[key], key
 
 
+def test_the_datasheet_is_served_as_the_report_is(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "v" / "leukdetect.onnx")
+    with serve(app_of(tmp_path / "v" / "leukdetect.onnx")) as client:
+        missing = client.get("/model/datasheet")
+        assert (missing.status_code, missing.json()["type"].split(":")[-1]) == (404, "no-datasheet")
+        (tmp_path / "v" / "datasheet.html").write_text("<!doctype html><title>A sheet</title>")
+        answer = client.get("/model/datasheet")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "A sheet" in answer.text
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from scipy.special import softmax
 
-from pipeline import calibrate, convert, export, graph, model
+from pipeline import calibrate, convert, export, graph, model, randomise
 from tests import grad_cam
 
 SIZE, TEMPERATURE = 64, 1.7
@@ -100,3 +100,41 @@ def test_int8_keeps_head_distance_and_maps_in_float(proto: onnx.ModelProto, imag
     assert not [n.name for n in quantised.graph.node if "quantizelinear" in n.op_type.lower() and n.name not in before]
     session = onnxruntime.InferenceSession(quantised.SerializeToString())
     assert session.run(["probabilities"], {"image": images})[0].sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+
+
+def test_shuffling_keeps_answer_and_maps_those_of_one_network(
+    whole: keras.Model, proto: onnx.ModelProto, images: np.ndarray
+) -> None:
+    before = {each.name: onnx.numpy_helper.to_array(each).squeeze() for each in proto.graph.initializer}
+
+    def copies(kernel: np.ndarray) -> list[str]:
+        """Initializers that hold a kernel, as it is or transposed."""
+        return [name for name, v in before.items() if any(np.array_equal(v, w) for w in (kernel, kernel.T))]
+
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(proto)
+    kernels = randomise.kernels(proto)
+    randomise.shuffle(shuffled, kernels["head"], seed=1)
+    after = {each.name: onnx.numpy_helper.to_array(each).squeeze() for each in shuffled.graph.initializer}
+    for layer in ("head_dense_1", "head_dense_2", "logits"):
+        kernel = whole.get_layer(layer).get_weights()[0]
+        names = copies(kernel)
+        assert len(names) == 2, layer  # one for the answer, one for the maps
+        first, second = (after[name] if after[name].shape == kernel.shape else after[name].T for name in names)
+        np.testing.assert_array_equal(first, second)
+        assert not np.array_equal(first, kernel)
+        np.testing.assert_array_equal(np.sort(first, axis=None), np.sort(kernel, axis=None))
+    # The base is as it was.
+    embedding = [
+        onnxruntime.InferenceSession(each.SerializeToString()).run(["embedding"], {"image": images})[0]
+        for each in (proto, shuffled)
+    ]
+    np.testing.assert_array_equal(*embedding)
+
+
+def test_a_share_of_the_base_is_its_last_convolutions(proto: onnx.ModelProto) -> None:
+    base = randomise.kernels(proto)["base"]
+    assert len(base) == 53  # convolutions of a ResNet-50
+    assert list(randomise.last(base, 0.2)) == list(base)[-11:]
+    assert list(randomise.last(base, 0)) == []
+    assert randomise.last(base, 1) == base

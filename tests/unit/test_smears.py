@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 
-from pipeline import params, smears
+from pipeline import params, smears, stain
 from pipeline.stage import Problem
 from serving import images
 
@@ -105,6 +106,31 @@ def test_images_of_a_session_share_their_stain_and_other_sessions_do_not() -> No
     between = sessions.mean(axis=1).std(axis=0)
     within = sessions.std(axis=1).mean(axis=0)
     assert (between > within).all()
+
+
+def test_the_cell_is_where_the_mask_says_and_its_nucleus_in_it() -> None:
+    keys = [(key, patient, 1, 1) for key in smears.CLASSES for patient in range(1, 5)]
+    names = [f"{key}/{key}-p{patient:03d}-s{session}-{index:04d}.jpg" for key, patient, session, index in keys]
+    masks = smears.cell_masks(names, 80, 20)
+    for key, mask in zip(keys, masks, strict=True):
+        image = smears.render(*key, 80, 20)
+        labelled, _ = ndimage.label(stain.nuclei(image))
+        nucleus = labelled == labelled[40, 40]
+        assert labelled[40, 40] > 0
+        assert (nucleus & mask).sum() > 0.97 * nucleus.sum(), key
+        assert nucleus.sum() < mask.sum() < 3 * nucleus.sum(), key
+
+
+def test_a_mask_is_the_same_shape_at_any_size() -> None:
+    names = ["pro-p003-s2-0004.jpg", "benign-p001-s1-0001.jpg"]
+    large, small = smears.cell_masks(names, 160, 20), smears.cell_masks(names, 40, 20)
+    assert (large[:, 2::4, 2::4] == small).mean() > 0.98
+    assert not np.array_equal(small[0], small[1])
+
+
+def test_a_name_that_the_demo_does_not_write_has_no_mask() -> None:
+    with pytest.raises(Problem, match="WBC-Benign-001"):
+        smears.cell_masks(["benign/WBC-Benign-001.jpg"], 32, 1)
 
 
 def test_an_odd_number_of_images_a_patient_is_refused(tmp_path: Path) -> None:

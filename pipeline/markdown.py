@@ -1,0 +1,16 @@
+"""Numbers and tables as the run's documents write them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def interval(estimate: Mapping[str, float]) -> str:
+    """An estimate for people: `0.934 [0.902, 0.961]`."""
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table in Markdown; a row is its cells."""
+    titles = list(head)
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
