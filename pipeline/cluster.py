@@ -6,6 +6,7 @@ items name (a shared folder, an object store). This project's own code is sent a
 
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ def connected(
         Problem: Ray is not installed, there is no cluster, or an item's workers died again and again.
         What `function` raises.
     """
+    _check(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home otherwise
     try:
         import ray
@@ -50,8 +52,10 @@ def connected(
         ) from error
     try:
         ray.init(address, runtime_env={"py_modules": CODE}, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:  # what it raises where nothing answers differs from version to version
-        raise Problem(f"there is no Ray cluster at {address} ({error}); `ray start --head` starts one") from error
+    except Exception as error:  # what it raises differs from version to version
+        raise Problem(
+            f"the Ray cluster at {address} cannot be used ({error}); `ray start --head` starts one"
+        ) from error
     try:
         task, kept = ray.remote(num_cpus=1)(function), ray.put(shared)
 
@@ -76,3 +80,14 @@ def connected(
         yield over
     finally:
         ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Raises Problem where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return  # `auto`
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise Problem(f"there is no Ray cluster at {address} ({error}); `ray start --head` starts one") from error
