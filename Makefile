@@ -9,7 +9,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-training soak lint lock licences sbom clean
+.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-training bench-score soak lint lock licences sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-startup: .benchmarks/model224 .venv-serving/.ready  ## time to ready and m
 bench-training: .venv/.ready  ## training beside plain Keras, then 1, 4 and 16 times the images (about an hour)
 	python -m benchmarks.training
 	python -m benchmarks.training --growth
+
+bench-score: .benchmarks/model224  ## batch scoring beside a bare onnxruntime loop (about 5 minutes)
+	python -m benchmarks.score --models $<
 
 soak: .benchmarks/model224 .venv-serving/.ready  ## ten minutes of load and 20 swaps: memory stays flat
 	python -m benchmarks.soak --models $<
