@@ -63,8 +63,8 @@ def latencies(folder: Path, rounds: int) -> dict[str, Any]:
     files: dict[tuple[str, str], Path] = {}
     for name in BACKBONES:
         whole = model.build(SIZE, 4, name)
-        width = model.feature_maps(whole).shape[-1]
-        space = calibrate.fit_unlikeness(rng.random((80, width)), rng.integers(0, 4, 80), 64)
+        width, low_level = (maps.shape[-1] for maps in (model.feature_maps(whole), model.low_level(whole)))
+        space = calibrate.fit_unlikeness(rng.random((80, low_level)), rng.integers(0, 4, 80), 64)
         proto = convert.to_onnx(graph.contract_function(whole, 1.0, space), SIZE, whole.weights)
         results[name] = {"parameters": whole.count_params(), "embedding": width}
         for precision, made in (("fp32", proto), ("int8", export.quantise(proto, images))):

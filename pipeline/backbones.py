@@ -20,12 +20,14 @@ _TORCH: tuple[Rgb, Rgb] = ((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229
 class Backbone:
     """How to build one, and what it expects of a pixel: (pixel − mean) ÷ deviation, in RGB.
 
-    `bgr_kernel` is the first convolution of a network whose weights were trained on BGR.
+    `bgr_kernel` is the first convolution of a network whose weights were trained on BGR. `low_level` is
+    an early layer, which still sees colour and texture whatever they mean for the class.
     """
 
     make: Callable[..., keras.Model]
     mean: Rgb
     deviation: Rgb
+    low_level: str
     bgr_kernel: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -43,10 +45,12 @@ class Backbone:
 
 _APPLICATIONS = keras.applications
 BACKBONES = {
-    "ResNet50": Backbone(_APPLICATIONS.ResNet50, *_CAFFE, bgr_kernel="conv1_conv"),
-    "VGG16": Backbone(_APPLICATIONS.VGG16, *_CAFFE, bgr_kernel="block1_conv1"),
-    "InceptionV3": Backbone(_APPLICATIONS.InceptionV3, *_TF),
-    "DenseNet121": Backbone(_APPLICATIONS.DenseNet121, *_TORCH),
+    "ResNet50": Backbone(_APPLICATIONS.ResNet50, *_CAFFE, "conv2_block3_out", bgr_kernel="conv1_conv"),
+    "VGG16": Backbone(_APPLICATIONS.VGG16, *_CAFFE, "block2_pool", bgr_kernel="block1_conv1"),
+    "InceptionV3": Backbone(_APPLICATIONS.InceptionV3, *_TF, "max_pooling2d_1"),
+    "DenseNet121": Backbone(_APPLICATIONS.DenseNet121, *_TORCH, "pool2_pool"),
     # Its own layers for this would do the same; without them every backbone is normalised in one place.
-    "EfficientNetV2B0": Backbone(_APPLICATIONS.EfficientNetV2B0, *_TORCH, options=(("include_preprocessing", False),)),
+    "EfficientNetV2B0": Backbone(
+        _APPLICATIONS.EfficientNetV2B0, *_TORCH, "block2b_add", options=(("include_preprocessing", False),)
+    ),
 }

@@ -141,7 +141,7 @@ def rescale_unlikeness(
 ) -> tuple[onnx.ModelProto, np.ndarray]:
     """Puts the referral threshold of a quantised graph back to 1.0 on validation images uint8 [n, S, S, 3].
 
-    Rounding moves embeddings out of the training images' subspace, so that every distance grows; with FP32's scale
+    Rounding moves features out of the training images' subspace, so that every distance grows; with FP32's scale
     a third of ordinary images would be referred.
 
     Returns:

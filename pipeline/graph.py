@@ -22,7 +22,7 @@ def contract_function(
     # The normalisation is written out below: as a Keras layer its constants would become inputs of the ONNX graph.
     normalise = whole.get_layer(model.NORMALISED)
     mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance).ravel())
-    outputs = [model.feature_maps(whole), *(whole.get_layer(name).output for name in names)]
+    outputs = [model.low_level(whole), model.feature_maps(whole), *(whole.get_layer(name).output for name in names)]
     trunk = keras.Model(normalise.output, outputs)
     dense_1, dense_2, last = (
         whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2", "logits")
@@ -35,7 +35,7 @@ def contract_function(
         normalised = tf.cast(image, tf.float32) - mean
         if (deviation != 1).any():
             normalised /= deviation
-        maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
+        low_level, maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
 
         # d logits / d embedding, [N, C, D]
         active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
@@ -47,8 +47,7 @@ def contract_function(
         cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True)) / (height * width)
 
         # pipeline.calibrate.unlikeness
-        unit = embedding / tf.maximum(tf.norm(embedding, axis=1, keepdims=True), 1e-12)
-        offset = unit[:, None, :] - space["means"][None]
+        offset = low_level[:, None, :] - space["means"][None]
         along = tf.matmul(offset, space["directions"])
         outside = tf.nn.relu(tf.reduce_sum(offset**2, -1) - tf.reduce_sum(along**2, -1))
         squared = tf.reduce_sum(along**2 / space["variances"], -1) + outside / space["rest"]

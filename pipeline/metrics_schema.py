@@ -116,18 +116,28 @@ class OperatingPoint(_Section):
     prevalence: Share
 
 
+class AddedBy(_Section):
+    """The share that each check refers and none before it does."""
+
+    unlikeness: Interval
+    quality: Interval
+    scores: Interval
+
+
 class Foreign(_Section):
     """Images of one kind that are no such smears."""
 
     images: Count
     auroc: Interval
     referred: Interval
+    added_by: AddedBy
 
 
 class Abstention(_Section):
     """How one model file declines."""
 
     referred: Interval
+    added_by: AddedBy
     false_referrals: Interval
     risk: Interval
     risk_reported: Interval

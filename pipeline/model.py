@@ -106,6 +106,14 @@ def feature_maps(model: keras.Model) -> keras.KerasTensor:
     return model.get_layer(POOLED).input
 
 
+def low_level(model: keras.Model) -> keras.KerasTensor:
+    """What unlikeness is measured on, [N, L]: maps of `Backbone.low_level`, averaged over positions, at length 1."""
+    names = {layer.name for layer in model.layers}
+    layer = next(network.low_level for network in BACKBONES.values() if network.low_level in names)
+    pooled = keras.layers.GlobalAveragePooling2D()(model.get_layer(layer).output)
+    return keras.layers.UnitNormalization()(pooled)
+
+
 def boundary(model: keras.Model, trainable_from: str) -> str | None:
     """The last layer below the first trainable one that is the only way from what is before it to what is after it.
 

@@ -59,8 +59,19 @@ def abstention(measured: dict[str, Any]) -> str:
         "aurc": "Area under risk–coverage (0 is best)",
     }
     rows = [[title, *(interval(both[p][name]) for p in ("fp32", "int8"))] for name, title in names.items()]
+    checks = {"unlikeness": "… for unlikeness", "quality": "… for quality alone", "scores": "… for the scores alone"}
+    added = [
+        [title, *(interval(both[p]["added_by"][name]) for p in ("fp32", "int8"))] for name, title in checks.items()
+    ]
+    rows[1:1] = added
     foreign = [
-        [kind, each["images"], interval(each["auroc"]), interval(each["referred"])]
+        [
+            kind,
+            each["images"],
+            interval(each["auroc"]),
+            interval(each["added_by"]["unlikeness"]),
+            interval(each["referred"]),
+        ]
         for kind, each in both["fp32"]["foreign"].items()
     ]
     return f"""Referred for low confidence, unlikeness, or quality; the server's own rules.
@@ -69,7 +80,7 @@ def abstention(measured: dict[str, Any]) -> str:
 
 Images that are no such smears, against the test split (FP32). AUROC: how often one is more unlike than a smear is.
 
-{table(["Kind", "Images", "AUROC of unlikeness", "Referred"], foreign)}"""
+{table(["Kind", "Images", "AUROC of unlikeness", "Referred as unlike", "Referred in all"], foreign)}"""
 
 
 def explanations(measured: dict[str, Any]) -> str:

@@ -90,8 +90,8 @@ def _of_quality(brightness: float, sharpness: float, stain: float, contract: Con
         reasons.append(Reason("blurred", "the image is blurred or empty", detail))
     if stain < contract.thresholds.min_stain:
         detail = (
-            f"Red light is weakened {stain:.2f} at most (optical density), and a stained nucleus weakens it by "
-            f"{contract.thresholds.min_stain:.2f} or more."
+            f"Red and green light together are weakened by {stain:.2f} at most (optical density); a stained nucleus "
+            f"weakens them by {contract.thresholds.min_stain:.2f} or more."
         )
         reasons.append(Reason("no_stained_nucleus", "no stained nucleus is seen", detail))
     return reasons

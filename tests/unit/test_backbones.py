@@ -57,7 +57,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def space(whole: keras.Model) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    width = whole.get_layer(model.POOLED).output.shape[-1]
+    width = model.low_level(whole).shape[-1]
     return calibrate.fit_unlikeness(np.abs(rng.normal(size=(40, width))), rng.integers(0, 4, 40), 4)
 
 
@@ -79,6 +79,13 @@ def test_it_sees_what_keras_applications_would_feed_it(
 ) -> None:
     expected = run(base, MODULES[name].preprocess_input(images.astype(np.float32)))
     assert close(run(keras.Model(whole.input, model.feature_maps(whole)), images), expected)
+
+
+def test_its_low_level_features_are_early_and_of_length_1(name: str, whole: keras.Model, images: np.ndarray) -> None:
+    layer, last = whole.get_layer(BACKBONES[name].low_level), model.feature_maps(whole)
+    assert last.shape[1] < layer.output.shape[1] < SIZE / 2
+    features = run(keras.Model(whole.input, model.low_level(whole)), images)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.4, 0.8])

@@ -40,7 +40,7 @@ def test_a_perfect_separation_still_calls_an_even_chance_malignant() -> None:
     assert calibrate.operating_point(np.array([0.001, 0.998, 0.999]), np.array([False, True, True]), 0.99) == 0.5
 
 
-def test_unlikeness_ranks_training_held_out_and_foreign_embeddings() -> None:
+def test_unlikeness_ranks_training_held_out_and_foreign_images() -> None:
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(10, 300))
 
@@ -56,14 +56,6 @@ def test_unlikeness_ranks_training_held_out_and_foreign_embeddings() -> None:
     foreign = calibrate.unlikeness(np.abs(rng.normal(size=(200, 300)) * 5), space)
     assert calibrate.unlikeness(train, space).mean() <= held_out.mean()
     assert foreign.min() > held_out.max()
-
-
-def test_unlikeness_does_not_depend_on_an_embeddings_length() -> None:
-    rng = np.random.default_rng(0)
-    train = np.abs(rng.normal(size=(60, 40)))
-    space = calibrate.fit_unlikeness(train, rng.integers(0, 2, 60), 8)
-    x = np.abs(rng.normal(size=(5, 40)))
-    assert np.allclose(calibrate.unlikeness(x, space), calibrate.unlikeness(x * 7, space))
 
 
 def test_quality_bounds_hold_the_training_images() -> None:

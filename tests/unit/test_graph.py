@@ -25,10 +25,15 @@ def whole() -> keras.Model:
     return whole
 
 
+def low_level(whole: keras.Model, images: np.ndarray) -> np.ndarray:
+    return keras.Model(whole.input, model.low_level(whole))(images, training=False).numpy()
+
+
 @pytest.fixture(scope="module")
-def space() -> dict[str, np.ndarray]:
+def space(whole: keras.Model) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    space = calibrate.fit_unlikeness(np.abs(rng.normal(size=(120, 2048))), rng.integers(0, 4, 120), 16)
+    seen = rng.integers(0, 256, (40, SIZE, SIZE, 3)).astype(np.uint8)
+    space = calibrate.fit_unlikeness(low_level(whole, seen), rng.integers(0, 4, 40), 16)
     return space | {"scale": np.array(3.0, np.float32)}
 
 
@@ -62,8 +67,10 @@ def test_probabilities_are_kerass_at_the_temperature(
     assert np.abs(answers["probabilities"] - softmax(logits / TEMPERATURE, axis=1)).max() <= 1e-4
 
 
-def test_unlikeness_is_the_numpy_one(answers: dict[str, Any], space: dict[str, np.ndarray]) -> None:
-    expected = calibrate.unlikeness(answers["embedding"], space)
+def test_unlikeness_is_the_numpy_one(
+    whole: keras.Model, answers: dict[str, Any], images: np.ndarray, space: dict[str, np.ndarray]
+) -> None:
+    expected = calibrate.unlikeness(low_level(whole, images), space)
     assert answers["unlikeness"] == pytest.approx(expected, rel=1e-3)
 
 
