@@ -128,6 +128,8 @@ def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict[s
             "best": hits.any(axis=1),
         },
     }
+    for parts in shares.values():
+        parts["above_uniform"] = parts["map"] - parts["uniform"]
     return {
         game: {name: metrics.estimate(metrics.mean(each, weights)) for name, each in parts.items()}
         for game, parts in shares.items()

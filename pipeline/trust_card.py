@@ -133,10 +133,13 @@ def _on_cells(games: dict[str, Any]) -> str:
     rows = [
         [title, *(interval(games[game][name]) for game in ("energy", "pointing"))] for name, title in BESIDE.items()
     ]
+    gain = games["energy"]["above_uniform"]
     return f"""Where the cell is known, how much of the map lies in it. Cells are centred in this data, so a Gaussian in
 the middle is hard to beat, and has learned nothing:
 
-{table(["", "Energy in the cell", "Highest point in the cell"], rows)}"""
+{table(["", "Energy in the cell", "Highest point in the cell"], rows)}
+
+The map's energy in the cell, less an even map's: {interval(gain)}, {_better(gain)}."""
 
 
 def _better(gain: dict[str, float]) -> str:

@@ -51,6 +51,7 @@ class TestOnCells:
         found = explanations.on_cells(np.ones((3, 4, 4), np.float32), self.cell(), self.weights)
         assert found["energy"]["map"].value == pytest.approx(1 / 16)
         assert found["energy"]["uniform"].value == pytest.approx(1 / 16)
+        assert found["energy"]["above_uniform"].value == pytest.approx(0)
         assert found["pointing"]["uniform"].value == pytest.approx(1 / 16)
 
     def test_where_no_position_of_the_grid_lies_in_the_cell_no_map_can_point_at_it(self) -> None:
