@@ -415,6 +415,13 @@ class TestProblems:
         with pytest.raises(Problem, match=f"dvc repro {target}"):
             evaluate.main()
 
+    def test_a_section_that_breaks_the_schema_stops_the_stage(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(evaluate.explanations, "measure", lambda *_: {"grid": [2, 2]})
+        with pytest.raises(Problem, match=r"metrics_schema.py at explanations\.empty: Field required"):
+            evaluate.main()
+
     def test_missing_curves_name_the_phase(self, project: Path) -> None:
         curves = project / "reports/history/fine_tune.csv"
         curves.unlink()
