@@ -11,7 +11,6 @@ from pipeline import abstention, calibrate, foreign, onnx_model
 from pipeline.stage import Problem
 from serving import images
 from tests import tiny_model
-from tests.conftest import require
 
 ONE = np.ones((2, 6))
 BCCD = Path("../shared/data/bccd")  # ordinary smears of another laboratory, MIT; not part of the project
@@ -90,7 +89,8 @@ def kinds(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_another_laboratorys_fields_have_a_nucleus_and_their_red_cells_alone_have_none() -> None:
-    require(BCCD.is_dir(), f"no {BCCD}: ordinary smears, to see red cells that no renderer made")
+    if not BCCD.is_dir():  # not `require`: it is no part of the project, and CI does not have it
+        pytest.skip(f"{BCCD} is not here: ordinary smears of another laboratory")
     fields = [np.asarray(images.decode(path.read_bytes())) for path in sorted(BCCD.glob("*.jpg"))[::4]]
     stains = [images.stain(images.resize(Image.fromarray(field), 112)) for field in fields]
     looks = np.column_stack([np.ones((len(stains), 2)), stains])
