@@ -3,12 +3,10 @@
 import numpy as np
 from scipy import ndimage
 
-from serving.images import density
-
 DILATION = 0.05  # of the side: from the nucleus, which the threshold finds, over the cytoplasm
 QUANTILE, MOST = 0.95, 0.85  # the share that is masked covers the cells in so many images, and is at most this
 BLACK = 10  # grey levels; a pixel with no channel above was cut out, and is no stain
-FAINT = 0.1  # of density; with less between light and dark nothing is stained
+FAINT = 0.2  # optical density, red and green together; with less between light and dark nothing is stained
 BINS = 64  # of the histogram that thresholds are sought in
 SMALLEST = 0.2  # of the largest nucleus: what is smaller is a platelet or a fragment
 
@@ -16,16 +14,17 @@ SMALLEST = 0.2  # of the largest nucleus: what is smaller is a platelet or a fra
 def nuclei(image: np.ndarray) -> np.ndarray:
     """Bool [S, S]: stained nuclei of a uint8 RGB image [S, S, 3], holes filled.
 
-    Glass, red cells and nuclei are three kinds of pixels by `serving.images.density`. Two thresholds part
-    them: Otsu 1979, section III.
+    Glass, red cells and nuclei are three kinds of pixels by how much red and green light they stop (Beer–Lambert):
+    azure and eosin together stop both. Two thresholds part them: Otsu 1979, section III. The sum of both densities
+    gives slightly better masks than `serving.images.density` (docs/results.md).
     """
     side = image.shape[0]
-    stopped = density(image)
-    stopped[(image < BLACK).all(axis=2)] = 0
-    stopped = ndimage.gaussian_filter(stopped, side / 64)
-    if np.ptp(stopped) < FAINT:
-        return np.zeros(stopped.shape, bool)
-    stained = ndimage.binary_opening(stopped > _upper_otsu(stopped), iterations=max(1, side // 64))
+    density = -np.log((image[..., :2].astype(np.float32) + 1) / 256).sum(axis=2)
+    density[(image < BLACK).all(axis=2)] = 0
+    density = ndimage.gaussian_filter(density, side / 64)
+    if np.ptp(density) < FAINT:
+        return np.zeros(density.shape, bool)
+    stained = ndimage.binary_opening(density > _upper_otsu(density), iterations=max(1, side // 64))
     return ndimage.binary_fill_holes(stained)
 
 
