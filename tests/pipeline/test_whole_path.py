@@ -150,6 +150,7 @@ def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) 
     assert "vega" in (project.root / "dvc_plots/index.html").read_text().lower()
 
 
+@pytest.mark.slow
 def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
     recipe = project.read()
     recipe["gate"]["min_balanced_accuracy"] = 1.0
@@ -168,6 +169,7 @@ def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Pro
     assert project.run(sys.executable, "-c", code).stdout.split()[-1] != registration["version"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_keeps_what_was_learnt_and_the_next_run_goes_on(project: Project) -> None:
     recipe = project.read()
     recipe["train_head"]["epochs"] = 3
