@@ -159,10 +159,13 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, ece: metrics.Estima
     above.grid(True)
     above.legend(loc="upper left")
 
-    stacked = [confidence[correct], confidence[~correct]]
+    apart = [confidence[correct], confidence[~correct]]
     bins, colours = np.linspace(start, 1, 21).tolist(), [SKY, RED]
-    below.hist(stacked, bins, stacked=True, color=colours, label=["right", "wrong"], edgecolor="white", linewidth=0.5)
-    below.set(xlabel="Confidence (highest probability)", ylabel="Images")
+    below.hist(apart, bins, color=colours, label=["right", "wrong"])
+    below.set_yscale("symlog", linthresh=1)  # the few that are wrong, beside hundreds
+    below.set(
+        xlabel="Confidence (highest probability)", ylabel="Images", yticks=[0, 1, 10, 100], yticklabels=[0, 1, 10, 100]
+    )
     below.grid(True, axis="y")
     below.legend(loc="upper left")
     return figure
