@@ -112,7 +112,7 @@ class Engine:
             ProblemError: 503 at once, where the lane is full or the predicted wait is beyond the deadline.
         """
         if not self.alive:
-            raise problems.overloaded("The server is stopping. Try again.", 1)
+            raise _stopping()
         wait = self.estimated_wait
         # Where nobody waits the next image is let in whatever the pace was: it is how a better pace is learnt.
         late = self.depth > 0 and time.perf_counter() + MARGIN * wait > deadline
@@ -155,7 +155,7 @@ class Engine:
     ) -> None:
         """As `run`, from any thread; the promise brings what `run` would return or raise."""
         if not self.alive:
-            promise.fail(problems.overloaded("The server is stopping. Try again.", 1))
+            promise.fail(_stopping())
             return
         self._arrived.put(_Waiting(model, pixels, outputs, deadline, lane, promise))
         if self._ended:  # in the meantime
@@ -168,7 +168,7 @@ class Engine:
             ProblemError: 503 when stopping.
         """
         if not self.alive:
-            raise problems.overloaded("The server is stopping. Try again.", 1)
+            raise _stopping()
         self._arrived.put(job)
         if self._ended:  # in the meantime
             self._refuse_arrived()
@@ -272,3 +272,7 @@ class Engine:
         for index, item in enumerate(batch):
             answer = {name: each[index] for name, each in zip(outputs, rows, strict=True)}
             item.promise.keep(Scores(answer, started - item.since, done - started))
+
+
+def _stopping() -> problems.ProblemError:
+    return problems.overloaded("The server is stopping. Try again.", 1)
