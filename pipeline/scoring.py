@@ -104,7 +104,8 @@ def score(
         One row an image, in the order of `paths`; the columns of `schema`.
 
     Raises:
-        Problem: `UNREADABLE` images in a row could not be read; nothing is known of the images then.
+        Problem: `UNREADABLE` images in a row could not be read, or their store could not be asked; nothing is known of
+            the images then.
     """
     rows: list[Row] = []
     unreadable = 0

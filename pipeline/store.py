@@ -4,6 +4,7 @@ An object store's address and credentials are what the AWS tools read: AWS_ENDPO
 """
 
 import csv
+import errno
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -84,10 +85,10 @@ def read(path: str, most: int) -> bytes:
 
     Raises:
         OSError: it cannot be read.
+        Problem: the store cannot be reached, or there are no credentials: that says nothing of the object.
     """
     if path.startswith(S3):
-        data: bytes = _s3().cat_file(path, end=most)
-        return data
+        return _object(path, most)
     with Path(path).open("rb") as file:
         return file.read(most)
 
@@ -96,8 +97,23 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
+def _object(path: str, most: int) -> bytes:
+    try:
+        data: bytes = _s3().cat_file(path, end=most)
+    except OSError as error:
+        if error.errno == errno.EINVAL and not _s3().size(path):  # a store has no first bytes of an empty object
+            return b""
+        raise
+    except Exception as error:  # what botocore raises where nothing answered shares no base class with the rest
+        raise Problem(
+            f"{path} cannot be fetched ({error}). Can the store be reached, and are there credentials for it (of a Ray "
+            "cluster: where each machine ran `ray start`)? Run it again to go on."
+        ) from error
+    return data
+
+
 @cache
 def _s3() -> Any:
     import s3fs  # a second to import: not where a folder is read
 
-    return s3fs.S3FileSystem()
+    return s3fs.S3FileSystem(skip_instance_cache=True)  # `cache` keeps it

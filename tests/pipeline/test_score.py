@@ -1,7 +1,9 @@
 """Batch scoring: the rows that /predict would answer, each once, whatever is broken, interrupted or repeated."""
 
+import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -203,25 +205,51 @@ def test_reading_stays_only_so_far_ahead_of_the_model(monkeypatch: pytest.Monkey
         assert list(results) == list(range(1, 1000))
 
 
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """The environment of whoever asks a store, without what this machine's user may have set up."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store._s3.cache_clear()
+    yield monkeypatch
+    store._s3.cache_clear()
+
+
 def test_an_object_store_gives_the_rows_of_a_folder(
-    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, model: Path, aws: pytest.MonkeyPatch
 ) -> None:
     with object_store.running(tmp_path / "s3.log", bucket="smears") as address:
         for key, value in (object_store.KEYS | {"AWS_ENDPOINT_URL": address}).items():
-            monkeypatch.setenv(key, value)
-        store._s3.cache_clear()
+            aws.setenv(key, value)
         client = object_store.client(address)
         for path in folder.rglob("*.*"):
             key = f"2026/{path.relative_to(folder).as_posix()}"
             client.put_object(Bucket="smears", Key=key, Body=path.read_bytes())
         client.put_object(Bucket="smears", Key="2025/other.jpg", Body=b"")
-        run(monkeypatch, folder, "--out", tmp_path / "here", "--model", model)
-        run(monkeypatch, "s3://smears/2026/", "--out", tmp_path / "there", "--model", model)
-        here, there = rows(tmp_path / "here"), rows(tmp_path / "there")
+        run(aws, folder, "--out", tmp_path / "here", "--model", model)
+        run(aws, "s3://smears/2026/", "--out", tmp_path / "there", "--model", model)
         with pytest.raises(Problem, match="s3://nothing/ cannot be listed"):
-            run(monkeypatch, "s3://nothing/", "--out", tmp_path / "out", "--model", model)
-    assert there.pop("s3://smears/2026/b/empty.jpg")["error"]  # a store has no first byte of it to give
-    del here["b/empty.jpg"]
+            run(aws, "s3://nothing/", "--out", tmp_path / "out", "--model", model)
+    here, there = rows(tmp_path / "here"), rows(tmp_path / "there")
+    assert len(here) == 35
     assert {f"s3://smears/2026/{path}": row | {"path": None} for path, row in here.items()} == {
         path: row | {"path": None} for path, row in there.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"), [({}, "Unable to locate credentials"), (object_store.KEYS, "Could not connect")]
+)
+def test_a_store_that_cannot_be_asked_is_one_message_and_no_images_fault(
+    tmp_path: Path, model: Path, aws: pytest.MonkeyPatch, keys: dict[str, str], why: str
+) -> None:
+    for key, value in (keys | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}).items():  # where nothing listens
+        aws.setenv(key, value)
+    (tmp_path / "some.csv").write_text("path\ns3://smears/a.jpg\n")
+    with pytest.raises(Problem, match=rf"s3://smears/a\.jpg cannot be fetched \({why}.*Run it again"):
+        run(aws, tmp_path / "some.csv", "--out", tmp_path / "out", "--model", model)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [score.LISTING]
