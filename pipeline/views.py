@@ -69,8 +69,9 @@ def stored(images: np.ndarray, found: Stored) -> Stored:
     """
     if "inputs" not in found:
         return {"inputs": images, **found}
-    if found["inputs"].max() > np.finfo(np.float16).max:
-        raise Problem("activations exceed float16's range: these weights do not fit this network's normalisation")
+    most = np.finfo(np.float16).max
+    if not (-most <= found["inputs"].min() and found["inputs"].max() <= most):  # so that NaN fails too
+        raise Problem("activations are NaN or beyond float16: these weights do not fit this network's normalisation")
     return {**found, "inputs": found["inputs"].astype(np.float16)}
 
 
