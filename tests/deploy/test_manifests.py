@@ -345,6 +345,14 @@ def test_every_port_is_the_servers() -> None:
     assert RUNTIME["annotations"]["prometheus.kserve.io/port"] == str(port)
 
 
+def test_no_service_by_its_name_changes_a_setting() -> None:
+    """Kubernetes tells a pod of each Service beside it: of ours as LEUKDETECT_PORT=tcp://…, over the image's own."""
+    assert MANIFESTS["base/service.yaml"]["metadata"]["name"] == "leukdetect"
+    assert POD["enableServiceLinks"] is False
+    # A ServingRuntime has no such field.
+    assert {"name": "LEUKDETECT_PORT", "value": IMAGE["LEUKDETECT_PORT"]} in RUNTIME["containers"][0]["env"]
+
+
 def test_kubernetes_waits_for_the_server_to_drain() -> None:
     def variables(container: dict[str, Any]) -> dict[str, str]:
         return {each["name"]: each["value"] for each in container["env"]}
