@@ -7,6 +7,7 @@ what it does (`behaviour`), so a server whose decoder differs from the one train
 import base64
 import hashlib
 import io
+import math
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,11 +16,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 # What a microscope camera or a viewer exports. By content, never by file name.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF's tags
+_SCAN = b"\xff\xda"  # begins one in a JPEG; where pixels are, another byte follows 0xff
+_ARITHMETIC = b"\xff\xc9"  # begins the frame of a JPEG that is coded so
+
+# What costs more than its pixels. A JPEG may look at every pixel again in each of any number of scans of a few bytes:
+# 170 kB kept a processor busy for 19 s. A camera's has about ten; this many take 4 s. A TIFF's tile is decoded whole.
+MAX_SCANNED_PIXELS = 4_000_000_000
+MAX_TILE_PIXELS = 2**22
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 # Of odd tags and the like: what matters raises. Once for the process, since catch_warnings is not thread-safe.
@@ -153,17 +163,40 @@ def behaviour(size: int) -> str:
 
 
 def _header(image: Image.Image) -> Header:
-    return Header(image.format or "", image.width, image.height, image.mode)
+    kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's JPEG with further pictures behind it
+    return Header(kind, image.width, image.height, image.mode)
 
 
 def _decode(image: Image.Image, data: bytes) -> Image.Image:
     with _reading(f"the {image.format} data is truncated or corrupt"):
+        _refuse_bomb(image, data)
         upright = image.getexif().get(_ORIENTATION, 1) == 1
         if image.format == "JPEG" and image.mode == "RGB" and upright:
             # Bit-identical to Pillow and about a fifth faster (tests/contract/test_images.py).
             return Image.fromarray(simplejpeg.decode_jpeg(data, strict=True))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _refuse_bomb(image: Image.Image, data: bytes) -> None:
+    """By what the header's size does not show."""
+    if image.format in ("JPEG", "MPO") and _may_have_many_scans(image, data):
+        scans = data.count(_SCAN)
+        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ImageError(f"the JPEG goes over its pixels in {scans} scans, far more than an image needs")
+    if isinstance(image, TiffImageFile):
+        sides = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        most = max(MAX_TILE_PIXELS, image.width * image.height)
+        if not all(isinstance(side, int) for side in sides) or math.prod(sides) > most:
+            raise ImageError("the TIFF's tiles are far larger than the image that they are to show")
+
+
+def _may_have_many_scans(image: Image.Image, data: bytes) -> bool:
+    """Not the common kind, where a scan takes bytes for every pixel: to count them costs a twentieth of decoding."""
+    if image.format == "MPO" or "progressive" in image.info:
+        return True
+    head = image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)  # so far it was read
+    return data.find(_ARITHMETIC, 0, head) >= 0
 
 
 def _open(data: bytes) -> Image.Image:

@@ -1,7 +1,9 @@
 """The one decoder: what it makes of every kind of image that a microscope, a viewer or an attacker may send."""
 
 import io
+import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from serving import images
 
@@ -64,18 +66,72 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert images.decode(data).size == ((67, 101) if orientation >= 5 else (101, 67))
 
 
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what is to be done to pixels stored so (EXIF, tag 0x0112)
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_orientation_is_applied_whatever_the_type(kind: str, orientation: int) -> None:
+    data = encoded(photograph(), kind, exif=turned(orientation), lossless=True)
+    np.testing.assert_array_equal(images.decode(data), UPRIGHT[orientation](np.asarray(photograph())))
+
+
 def test_cmyk_is_converted() -> None:
     data = encoded(photograph().convert("CMYK"), "JPEG", quality=95)
     difference = np.abs(np.asarray(images.decode(data), float) - np.asarray(photograph(), float))
     assert difference.mean() < 4  # a wrong inversion would be near 100
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_keeps_its_upper_eight(kind: str) -> None:
-    values = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+@pytest.mark.parametrize(("kind", "order"), [("PNG", "<"), ("TIFF", "<"), ("TIFF", ">")])
+def test_sixteen_bit_grey_keeps_its_upper_eight(kind: str, order: str) -> None:
+    values = np.array([[0, 255, 256], [32768, 65279, 65535]], f"{order}u2")
     pixels = np.asarray(images.decode(encoded(Image.fromarray(values), kind)))
     np.testing.assert_array_equal(pixels[..., 0], [[0, 0, 1], [128, 254, 255]])
     assert pixels.shape == (2, 3, 3)
+
+
+def png_of_sixteen_bits(pixels: np.ndarray) -> bytes:
+    """Of uint16 [H, W, 3]; Pillow writes none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff_of_sixteen_bits(pixels: np.ndarray, order: str) -> bytes:
+    """Of uint16 [H, W, 3], least (<) or most (>) significant byte first, not compressed."""
+    height, width, _ = pixels.shape
+    data = pixels.astype(f"{order}u2").tobytes()
+    depths = 8 + 2 + 9 * 12 + 4  # where the three depths are; behind them the pixels
+    short = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height}
+    long = {258: depths, 273: depths + 6, 279: len(data)}
+    entries = {tag: struct.pack(f"{order}HHIHxx", tag, 3, 1, value) for tag, value in short.items()}
+    for tag, value in long.items():
+        kind, count = (3, 3) if tag == 258 else (4, 1)
+        entries[tag] = struct.pack(f"{order}HHII", tag, kind, count, value)
+    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(entries))
+    directory = b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
+    return magic + directory + struct.pack(f"{order}3H", 16, 16, 16) + data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF <", "TIFF >"])
+def test_sixteen_bit_colour_keeps_its_upper_eight(kind: str) -> None:
+    pixels = np.array([[[0, 255, 256], [32768, 65279, 65535]]], np.uint16)
+    data = png_of_sixteen_bits(pixels) if kind == "PNG" else tiff_of_sixteen_bits(pixels, kind[-1])
+    np.testing.assert_array_equal(images.decode(data), pixels >> 8)
 
 
 def test_what_exceeds_sixteen_bits_is_white_and_does_not_wrap_round() -> None:
@@ -106,9 +162,20 @@ def test_a_transparent_palette_entry_becomes_white() -> None:
     assert pixels[0].tolist() == [[255, 255, 255], [40, 50, 60]]
 
 
-def test_of_several_frames_the_first_is_taken() -> None:
-    data = encoded(Image.new("RGB", (5, 5), "red"), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "PNG"])
+def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+    data = encoded(
+        Image.new("RGB", (5, 5), "red"), kind, save_all=True, append_images=[Image.new("RGB", (5, 5))], lossless=True
+    )
+    with Image.open(io.BytesIO(data)) as opened:
+        assert len(ImageSequence.all_frames(opened)) == 2
     assert images.decode(data).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_of_the_pictures_in_a_phones_jpeg_the_first_is_taken() -> None:
+    data = encoded(photograph(), "MPO", save_all=True, append_images=[Image.new("RGB", (50, 40))])
+    np.testing.assert_array_equal(images.decode(data), images.decode(encoded(photograph(), "JPEG")))
+    assert images.header(data).format == "JPEG"
 
 
 @pytest.mark.parametrize("kind", images.FORMATS)
@@ -123,6 +190,43 @@ def test_half_a_file_is_an_error_that_names_its_type(kind: str) -> None:
     with pytest.raises(images.ImageError, match=r"corrupt|broken") as error:
         images.decode(whole[: len(whole) // 2])
     assert not isinstance(error.value, images.UnsupportedImage)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_of_endless_scans_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a few bytes, and costs a look at every pixel."""
+    whole = encoded(photograph().convert(mode), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    bomb = whole[:last] + whole[last:-2] * 100 + whole[-2:]
+    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 50 * 101 * 67)
+    with pytest.raises(images.ImageError, match=r"in 1\d\d scans"):
+        images.decode(bomb)
+    assert images.decode(whole).size == (101, 67)
+
+
+def test_a_coding_in_which_scans_may_be_empty_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 0)
+    data = encoded(photograph(), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    assert images.decode(data).size == (101, 67)  # of Huffman's, in one scan, none is counted
+    with pytest.raises(images.ImageError, match="in 1 scans"):
+        images.decode(data[:frame] + b"\xff\xc9" + data[frame + 2 :])
+
+
+def tiff_of_one_tile(side: int, tile: int) -> bytes:
+    """A grey image of `side` pixels a side, stored as one tile of `tile` pixels a side, deflated."""
+    content = zlib.compress(bytes(tile * tile))
+    values = {256: side, 257: side, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 0, 325: len(content)}
+    values[324] = 8 + 2 + len(values) * 12 + 4
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return b"II" + struct.pack("<HIH", 42, 8, len(values)) + directory + bytes(4) + content
+
+
+def test_a_tiff_whose_tile_is_far_larger_than_the_image_is_refused() -> None:
+    """A tile is decoded whole, so its pixels count and not those that it shows."""
+    assert images.decode(tiff_of_one_tile(10, 256)).size == (10, 10)
+    with pytest.raises(images.ImageError, match="tiles are far larger than the image"):
+        images.decode(tiff_of_one_tile(10, 4096))
 
 
 @pytest.mark.parametrize("data", [b"benign,early,pre,pro\n", b"GIF89a" + bytes(64), b"%PDF-1.7", bytes(1000)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving import upload
+from serving import images, upload
 from serving.decoding import decode
 from serving.problems import ProblemError
 from tests import tiny_model
@@ -51,14 +51,29 @@ def test_what_cannot_be_decoded_has_a_status_that_says_why(data: bytes, status: 
     assert refused.value.detail.endswith(".")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
-def test_every_kind_of_image_is_accepted(kind: str) -> None:
+def picture(kind: str) -> bytes:
+    """50 × 40 pixels."""
     buffer = io.BytesIO()
     Image.new("RGB", (50, 40), (120, 60, 160)).save(buffer, kind)
-    decoded = decode(buffer.getvalue(), 32, 2000)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_every_kind_of_image_is_accepted(kind: str) -> None:
+    decoded = decode(picture(kind), 32, 2000)
     assert (decoded.header.format, decoded.header.width, decoded.header.height) == (kind, 50, 40)
     assert decoded.pixels.shape == (32, 32, 3)
     assert decoded.brightness == pytest.approx(0.299 * 120 + 0.587 * 60 + 0.114 * 160, abs=3)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_an_image_of_too_many_pixels_is_refused_before_one_is_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("a pixel was decoded"))
+    with pytest.raises(ProblemError) as refused:
+        decode(picture(kind), 32, 1999)
+    assert (refused.value.status, refused.value.code) == (413, "too-many-pixels")
 
 
 BOUNDARY = b"frontier"
