@@ -71,8 +71,7 @@ class Observe:
             log.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise  # half an answer is out: the server must cut the connection
-            detail = "The server failed on this request. Quote the request id to whoever runs it."
-            await problems.plain(request_id, 500, detail)(scope, receive, send_on)
+            await problems.plain(request_id, 500, problems.failed().detail)(scope, receive, send_on)
         finally:
             now = time.perf_counter()
             seconds = now - started

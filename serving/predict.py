@@ -1,6 +1,7 @@
 """POST /predict and /predict/batch: upload, decode pool, engine, decision, answer."""
 
 import asyncio
+import logging
 import time
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -40,6 +41,8 @@ _MANY_IMAGES = {
         },
     }
 }
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["predictions"], dependencies=[Depends(access.require("predict"))])
 
@@ -99,6 +102,10 @@ async def predict_batch(request: Request) -> Response:
                     return BatchItem(index=index, prediction=await answer(service, request_id, data, deadline))
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
+                except Exception:  # our own fault, of which the others know nothing
+                    log.exception("a request failed", extra={"request_id": request_id})
+                    service.metrics.requests.labels(request.scope["route"].path, 500, "failed").inc()  # as if alone
+                    return BatchItem(index=index, problem=problems.details(request_id, problems.failed()))
 
         with waiting.while_connected(request):
             async with asyncio.TaskGroup() as group:

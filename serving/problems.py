@@ -58,6 +58,12 @@ def expired() -> ProblemError:
     return ProblemError(504, "expired", "Too late", detail, retry_after=1)
 
 
+def failed() -> ProblemError:
+    """500: the server's own fault. What it was is in the log, under the request's id."""
+    detail = "The server failed on this request. Quote the request id to whoever runs it."
+    return ProblemError(500, "failed", "The server failed", detail)
+
+
 def details(request_id: str, error: ProblemError) -> ProblemDetails:
     """The problem as an answer tells it."""
     return ProblemDetails(

@@ -1,8 +1,10 @@
 """The API, over real HTTP, with the server in a thread of the test's own process."""
 
 import hashlib
+import io
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -15,9 +17,11 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from PIL import Image
 
 from serving import contract
-from serving.app import create_app
+from serving.app import ROUTERS, create_app
 from serving.model import load
 from serving.models import Models
 from serving.registry import Located
@@ -38,11 +42,16 @@ def app_of(path: Path, **settings: Any) -> FastAPI:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
     tiny_model.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def client(model_file: Path) -> Iterator[httpx.Client]:
     limits = {"max_body_bytes": 100_000, "max_pixels": 10_000, "max_batch_files": 3, "max_batch_bytes": 150_000}
-    app = app_of(path, **limits)
+    app = app_of(model_file, **limits)
 
     @app.get("/broken")
     async def broken() -> None:
@@ -60,8 +69,18 @@ def test_a_form_and_a_raw_body_get_the_same_answer(client: httpx.Client) -> None
         assert form.json()[key] == raw.json()[key], key
 
 
-def test_the_answer_says_everything_that_it_promises(client: httpx.Client) -> None:
-    answer = client.post("/predict", content=BLUE).json()
+def test_the_type_is_known_by_content_whatever_it_is_called(client: httpx.Client) -> None:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(BLUE)).save(buffer, "PNG")
+    form = client.post("/predict", files={"file": ("smear.jpg", buffer.getvalue(), "image/jpeg")})
+    raw = client.post("/predict", content=buffer.getvalue(), headers={"Content-Type": "image/tiff"})
+    assert form.json()["image"]["format"] == raw.json()["image"]["format"] == "PNG"
+
+
+def test_the_answer_says_everything_that_it_promises(client: httpx.Client, model_file: Path) -> None:
+    response = client.post("/predict", content=BLUE)
+    answer = response.json()
+    assert answer["request_id"] == response.headers["x-request-id"]
     assert (answer["class"], answer["label"], answer["decision"]) == ("pre", "Pre-B ALL", "report")
     assert list(answer["probabilities"]) == ["benign", "early", "pre", "pro"]
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
@@ -71,11 +90,15 @@ def test_the_answer_says_everything_that_it_promises(client: httpx.Client) -> No
     assert answer["wording"] == "Resembles Pre-B ALL; confirm by flow cytometry."
     expected = {"sha256": hashlib.sha256(BLUE).hexdigest(), "format": "JPEG", "width": 48, "height": 40}
     assert answer["image"] == expected
-    assert (answer["model"]["name"], answer["model"]["version"], answer["model"]["alias"]) == (
-        "leukdetect",
-        "7",
-        "champion",
-    )
+    assert answer["model"] == {
+        "name": "leukdetect",
+        "version": "7",
+        "alias": "champion",
+        "file_sha256": hashlib.sha256(model_file.read_bytes()).hexdigest(),
+        "precision": "fp32",
+        "synthetic": True,
+    }
+    assert answer["timings_ms"].keys() == {"read", "decode", "queue", "infer"}
     assert all(milliseconds >= 0 for milliseconds in answer["timings_ms"].values())
 
 
@@ -102,6 +125,43 @@ def test_a_batch_answers_every_image_in_order_or_says_why_not(client: httpx.Clie
     alone = client.post("/predict", content=BLUE).json()
     for key in alone.keys() - {"request_id", "timings_ms"}:
         assert results[0]["prediction"][key] == alone[key], key
+
+
+def test_an_image_of_a_batch_over_the_limit_of_one_is_told_so_alone(client: httpx.Client) -> None:
+    large, small = client.post("/predict/batch", files=[("file", bytes(100_001)), ("file", BLUE)]).json()["results"]
+    assert (large["problem"]["status"], large["problem"]["type"]) == (413, "urn:leukdetect:problem:body-too-large")
+    assert small["prediction"]["class"] == "pre"
+
+
+def test_an_image_that_the_server_fails_on_costs_the_rest_of_its_batch_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx")
+    with serve(app) as client:
+        poison(app)
+        answer = client.post("/predict/batch", files=[("file", BLUE), ("file", RED), ("file", BLUE)])
+        text = client.get("/metrics").text
+    first, failed, last = answer.json()["results"]
+    assert first["prediction"]["class"] == last["prediction"]["class"] == "pre"
+    assert (failed["prediction"], failed["problem"]["status"]) == (None, 500)
+    assert failed["problem"]["request_id"] == f"{answer.headers['x-request-id']}-1"
+    assert "secret" not in answer.text
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert (record.getMessage(), vars(record)["request_id"]) == ("a request failed", failed["problem"]["request_id"])
+    assert 'leukdetect_requests_total{code="500",reason="failed",route="/predict/batch"} 1.0' in text.splitlines()
+
+
+def poison(app: FastAPI) -> None:
+    """Has the model fail on what is red."""
+    model = app.state.service.models.champion
+
+    def run(pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        if np.any(pixels[..., 0].mean(axis=(1, 2)) > 150):
+            raise RuntimeError("secret-file-name.jpg")
+        return session_run(model.session, pixels, outputs)
+
+    object.__setattr__(model, "run", run)
 
 
 def test_the_datasheet_is_served_as_the_report_is(tmp_path: Path) -> None:
@@ -134,14 +194,45 @@ def test_a_batch_that_cannot_be_answered_is_one_problem(
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:leukdetect:problem:{code}")
 
 
-@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "٣", "9" * 30])
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "1e3", "NaN", "Infinity", "", "soon", "٣", "9" * 30])
 def test_a_deadline_that_is_no_number_is_a_problem(client: httpx.Client, value: str) -> None:
     answer = client.post("/predict", content=BLUE, headers=[(b"X-Deadline-Ms", value.encode())])
     assert (answer.status_code, answer.json()["type"]) == (400, "urn:leukdetect:problem:bad-deadline")
 
 
-def test_a_generous_deadline_is_capped_and_not_refused(client: httpx.Client) -> None:
+def test_a_generous_deadline_is_not_refused(client: httpx.Client) -> None:
     assert client.post("/predict", content=BLUE, headers={"X-Deadline-Ms": "999999999"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        ({"deadline_ms": 300}, {}),
+        ({"deadline_ms": 20_000}, {"X-Deadline-Ms": "300"}),
+        ({"max_deadline_ms": 300}, {"X-Deadline-Ms": "20000"}),
+    ],
+    ids=["the server's own", "as asked for", "capped"],
+)
+def test_what_waits_past_its_deadline_is_told_so_and_never_computed(
+    tmp_path: Path, settings: dict[str, int], headers: dict[str, str]
+) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx", **settings)
+    with serve(app) as client, ThreadPoolExecutor() as others:
+        model = Slow(app)
+        first = others.submit(client.post, "/predict", content=BLUE, headers=headers, timeout=20)
+        while not model.images:
+            time.sleep(0.01)
+        late = others.submit(client.post, "/predict", content=RED, headers=headers, timeout=20)
+        while app.state.service.engine.depth != 2:
+            time.sleep(0.01)
+        time.sleep(0.4)
+        model.gate.set()
+        assert first.result().status_code == 200
+        answer = late.result()
+    assert (answer.status_code, answer.json()["type"]) == (504, "urn:leukdetect:problem:expired")
+    assert answer.headers["retry-after"] == "1"
+    assert model.images == 1
 
 
 def test_a_client_that_stalls_is_told_so_and_holds_no_memory(tmp_path: Path) -> None:
@@ -237,6 +328,9 @@ def test_other_sites_may_call_only_where_they_are_named(client: httpx.Client, tm
         assert answer.headers["access-control-allow-origin"] == "https://lis.example"
         stranger = open_to_one.post("/predict", content=BLUE, headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in stranger.headers
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-API-Key"}
+        assert open_to_one.options("/predict", headers=origin | asks).status_code == 200
+        assert open_to_one.options("/predict", headers={"Origin": "https://evil.example"} | asks).status_code == 400
 
 
 def test_model_tells_what_serves_in_full(tmp_path: Path) -> None:
@@ -334,13 +428,40 @@ def test_what_nobody_expected_tells_the_client_nothing_but_an_id(
     assert vars(record)["request_id"] == answer.headers["x-request-id"]
 
 
+PLAIN_GETS = [  # all that take nothing
+    route.path
+    for router in ROUTERS
+    for route in router.routes
+    if isinstance(route, APIRoute) and "GET" in (route.methods or ()) and "{" not in route.path
+]
+OWN_POLICY = {"/docs"}  # Swagger UI styles inline
+
+
 def test_every_answer_has_an_id_of_its_own_and_safe_headers(client: httpx.Client) -> None:
-    answers = [client.get("/"), client.get("/static/app.js"), client.get("/nowhere"), client.get("/livez")]
-    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
-    for answer in answers:
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert "unsafe" not in answer.headers["content-security-policy"]
-        assert answer.headers["x-content-type-options"] == "nosniff"
+    client_s = {"X-Request-Id": "of the client"}
+    paths = (*PLAIN_GETS, "/static/app.js", "/openapi.json", "/nowhere", "/broken")
+    answers = {path: client.get(path, headers=client_s) for path in paths}
+    for name, path, content in (
+        ("answered", "/predict", BLUE),
+        ("no image", "/predict", b"text"),
+        ("too large", "/predict", bytes(100_001)),
+        ("no key", "/admin/reload", b""),
+        ("another method", "/livez", b""),
+        ("protocol", "/v2/models/leukdetect/infer", b"text"),
+    ):
+        answers[name] = client.post(path, content=content, headers=client_s)
+    assert {answer.status_code for answer in answers.values()} >= {200, 400, 403, 404, 405, 413, 415, 500}
+    ids = {answer.headers["x-request-id"] for answer in answers.values()}
+    assert len(ids) == len(answers)
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids)
+    for name, answer in answers.items():
+        assert answer.headers["x-content-type-options"] == "nosniff", name
+        assert answer.headers["referrer-policy"] == "no-referrer", name
+        assert answer.headers["cache-control"] == "no-store", name
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy, name
+        assert "frame-ancestors 'none'" in policy, name
+        assert name in OWN_POLICY or "unsafe" not in policy, name
 
 
 def test_health_tells_what_serves(client: httpx.Client) -> None:
@@ -362,6 +483,7 @@ def test_not_ready_once_the_models_thread_is_gone(tmp_path: Path) -> None:
         app.state.service.engine.close()
         assert client.get("/livez").status_code == 503  # only a restart helps
         assert client.get("/readyz").status_code == 503
+        assert client.get("/health").json()["status"] == "degraded"
         answer = client.post("/predict", content=BLUE)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
@@ -375,13 +497,19 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         client.post("/predict", content=b"text")
         client.get("/no/such/path")
         text = client.get("/metrics").text
+    tuning = app.state.service.models.champion.tuning
     for line in (
         'leukdetect_requests_total{code="200",reason="",route="/predict"} 2.0',
         'leukdetect_requests_total{code="415",reason="unsupported-image",route="/predict"} 1.0',
         'leukdetect_requests_total{code="404",reason="",route="other"} 1.0',
         'leukdetect_predictions_total{class="pre",version="7"} 1.0',
         'leukdetect_refusals_total{reason="too_dark"} 1.0',
-        'leukdetect_stage_seconds_count{stage="infer"} 2.0',
+        *(f'leukdetect_stage_seconds_count{{stage="{each}"}} 2.0' for each in ("read", "decode", "queue", "infer")),
+        'leukdetect_request_seconds_count{route="/predict"} 3.0',
+        "leukdetect_in_flight 1.0",  # whoever asks for the metrics
+        "leukdetect_batch_size_sum 2.0",
+        f"leukdetect_threads {float(tuning.threads)}",
+        f"leukdetect_best_batch {float(tuning.batch)}",
         "leukdetect_confidence_count 2.0",
         "leukdetect_unlikeness_count 2.0",
         'leukdetect_stage_seconds_count{stage="respond"} 2.0',
@@ -390,7 +518,46 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
     ):
         assert line in text.splitlines()
     assert 'leukdetect_model_info{alias="champion"' in text
-    assert "no/such" not in text
+    for name, least in (("estimated_wait_seconds", 0), ("resident_bytes", 10_000_000)):
+        [value] = re.findall(rf"^leukdetect_{name} (\S+)$", text, re.MULTILINE)
+        assert float(value) > least
+
+
+def test_no_client_chooses_a_label(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    (tmp_path / "keys").write_text(f"zzz-name admin {hashlib.sha256(b'zzz-key').hexdigest()}\n")
+    with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
+        client.headers.update({"X-API-Key": "zzz-key", "User-Agent": "zzz", "X-Request-Id": "zzz", "Origin": "zzz"})
+        answers = [
+            client.post("/predict?zzz=zzz", files={"file": ("zzz.jpg", BLUE, "image/zzz")}, data={"zzz": "zzz"}),
+            client.post("/explain?class=zzz", content=BLUE),
+            client.post("/feedback", json={"request_id": "zzz", "class": "zzz"}),
+            client.get("/v2/models/zzz"),
+            client.get("/v2/models/leukdetect/versions/zzz"),
+            client.get("/static/zzz"),
+            client.get("/zzz"),
+            client.patch("/predict"),
+            client.post("/predict", content=BLUE, headers={"X-API-Key": "zzz-other"}),
+            client.post("/predict", content=BLUE, headers={"X-Deadline-Ms": "zzz"}),
+        ]
+        text = client.get("/metrics").text
+    assert [each.status_code for each in answers] == [200, 422, 422, 404, 404, 404, 404, 405, 401, 400]
+    assert "leukdetect_requests_total{" in text
+    assert "zzz" not in text.lower()
+
+
+def test_a_confirmed_class_is_counted_with_the_answer_that_it_is_about(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    with serve(app_of(tmp_path / "m.onnx")) as client:
+        one = client.post("/predict", content=BLUE).json()["request_id"]
+        [two] = client.post("/predict/batch", files={"file": BLUE}).json()["results"]
+        right = client.post("/feedback", json={"request_id": one, "class": "pre"})
+        wrong = client.post("/feedback", json={"request_id": two["prediction"]["request_id"], "class": "early"})
+        text = client.get("/metrics").text.splitlines()
+    assert (right.json()["agrees"], right.json()["version"]) == (True, "7")
+    assert (wrong.json()["agrees"], wrong.json()["predicted"]) == (False, "pre")
+    assert 'leukdetect_feedback{agrees="true",class="pre"} 1.0' in text
+    assert 'leukdetect_feedback{agrees="false",class="early"} 1.0' in text
 
 
 def test_openapi_describes_both_uploads_the_answer_and_the_problems(client: httpx.Client) -> None:
