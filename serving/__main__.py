@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 from uvicorn.supervisors import Multiprocess
 
-from serving import logs
+from serving import connections, logs
 from serving.access import KeysError
 from serving.app import application, worker
 from serving.model import RefusedError
@@ -34,6 +34,7 @@ def main() -> None:
         ]
         sys.exit("error: " + "; ".join(faults))
     logs.configure()
+    connections.allow_many()
     # uvicorn drains, then raises the signal again for whoever was there before: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -70,6 +71,7 @@ def _config(settings: Settings, app: Callable[..., object], **options: Any) -> u
         timeout_graceful_shutdown=settings.drain_seconds,
         timeout_worker_healthcheck=60,  # a worker that is still importing on a busy machine is not dead
         proxy_headers=False,  # the client's address is used for nothing
+        http=connections.Connection,
         **options,
     )
 

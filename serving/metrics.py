@@ -97,7 +97,7 @@ class Metrics:
             "drift_alarm", "1: a statistic of this signal is beyond its threshold", "livemax", "signal"
         )
         # the process
-        self.resident_bytes = gauge("resident_bytes", "Memory in use (RSS)", "livesum")
+        self.resident_bytes = gauge("resident_bytes", "Memory in use (RSS)", "mostrecent")
         self._info: tuple[str, ...] | None = None
 
     def describe(self, model: "ModelIdentity") -> None:
@@ -120,14 +120,16 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format."""
-        self.resident_bytes.set(_resident_bytes())
-        return generate_latest(self.together())
+        together = self.together()  # and whoever has died is forgotten
+        # Of all workers, by whichever is asked: what each said when it was asked last may be hours old, or nothing.
+        self.resident_bytes.set(sum(map(_resident_bytes, _workers())))
+        return generate_latest(together)
 
     def together(self) -> CollectorRegistry:
         """The numbers of all workers."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return self.registry
-        _bury(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        _bury()
         together = CollectorRegistry()
         MultiProcessCollector(together)
         return together
@@ -152,16 +154,23 @@ def _quick(metric: Metric) -> Metric:
     return metric
 
 
-def _bury(folder: Path) -> None:
+def _workers() -> set[int]:
+    """The processes whose metrics are told together, by their files; or this one alone."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return {os.getpid()}
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    return {int(file.stem.rsplit("_", 1)[1]) for file in folder.glob("gauge_live*.db")}
+
+
+def _bury() -> None:
     """A worker that died counts no more among the gauges of those that live."""
-    for file in folder.glob("gauge_live*.db"):
-        pid = int(file.stem.rsplit("_", 1)[1])
+    for pid in _workers():
         if not Path(f"/proc/{pid}").exists():
-            mark_process_dead(pid, str(folder))
+            mark_process_dead(pid)
 
 
-def _resident_bytes() -> int:
+def _resident_bytes(pid: int) -> int:
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has just ended, or this is not Linux
         return 0

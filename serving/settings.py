@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     # who may do what
     keys_file: Path | None = Field(default=None, description="API keys; without it anyone may predict")
     webhook_secret: SecretStr | None = Field(
-        default=None, description="the secret of the registry's webhook on POST /admin/webhook"
+        default=None,
+        min_length=1,  # with an empty one anybody could sign
+        description="the secret of the registry's webhook on POST /admin/webhook",
     )
 
     # limits

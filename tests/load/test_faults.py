@@ -108,6 +108,8 @@ def test_clients_that_vanish_stall_or_dribble_do_not_touch_the_others(model_file
                     time.sleep(0.02)
                 assert dribbling.recv(100).startswith(b"HTTP/1.1 408")
             assert httpx.get(f"{server.url}/livez").status_code == 200
+            stalled[1].settimeout(60)
+            assert stalled[1].recv(1) == b""  # it never sent more than a byte of a head
         assert server.stop() == 0  # the stalled ones do not hold it up
     assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
     assert tally.answered > 100

@@ -1,5 +1,8 @@
 """The server as a process: how it starts, what it logs, how it stops."""
 
+import os
+import re
+import resource
 import socket
 import subprocess
 import sys
@@ -8,7 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
+from serving.access import Key, digest_of
+from serving.session import cpus
+from serving.settings import Settings
 from tests import tiny_model
 from tests.server import ROOT, running
 
@@ -22,19 +29,40 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_log_is_json_that_names_requests_and_nothing_of_an_upload(model_file: Path, tmp_path: Path) -> None:
-    with running(tmp_path, "--model", str(model_file)) as server:
-        form = {"file": ("Jane-Doe-1980.jpg", BLUE, "image/jpeg")}
-        answer = httpx.post(f"{server.url}/predict", files=form)
-        httpx.post(f"{server.url}/predict", files={"file": ("Jane-Doe-1980.jpg", BLUE[:300])})
-        httpx.get(f"{server.url}/Jane-Doe-1980")
-        httpx.get(f"{server.url}/livez")
+def test_the_log_is_json_that_names_requests_and_nothing_of_an_upload_and_no_key(
+    model_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(Key("ward", "predict", digest_of("Jane-key")).line())
+    flags = ("--model", str(model_file), "--keys-file", str(tmp_path / "keys"))
+    with running(tmp_path, *flags) as server:
+        own = {"X-API-Key": "Jane-key", "X-Request-Id": "Jane-id", "User-Agent": "Jane-agent"}
+        with httpx.Client(base_url=server.url, headers=own) as client:
+            answer = client.post("/predict", files={"file": ("Jane-Doe-1980.jpg", BLUE, "image/jpeg")})
+            client.post("/predict", files={"file": ("Jane-Doe-1980.jpg", BLUE[:300])})
+            client.post("/predict", content=BLUE, headers={"X-API-Key": "Jane-guess"})
+            client.post("/explain?class=Jane-Doe", content=BLUE)
+            client.get("/Jane-Doe-1980")
+            client.get("/livez")
         assert server.stop() == 0
         lines = [line for line in server.log() if line["message"] == "request"]
     routes = [(line["route"], line["code"]) for line in lines]
-    assert routes == [("/predict", 200), ("/predict", 422), ("other", 404)]
+    assert routes == [("/predict", 200), ("/predict", 422), ("/predict", 401), ("/explain", 422), ("other", 404)]
     assert lines[0]["request_id"] == answer.json()["request_id"] == answer.headers["x-request-id"]
     assert "Jane" not in server.log_file.read_text()
+
+
+def test_an_image_is_kept_nowhere(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    large = tiny_model.jpeg((60, 60, 200), size=(2000, 1500))  # what others would spool to a disk
+    with running(tmp_path, "--model", str(model_file)) as server:
+        for path in ("/predict", "/predict/batch", "/explain"):
+            assert httpx.post(f"{server.url}{path}", files={"file": large}, timeout=20).status_code == 200
+        assert server.stop() == 0
+    kept = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"server.log", "feedback.db"} <= {file.name for file in kept}
+    assert not any(large[1000:1100] in file.read_bytes() for file in kept)
+    assert sum(file.stat().st_size for file in kept) < len(large)
 
 
 def test_sigterm_lets_a_request_in_flight_finish_and_exits_0(model_file: Path, tmp_path: Path) -> None:
@@ -58,6 +86,26 @@ def test_sigterm_lets_a_request_in_flight_finish_and_exits_0(model_file: Path, t
         assert server.process.wait(timeout=20) == 0
 
 
+def test_it_may_hold_as_many_connections_as_the_system_allows(model_file: Path, tmp_path: Path) -> None:
+    with running(tmp_path, "--model", str(model_file)) as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+    [(soft, hard)] = re.findall(r"^Max open files +(\d+) +(\d+)", limits, re.MULTILINE)
+    assert soft == hard
+
+
+def test_a_client_that_never_ends_its_request_holds_a_stop_up_to_the_drains_deadline_only(
+    model_file: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", str(model_file), "--grace-seconds", "0", "--drain-seconds", "1", "--read-seconds", "600")
+    with running(tmp_path, *flags) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(10))
+            httpx.get(f"{server.url}/livez")  # by now the server has seen it
+            server.process.terminate()
+            assert server.process.wait(timeout=60) == 0
+
+
 def wait_until_closed(url: str) -> None:
     while True:
         try:
@@ -71,12 +119,24 @@ def test_several_workers_share_the_port_and_add_their_metrics_up(model_file: Pat
     with running(tmp_path, "--model", str(model_file), "--workers", "2") as server:
         for _ in range(40):  # each on a connection of its own, so that both are asked
             assert httpx.post(f"{server.url}/predict", content=BLUE).status_code == 200
-        metrics = httpx.get(f"{server.url}/metrics").text.splitlines()
-        assert 'leukdetect_predictions_total{class="pre",version=""} 40.0' in metrics
-        assert "leukdetect_best_batch" in "\n".join(metrics)
         pids = {line["pid"] for line in server.log() if line["message"] == "request"}
         assert len(pids) == 2
+        metrics = httpx.get(f"{server.url}/metrics").text
+        resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * resource.getpagesize()
+        assert 'leukdetect_predictions_total{class="pre",version=""} 40.0' in metrics.splitlines()
+        assert value(metrics, "confidence_count") == value(metrics, "batch_size_sum") == 40
+        assert value(metrics, "in_flight") == 1  # whoever asks for the metrics, once
+        assert value(metrics, 'queue_depth{lane="predict"}') == 0
+        assert value(metrics, "threads") == 2 * max(1, cpus() // 2)
+        assert value(metrics, "best_batch") >= 1
+        assert value(metrics, "resident_bytes") == pytest.approx(resident, rel=0.2)  # of both, whoever is asked
         assert server.stop() == 0
+
+
+def value(metrics: str, name: str) -> float:
+    """Of `leukdetect_NAME`, with its labels."""
+    [line] = [line for line in metrics.splitlines() if line.startswith(f"leukdetect_{name} ")]
+    return float(line.rpartition(" ")[2])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +164,22 @@ def test_a_server_that_cannot_start_says_why_in_one_line(flags: list[str], messa
     assert len(run.stderr.splitlines()) == 1
 
 
+def test_settings_come_from_the_environment_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEUKDETECT_QUEUE_SIZE", "7")
+    monkeypatch.setenv("LEUKDETECT_CORS_ORIGINS", '["https://lis.example"]')
+    assert (Settings().queue_size, Settings().cors_origins) == (7, ["https://lis.example"])
+    for name, wrong in (("QUEUE_SIZE", "0"), ("SHADOW_SHARE", "2"), ("PRECISION", "fp16"), ("WEBHOOK_SECRET", "")):
+        with monkeypatch.context() as changed:
+            changed.setenv(f"LEUKDETECT_{name}", wrong)
+            with pytest.raises(ValidationError, match=name.lower()):
+                Settings()
+
+
 def test_help_describes_every_setting() -> None:
-    run = subprocess.run([sys.executable, "-m", "serving", "--help"], cwd=ROOT, capture_output=True, text=True)
-    for flag in ("--model", "--precision", "--tracking-uri", "--cache-dir", "--max-body-bytes", "--queue-size"):
-        assert flag in run.stdout
+    wide = os.environ | {"COLUMNS": "1000"}  # else lines are broken, at hyphens too
+    command = [sys.executable, "-m", "serving", "--help"]
+    run = subprocess.run(command, cwd=ROOT, env=wide, capture_output=True, text=True)
+    for name, setting in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in run.stdout
+        assert setting.description
+        assert setting.description in run.stdout
