@@ -23,7 +23,17 @@ def start(settings: Settings) -> Models:
     located = None
     try:
         located = resolve(settings)
-        chosen = load(settings, located)
+        try:
+            chosen = load(settings, located)
+        except model.RefusedError as error:
+            held = notes.hold(settings)
+            if located != notes.last_known_good(settings) or (held and held.instead == located):
+                raise  # never served here, or the registry names another that is not to serve
+            # What a disk has done to it since is the likeliest cause.
+            log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
+            registry.discard(located)
+            located = resolve(settings)
+            chosen = load(settings, located)
     except (RegistryError, model.RefusedError) as error:
         fallback = notes.last_known_good(settings)
         if fallback is None or (located is not None and fallback.path == located.path):

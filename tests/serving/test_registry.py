@@ -1,6 +1,7 @@
 """A real MLflow registry in a SQLite file, as the demo has it: resolving, keeping, and starting without it."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def test_the_servers_own_environment_serves_from_a_sqlite_registry(a_registry: R
     with running(tmp_path, "--mlflow-tracking-uri", a_registry.uri, python=python) as server:
         health = httpx.get(f"{server.url}/health").json()
         assert (health["status"], health["model"]["version"]) == ("ok", version)
-        assert httpx.post(f"{server.url}/predict", content=tiny_model.jpeg((60, 60, 200))).json()["class"] == "pre"
+        answer = httpx.post(f"{server.url}/predict", content=tiny_model.jpeg((60, 60, 200))).json()
+        assert (answer["class"], answer["model"]["precision"]) == ("pre", "int8")
 
 
 def test_fp32_is_served_when_asked_for(a_registry: Registry, settings: Settings) -> None:
@@ -89,6 +91,50 @@ def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_s
         assert not a_registry.database.exists()  # asking must not make an empty one
     assert (begun.champion.sha256, begun.champion.located.version) == (good.champion.sha256, version)
     assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
+
+
+def test_a_cold_start_does_not_wait_long_for_a_registry_that_does_not_answer(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = a_registry.add()
+    start(settings)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # ten, else
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes every connection, and says nothing
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = start(settings.model_copy(update={"tracking_uri": uri}))
+    assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
+
+
+def test_a_last_known_good_that_a_disk_has_damaged_is_downloaded_anew(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = a_registry.add()
+    good = start(settings).champion
+    for file in good.located.path.glob("*.onnx"):
+        file.write_bytes(file.read_bytes()[:-100])
+    begun = start(settings)
+    assert (begun.champion.located.version, begun.champion.sha256, begun.note) == (version, good.sha256, None)
+    assert [each.getMessage() for each in caplog.records] == [
+        "the last known good does not load; it is downloaded anew"
+    ]
+
+
+def test_one_that_was_rolled_back_to_is_not_made_up_for_by_the_one_that_was_left(
+    a_registry: Registry, settings: Settings
+) -> None:
+    a_registry.add()
+    start(settings)
+    a_registry.add()
+    start(settings)
+    good, left = notes.one_before(settings), notes.last_known_good(settings)
+    assert good
+    assert left
+    notes.order(settings, notes.Hold(left, good))
+    assert start(settings).champion.located == good
+    for file in good.path.glob("*.onnx"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(model.RefusedError):
+        start(settings)
 
 
 def test_a_new_version_that_is_refused_changes_nothing(
