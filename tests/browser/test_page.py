@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -328,6 +329,22 @@ def test_the_results_as_csv_hold_answers_and_errors_and_run_no_formula(
     assert not any("ller.jpg" in each or "dark.png" in each for each in sent)
 
 
+def test_no_beginning_of_a_file_name_makes_a_formula_of_it(page: webdriver.Chrome, server: Server) -> None:
+    page.get(server.url)
+    signs = "=+-@\t\r＝＋－＠"
+    script = """
+    const [signs, done] = arguments;
+    import("/static/csv.js").then(({ toCsv }) => {
+      const problem = { title: "No", detail: "no", requestId: "1" };
+      done(toCsv([...signs].map((sign) => ({ file: { name: `${sign}1` }, problem })), []));
+    });
+    """
+    rows = list(
+        csv.DictReader(io.StringIO(page.execute_async_script(script, signs).removeprefix("\ufeff"), newline=""))
+    )
+    assert [row["file"] for row in rows] == [f"'{sign}1" for sign in signs]
+
+
 def test_a_confirmed_diagnosis_is_sent_and_thanked_for(page: webdriver.Chrome, server: Server, images: Path) -> None:
     page.get(server.url)
     choose(page, images / "smear.jpg")
@@ -343,22 +360,25 @@ def test_a_confirmed_diagnosis_is_sent_and_thanked_for(page: webdriver.Chrome, s
 # --- how it is reached ---
 
 DROP = """
-const [name, base64] = arguments;
-const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 const transfer = new DataTransfer();
-transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+for (const [name, base64] of Object.entries(arguments[0])) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  transfer.items.add(new File([bytes], name, { type: "image/jpeg" }));
+}
 const drop = new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
 document.querySelector("#drop").dispatchEvent(drop);
 """
 
 
-def test_a_dropped_image_is_examined(page: webdriver.Chrome, server: Server) -> None:
+@pytest.mark.parametrize("names", [["dropped.jpg"], ["first.jpg", "second.jpg", "third.jpg"]], ids=["one", "many"])
+def test_dropped_images_are_examined(page: webdriver.Chrome, server: Server, names: list[str]) -> None:
     page.get(server.url)
     wait_for(page, "#synthetic")
-    page.execute_script(DROP, "dropped.jpg", base64.b64encode(smears.golden(1, 96, 3)[0]).decode())
-    [card] = cards(page, 1)
-    assert text(card, "figcaption") == "dropped.jpg"
-    assert text(card, ".wording").startswith("Resembles")
+    content = base64.b64encode(smears.golden(1, 96, 3)[0]).decode()
+    page.execute_script(DROP, dict.fromkeys(names, content))
+    found = cards(page, len(names))
+    assert [text(card, "figcaption") for card in found] == names
+    assert all(text(card, ".wording").startswith("Resembles") for card in found)
 
 
 def test_the_keyboard_alone_gets_everywhere(page: webdriver.Chrome, server: Server, images: Path) -> None:

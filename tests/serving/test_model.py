@@ -82,3 +82,14 @@ def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_threads_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
     assert cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 8), ("max 100000", 8), ("", 8)]
+)
+def test_threads_follow_the_cgroups_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    with monkeypatch.context() as container:
+        container.setattr(Path, "read_text", lambda path: quota if str(path) == "/sys/fs/cgroup/cpu.max" else None)
+        found = cpus()
+    assert found == expected

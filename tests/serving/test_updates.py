@@ -19,7 +19,7 @@ import pytest
 from mlflow.entities.webhook import Webhook, WebhookAction, WebhookEntity, WebhookEvent, WebhookStatus
 from pydantic import SecretStr
 
-from serving import notes
+from serving import admin, notes, registry
 from serving.access import Key, digest_of
 from serving.app import create_app
 from serving.contract import FILES
@@ -333,6 +333,56 @@ def test_a_reload_switches_at_once_and_says_what_it_did(a_registry: Registry, se
         assert version(client) == new
 
 
+def test_a_reload_that_takes_long_goes_on_and_is_told_so(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, gate, ask = threading.Event(), threading.Event(), registry.ask
+
+    def slowly(*arguments: Any) -> registry.Registered | None:
+        asked.set()
+        assert gate.wait(30)
+        return ask(*arguments)
+
+    old = a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        new = a_registry.add()
+        monkeypatch.setattr(admin, "WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(registry, "ask", slowly)
+        answer = client.post("/admin/reload")
+        assert (answer.status_code, answer.json()["result"], answer.json()["model"]["version"]) == (
+            202,
+            "under-way",
+            old,
+        )
+        assert asked.is_set()
+        assert version(client) == old  # nobody waits for it
+        gate.set()
+        until(lambda: version(client) == new)
+
+
+def test_what_nobody_expected_is_reported_and_watching_goes_on(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(registry, "ask", lambda *_: 1 / 0)
+            until(lambda: reloads(client).get("failed", 0) > 2)
+        new = a_registry.add()
+        until(lambda: version(client) == new)
+    errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert errors == ["looking for another version failed"]  # once
+
+
+def test_servers_that_start_together_do_not_ask_together(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    usual = settings.model_copy(update={"watch_seconds": 15})
+    updates = Updates(usual, start(usual), Metrics())
+    pauses = [updates._next_turn() - time.monotonic() for _ in range(200)]
+    assert 13 < min(pauses) < 14
+    assert 16 < max(pauses) < 17
+
+
 def test_a_rollback_holds_until_the_alias_moves_on(a_registry: Registry, settings: Settings) -> None:
     good = a_registry.add()
     with served(settings) as client, asking(client) as tally:
@@ -438,6 +488,21 @@ def test_mlflows_own_webhook_is_understood(
         result = mlflow.webhooks.delivery.test_webhook(hook)
         assert (result.success, result.response_status) == (True, 202), result
         until(lambda: version(client) == new)
+
+
+def test_a_webhook_undoes_no_rollback(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        a_registry.add()
+        assert client.post("/admin/reload").json()["result"] == "switched"
+        assert client.post("/admin/rollback").status_code == 200
+        signed = signature("{}", int(time.time()))
+        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
+        time.sleep(0.7)
+        assert version(client) == good
+        better = a_registry.add()
+        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
+        until(lambda: version(client) == better)
 
 
 def signature(body: str, timestamp: int, secret: str = SECRET) -> dict[str, str]:

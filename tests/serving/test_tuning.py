@@ -1,0 +1,69 @@
+"""How threads and the largest batch are chosen, on pretended machines whose times are known."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving import tuning
+from serving.tuning import BUDGET, Tuning
+
+Seconds = Callable[[int, int], float]  # an image, by number of threads and size of the batch
+
+
+class Machine:
+    """Its clock goes on only while a model runs; a session is its number of threads."""
+
+    def __init__(self, seconds: Seconds, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.opened: list[int] = []
+
+        def run(threads: int, pixels: np.ndarray, outputs: object) -> None:
+            self.now += len(pixels) * seconds(threads, len(pixels))
+
+        monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(tuning, "run", run)
+
+    def open_session(self, threads: int) -> Any:
+        self.opened.append(threads)
+        return threads
+
+    def tune(self, processors: int) -> Tuning:
+        session, found = tuning.tune(self.open_session, 8, processors)
+        assert session == found.threads
+        return found
+
+
+def test_a_thread_a_processor_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Machine(lambda threads, batch: 0.04 / threads, monkeypatch).tune(4)
+    assert (found.threads, found.batch) == (4, 1)
+    assert found.seconds == pytest.approx(0.01)
+
+
+def test_half_as_many_where_two_processors_share_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Machine(lambda threads, batch: 0.02 if threads == 4 else 0.01, monkeypatch).tune(4).threads == 2
+
+
+def test_a_little_faster_is_not_worth_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Machine(lambda threads, batch: 0.010 if threads == 4 else 0.009, monkeypatch).tune(4).threads == 4
+
+
+def test_one_processor_is_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(lambda threads, batch: 0.01, monkeypatch)
+    assert machine.tune(1).threads == 1
+    assert machine.opened == [1]
+
+
+def test_the_best_batch_is_the_smallest_that_gains_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {1: 0.0100, 2: 0.0080, 4: 0.0060, 8: 0.0059}
+    found = Machine(lambda threads, batch: seconds[batch], monkeypatch).tune(2)
+    assert found.batch == 4
+    assert found.seconds == pytest.approx(0.006)
+
+
+def test_a_slow_model_is_not_measured_in_batches_that_would_delay_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(lambda threads, batch: 0.3 / batch, monkeypatch)
+    assert machine.tune(1).batch == 1
+    assert machine.now <= 3 * 0.3 + BUDGET
