@@ -197,9 +197,8 @@ def prediction_table(test: pd.DataFrame, answers: Answers, keys: list[str]) -> p
         "p_malignant": answers.p_malignant,
         "unlikeness": answers.unlikeness,
         "malignant": answers.malignant,
-        "low_confidence": answers.low_confidence,
-        "unlike": answers.unlike,
         "decision": np.where(answers.reported, "report", "refer"),
+        "reasons": [" ".join(sorted(each)) for each in answers.reasons],
     }
     return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
 

@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import metrics
+from pipeline import abstention, metrics
 from pipeline.metrics import Estimate, McNemar
 from pipeline.onnx_model import OnnxModel
+from serving.decision import ReasonCode
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model file says of N images, read with its own thresholds."""
+    """What a model file says of N images, read with its own thresholds as the server does."""
 
     probabilities: np.ndarray  # float64 [N, C]
     predicted: np.ndarray  # int [N]
@@ -19,31 +20,27 @@ class Answers:
     p_malignant: np.ndarray  # [N]
     malignant: np.ndarray  # bool [N], called so at the operating point
     unlikeness: np.ndarray  # [N]
-    low_confidence: np.ndarray  # bool [N]
-    unlike: np.ndarray  # bool [N]
+    reasons: list[set[ReasonCode]]  # N, why the server would refer it; empty: it would not
 
     @property
     def reported(self) -> np.ndarray:
         """bool [N]: not referred."""
-        return ~(self.low_confidence | self.unlike)
+        return np.array([not each for each in self.reasons])
 
 
 def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
     """Runs uint8 [N, S, S, 3] through a model file."""
-    outputs = model.predict(pixels, ("probabilities", "unlikeness"))
-    thresholds = model.contract.thresholds
-    probabilities = outputs["probabilities"].astype(np.float64)
+    probabilities, unlikeness, said = abstention.decisions(model, pixels)
+    probabilities = probabilities.astype(np.float64)
     p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
-    confidence = probabilities.max(1)
     return Answers(
         probabilities=probabilities,
         predicted=probabilities.argmax(1),
-        confidence=confidence,
+        confidence=probabilities.max(1),
         p_malignant=p_malignant,
-        malignant=p_malignant >= thresholds.malignant,
-        unlikeness=outputs["unlikeness"],
-        low_confidence=confidence < thresholds.confidence,
-        unlike=outputs["unlikeness"] > 1,
+        malignant=p_malignant >= model.contract.thresholds.malignant,
+        unlikeness=unlikeness,
+        reasons=[{reason.code for reason in each.reasons} for each in said],
     )
 
 

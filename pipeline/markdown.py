@@ -9,6 +9,11 @@ def interval(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
+def percent(share: float) -> str:
+    """A share for people, without the noise of floats: `95%`, `0.2%`, `99.5%`."""
+    return f"{100 * share:.6g}%"
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """A table in Markdown; a row is its cells."""
     titles = list(head)

@@ -1,11 +1,13 @@
 """What reports/metrics.json must hold: the part of the model card for machines, checked before it is written.
 
-The same as a JSON Schema: `metrics.schema.json`, beside this file. A section may hold more than is named here; a
-section that is not named may not be there, so that nothing is measured that nobody can look up.
+The same as a JSON Schema: `metrics.schema.json`, beside this file, which cannot say that an interval holds its value. A
+section may hold more than is named here; a section that is not named may not be there, so that nothing is measured that
+nobody can look up.
 """
 
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,20 +20,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 class Interval(BaseModel):
     """A value measured on the test split, in a 95 % interval from resamples of its groups."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     value: float
     low: float
     high: float
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if not self.low <= self.value <= self.high:  # so that NaN fails too
+        if not self.low <= self.value <= self.high:
             raise ValueError(f"{self.value} is not within {self.low} to {self.high}")
         return self
 
@@ -39,7 +41,7 @@ class Interval(BaseModel):
 Intervals = dict[str, Interval]
 
 
-class McNemar(BaseModel):
+class McNemar(_Section):
     """How often only one of two is right, and the exact two-sided p."""
 
     only_a: Count
@@ -155,13 +157,29 @@ class PredictionSets(_Section):
     single: Interval
 
 
+class Curves(_Section):
+    """The probability of the class after each step."""
+
+    map: list[float]
+    random: list[float]
+
+
 class Altered(_Section):
     """Deletion or insertion: areas under the curves of the map's and of a random map's order."""
 
-    curves: dict[Literal["map", "random"], list[float]]
+    curves: Curves
     map: Interval
     random: Interval
     gain: Interval
+
+
+class Similar(_Section):
+    """Of how many nearest training images what share has the image's own class, and of the whole index."""
+
+    cases: Count
+    index: Count
+    same_class: Interval
+    chance: Interval
 
 
 class Explanations(_Section):
@@ -176,12 +194,26 @@ class Explanations(_Section):
     randomised: dict[str, Intervals] | None = None
     deletion: Altered | None = None
     insertion: Altered | None = None
+    similar: Annotated[Similar | None, Field(description="only where the model file has an index")] = None
+
+
+Section = TypeVar("Section", bound=_Section)
+
+
+class Both(BaseModel, Generic[Section]):
+    """Of both model files."""
+
+    model_config = ConfigDict(extra="forbid")
+    fp32: Section
+    int8: Section
 
 
 class Report(BaseModel):
     """reports/metrics.json."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    )
     split: Split
     synthetic: Annotated[bool, Field(description="trained and measured on rendered images: no clinical meaning")]
     fp32: WholeHeadline
@@ -193,8 +225,8 @@ class Report(BaseModel):
     audit: dict[str, Intervals]
     calibration: Calibration
     operating_point: OperatingPoint
-    abstention: dict[Literal["fp32", "int8"], Abstention]
-    prediction_sets: dict[Literal["fp32", "int8"], PredictionSets]
+    abstention: Both[Abstention]
+    prediction_sets: Both[PredictionSets]
     explanations: Explanations
     cross_validation: Annotated[
         dict[str, Any] | None, Field(description="only where pipeline.cross_validate was run with this very recipe")
@@ -204,7 +236,8 @@ class Report(BaseModel):
 def check(report: dict[str, Any]) -> None:
     """Raises Problem if the report breaks the schema; names the first place that does."""
     try:
-        Report.model_validate(report)
+        # As the text that is written: an array is a tuple, but a "0.9" is no number.
+        Report.model_validate_json(json.dumps(report), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

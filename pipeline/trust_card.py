@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.compare import sentence
 from pipeline.explanation_figures import BESIDE, PARTS
-from pipeline.markdown import interval, table
+from pipeline.markdown import interval, percent, table
 from pipeline.metrics import McNemar
 from serving.contract import Contract
 
@@ -25,7 +25,7 @@ def calibration(measured: dict[str, Any]) -> str:
     rows = [[title, *(interval(found[when][name]) for when in ("before", "after"))] for name, title in names.items()]
     return f"""{table(["", "Before the temperature", f"After ({found['temperature']:.2f})"], rows)}
 
-At the operating point, where {point["prevalence"]:.0%} of images are malignant: positive predictive value
+At the operating point, where {percent(point["prevalence"])} of images are malignant: positive predictive value
 {interval(point["ppv"])}, negative {interval(point["npv"])}."""
 
 
@@ -42,7 +42,7 @@ def prediction_sets(measured: dict[str, Any], contract: Contract) -> str:
         ["Share with one class", *(interval(sets[p]["single"]) for p in ("fp32", "int8"))],
     ]
     return f"""Each answer names the classes that cannot be excluded (class-conditional conformal prediction). Made to
-hold the true class in {sets["fp32"]["aim"]:.0%} of each class's images, if these are like the validation images;
+hold the true class in {percent(sets["fp32"]["aim"])} of each class's images, if these are like the validation images;
 measured on other groups:
 
 {table(["", "FP32", "INT8"], rows)}"""
@@ -50,20 +50,24 @@ measured on other groups:
 
 def abstention(measured: dict[str, Any]) -> str:
     """Referrals, risk and coverage, and what is no smear of this kind."""
-    both = measured["abstention"]
+    both = [each | each["added_by"] for each in (measured["abstention"][name] for name in ("fp32", "int8"))]
     names = {
         "referred": "Referred to a person",
+        "unlikeness": "… for unlikeness",
+        "quality": "… for quality, and not for unlikeness",
+        "scores": "… for the scores, and for neither",
         "false_referrals": "Referred though right",
         "risk": "Wrong, of all",
         "risk_reported": "Wrong, of those reported",
         "aurc": "Area under risk–coverage (0 is best)",
     }
-    rows = [[title, *(interval(both[p][name]) for p in ("fp32", "int8"))] for name, title in names.items()]
-    checks = {"unlikeness": "… for unlikeness", "quality": "… for quality alone", "scores": "… for the scores alone"}
-    added = [
-        [title, *(interval(both[p]["added_by"][name]) for p in ("fp32", "int8"))] for name, title in checks.items()
-    ]
-    rows[1:1] = added
+
+    def cell(each: dict[str, Any], name: str) -> str:
+        if name == "risk_reported" and each["referred"]["value"] == 1:
+            return "none is reported"  # 0 ÷ 0 is 0 throughout: it would read as never wrong
+        return interval(each[name])
+
+    rows = [[title, *(cell(each, name) for each in both)] for name, title in names.items()]
     foreign = [
         [
             kind,
@@ -72,9 +76,10 @@ def abstention(measured: dict[str, Any]) -> str:
             interval(each["added_by"]["unlikeness"]),
             interval(each["referred"]),
         ]
-        for kind, each in both["fp32"]["foreign"].items()
+        for kind, each in both[0]["foreign"].items()
     ]
-    return f"""Referred for low confidence, unlikeness, or quality; the server's own rules.
+    return f"""Referred by the server's own rules: for unlikeness, for quality, or for the scores (low confidence, or a
+malignancy that is neither confirmed nor excluded).
 
 {table(["Test split", "FP32", "INT8"], rows)}
 
@@ -145,4 +150,4 @@ The map's energy in the cell, less an even map's: {interval(gain)}, {_better(gai
 def _better(gain: dict[str, float]) -> str:
     if gain["low"] > 0:
         return "better than chance"
-    return "worse than chance" if gain["high"] < 0 else "no different from chance"
+    return "worse than chance" if gain["high"] < 0 else "not to be told from chance"

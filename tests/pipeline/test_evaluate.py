@@ -32,6 +32,7 @@ from pipeline import (
     params,
     plots,
     prepare,
+    trust_card,
 )
 from pipeline.stage import Problem
 from tests import tiny_model
@@ -112,19 +113,19 @@ def report(done: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def test_split(done: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The rows of the test split, and the probabilities and unlikeness that plain onnxruntime gives for them."""
+def test_split(done: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows of the test split, and the probabilities that plain onnxruntime gives for them."""
     split = pd.read_csv(done / "data/prepared/split.csv").query("split == 'test'")
     session = onnxruntime.InferenceSession(done / "models/leukdetect.onnx")
     pixels = np.load(done / "data/prepared/images.npy")[split.index]
-    return split, *session.run(["probabilities", "unlikeness"], {"image": pixels})
+    return split, session.run(["probabilities"], {"image": pixels})[0]
 
 
 class TestMetricsJson:
     def test_it_measures_the_onnx_file_on_the_test_split(
-        self, report: dict[str, Any], test_split: tuple[pd.DataFrame, np.ndarray, np.ndarray]
+        self, report: dict[str, Any], test_split: tuple[pd.DataFrame, np.ndarray]
     ) -> None:
-        split, probabilities, unlikeness = test_split
+        split, probabilities = test_split
         predicted, labels = probabilities.argmax(1), split["label"].to_numpy()
         p_malignant, fp32 = probabilities[:, 1:].sum(1), report["fp32"]
         recall = sklearn.metrics.recall_score(labels, predicted, average=None)
@@ -135,7 +136,8 @@ class TestMetricsJson:
             "malignant_sensitivity": (p_malignant >= 0.4)[labels > 0].mean(),
             "malignant_specificity": (p_malignant < 0.4)[labels == 0].mean(),
             "malignant_auroc": sklearn.metrics.roc_auc_score(labels > 0, p_malignant),
-            "coverage": ((probabilities.max(1) >= 0.5) & (unlikeness <= 1)).mean(),
+            "coverage": 1 - report["abstention"]["fp32"]["referred"]["value"],
+            "accuracy_reported": 1 - report["abstention"]["fp32"]["risk_reported"]["value"],
         }
         assert {name: fp32[name]["value"] for name in expected} == pytest.approx(expected, abs=2e-6)
         by_class = {key: fp32["per_class"][key]["recall"]["value"] for key in KEYS}
@@ -181,7 +183,13 @@ class TestMetricsJson:
         [
             ("fp32.ece", None, r"fp32\.ece"),
             ("abstention.int8.aurc.low", 2.0, r"abstention\.int8\.aurc"),
+            ("abstention.int8", None, r"abstention\.int8"),
+            ("prediction_sets.fp32", None, r"prediction_sets\.fp32"),
             ("explanations.empty.value", float("nan"), r"explanations\.empty"),
+            ("explanations.deletion.curves.random", None, r"explanations\.deletion\.curves\.random"),
+            ("int8_vs_fp32.max_difference", float("nan"), r"int8_vs_fp32\.max_difference"),
+            ("fp32.ece.value", "0.05", r"fp32\.ece\.value"),
+            ("synthetic", "no", "synthetic"),
             ("surprise", 1, "surprise"),
         ],
     )
@@ -267,18 +275,23 @@ class TestFiles:
         assert evaluate.read_cross_validation(recipe.model_copy(update={"seed": recipe.seed + 1})) == {}
 
     def test_predictions_are_the_test_split_and_say_why_an_image_is_referred(
-        self, done: Path, test_split: tuple[pd.DataFrame, np.ndarray, np.ndarray]
+        self, done: Path, test_split: tuple[pd.DataFrame, np.ndarray]
     ) -> None:
         table = pd.read_csv(done / "reports/predictions.csv")
-        split, probabilities, _ = test_split
+        split, probabilities = test_split
         assert table["path"].tolist() == split["path"].tolist()
         np.testing.assert_allclose(table[[f"probability_{key}" for key in KEYS]], probabilities, atol=1e-6)
         assert table["predicted"].tolist() == [KEYS[i] for i in probabilities.argmax(1)]
-        assert (table["low_confidence"] == (table["confidence"] < 0.5)).all()
-        assert (table["unlike"] == (table["unlikeness"] > 1)).all()
-        assert ((table["decision"] == "refer") == (table["low_confidence"] | table["unlike"])).all()
-        assert table["low_confidence"].any()
-        assert table["unlike"].any()
+        reasons = table["reasons"].fillna("").str.split()
+        expected = {
+            "low_confidence": table["confidence"] < 0.5,
+            "unlike_training_images": table["unlikeness"] > 1,
+            "malignant_not_excluded": table["malignant"] & (table["predicted"] == "benign"),
+        }
+        for code, flags in expected.items():
+            assert (reasons.map(lambda each, code=code: code in each) == flags).all()
+            assert flags.any()
+        assert ((table["decision"] == "refer") == (reasons.str.len() > 0)).all()
         assert (table["malignant"] == (table["p_malignant"] >= 0.4)).all()
 
     def test_plots_fit_dvc_and_history_runs_through_both_phases(self, done: Path) -> None:
@@ -352,7 +365,19 @@ class TestFiles:
         for kind in report["abstention"]["fp32"]["foreign"]:
             assert f"| {kind} | " in card
         assert "never proof" in card
+        assert "hold the true class in 95% of each class's images" in card
         assert f"exact McNemar p = {report['int8_vs_fp32']['mcnemar']['p']:.3g}." in card
+
+    def test_where_nothing_is_reported_no_error_rate_of_it_is_given(self, report: dict[str, Any]) -> None:
+        changed = copy.deepcopy(report)
+        changed["abstention"]["fp32"]["referred"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+        (line,) = re.findall(r"\| Wrong, of those reported \|.*", trust_card.abstention(changed))
+        assert line.startswith("| Wrong, of those reported | none is reported | 0.")
+
+    def test_the_card_does_not_round_a_rare_disease_to_none(self, report: dict[str, Any]) -> None:
+        changed = copy.deepcopy(report)
+        changed["operating_point"]["prevalence"] = 0.002
+        assert "where 0.2% of images are malignant" in trust_card.calibration(changed)
 
     def test_the_card_holds_the_audit_the_slices_and_wilsons_intervals(
         self, done: Path, report: dict[str, Any]
