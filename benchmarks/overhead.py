@@ -5,8 +5,8 @@ that of its own decode, resize and run in a bare loop is taken off; all else cou
 hashes, queues, metrics, logs, JSON. One onnxruntime thread for the naive app, so that none of it
 spins. Rounds are interleaved; the table shows medians and, in brackets, their range.
 
-The naive app decodes and runs the model on its event loop, so it answers nothing else meanwhile, no probe either. A third
-row shows what it costs to leave the loop free, as this server does: the same app with its work in the framework's threads.
+The naive app decodes and runs the model on its event loop, so it answers nothing else meanwhile, no probe either. A
+third row shows what it costs to leave the loop free, as this server does: the same app, in the framework's threads.
 
 Writes: benchmarks/results/overhead.json
 Run:    python -m benchmarks.overhead

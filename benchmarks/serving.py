@@ -108,6 +108,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n", type=int, default=300, help="requests a cell, at least")
     parser.add_argument("--open-seconds", type=float, default=10, help="an open loop's length, at least")
+    parser.add_argument("--closed-only", action="store_true", help="leave out the open loops")
     parser.add_argument("--quick", action="store_true", help="1 round, n 40, open loops of 4 s: whether all works")
     options = parser.parse_args()
     if options.quick:
@@ -157,7 +158,7 @@ def measure(
                 yield cell | {"size": size, "load": name}
             if size == first:
                 capacity = cell["throughput"]
-        for name, share in SHARES.items():
+        for name, share in () if options.closed_only else SHARES.items():
             rate = capacity * share
             arrivals = load.poisson(rate, max(options.n, round(rate * options.open_seconds)), seed)
             cell = _cell(process, load.open_loop(port, requests[first], arrivals, deadline=DEADLINE))

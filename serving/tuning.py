@@ -10,11 +10,11 @@ import onnxruntime
 from serving.contract import ANSWER
 from serving.session import run
 
-BATCHES = (1, 2, 4, 8)  # larger ones make the first image wait for the last, and gain nothing more on a CPU
+BATCHES = (1, 2, 4)  # larger ones make the first image wait for the last, and gain nothing more on a CPU
 BUDGET = 0.6  # seconds; a start is not to wait for the last percent
-# Of the time an image takes otherwise: what a larger batch or fewer threads must gain. The neighbours that make fewer
-# threads look better while this is measured may be gone a minute later.
-WORTH_A_BATCH, WORTH_THREADS = 0.97, 0.85
+# Of the time an image takes otherwise: what a larger batch may lose here, since in the server it also saves waking
+# threads; and what fewer threads must gain, since the neighbours that make them look better may be gone a minute later.
+WORTH_A_BATCH, WORTH_THREADS = 1.03, 0.85
 
 Open = Callable[[int], onnxruntime.InferenceSession]  # by number of threads
 
@@ -47,10 +47,7 @@ def tune(open_session: Open, size: int, processors: int) -> tuple[onnxruntime.In
         if time.perf_counter() + 3 * batch * seconds[1] > deadline:
             break
         seconds[batch] = _seconds_an_image(best_session, size, batch)
-    best = 1
-    for batch, measured in seconds.items():
-        if measured < WORTH_A_BATCH * seconds[best]:
-            best = batch
+    best = max(batch for batch, measured in seconds.items() if measured <= WORTH_A_BATCH * min(seconds.values()))
     return best_session, Tuning(threads, best, seconds[best])
 
 
