@@ -9,7 +9,7 @@ export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-training bench-score soak lint lock licences sbom clean
+.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time a request o
 
 bench-startup: .benchmarks/model224 .venv-serving/.ready  ## time to ready and memory
 	python -m benchmarks.startup --models $<
+
+bench-probes: .benchmarks/model224 .venv-serving/.ready  ## how fast /livez and /readyz answer under any load (about 3 minutes)
+	python -m benchmarks.probes --models $<
 
 bench-training: .venv/.ready  ## training beside plain Keras, then 1, 4 and 16 times the images (about an hour)
 	python -m benchmarks.training
