@@ -1,5 +1,6 @@
 """The API, over real HTTP, with the server in a thread of the test's own process."""
 
+import asyncio
 import hashlib
 import io
 import json
@@ -16,11 +17,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from PIL import Image
 
-from serving import contract
+from serving import contract, upload
 from serving.app import ROUTERS, create_app
 from serving.model import load
 from serving.models import Models
@@ -125,6 +126,18 @@ def test_a_batch_answers_every_image_in_order_or_says_why_not(client: httpx.Clie
     alone = client.post("/predict", content=BLUE).json()
     for key in alone.keys() - {"request_id", "timings_ms"}:
         assert results[0]["prediction"][key] == alone[key], key
+
+
+def test_a_batch_is_taken_apart_off_the_event_loop(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_files = upload.all_files
+
+    def off_the_loop(request: Request, content: bytes) -> list[bytes]:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return all_files(request, content)
+
+    monkeypatch.setattr(upload, "all_files", off_the_loop)
+    assert client.post("/predict/batch", files={"file": BLUE}).status_code == 200
 
 
 def test_an_image_of_a_batch_over_the_limit_of_one_is_told_so_alone(client: httpx.Client) -> None:
