@@ -11,6 +11,7 @@ Run:    python benchmarks/plain.py FOLDER --weights FILE --steps 10
 import argparse
 import json
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -58,6 +59,8 @@ def main() -> None:
         )
 
     train, val = images("train", True), images("val", False)
+    counts = [len(list((Path(options.folder) / "train" / name).iterdir())) for name in train.class_names]
+    balanced = {label: sum(counts) / (len(counts) * count) for label, count in enumerate(counts)}  # as the recipe's
     model, base = build(options.size, options.weights)
     report = {}
     for phase, rate in zip((1, 2), options.rates, strict=True):
@@ -75,6 +78,7 @@ def main() -> None:
                 train.take(options.steps + 2),
                 validation_data=val.take(options.steps + 1),
                 epochs=1,
+                class_weight=balanced,
                 verbose=0,
                 callbacks=[times],
             )
@@ -85,7 +89,14 @@ def main() -> None:
             }
         else:
             stop = keras.callbacks.EarlyStopping(patience=6, restore_best_weights=True)
-            model.fit(train, validation_data=val, epochs=options.epochs, verbose=2, callbacks=[stop])
+            model.fit(
+                train,
+                validation_data=val,
+                epochs=options.epochs,
+                class_weight=balanced,
+                verbose=2,
+                callbacks=[stop],
+            )
     if options.predict:
         answers = model.predict(np.load(options.predict[0]), batch_size=32, verbose=0)
         np.save(options.predict[1], answers.argmax(axis=1))
