@@ -252,7 +252,7 @@ def write_figures(
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
             **trust.figures(model, held_out, measured),
             "explanations": explanation_figures.tests(measured["explanations"]),
-            "overlays": explanation_figures.overlays(explanations.maps(model, pixels), names, cells),
+            "overlays": explanation_figures.overlays(explanations.maps(model, pixels), labels, names, cells),
         }
         samples = {"training_curves": on_train}
         if folds := measured.get("cross_validation"):

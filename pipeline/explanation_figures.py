@@ -45,15 +45,18 @@ def tests(measured: dict[str, Any]) -> Figure:
     return figure
 
 
-def overlays(seen: Maps, names: list[str], cells: np.ndarray | None) -> Figure:
-    """Images spread evenly over the test split, not chosen for their maps, with the map and the cell's edge."""
+def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray | None) -> Figure:
+    """Images spread evenly over the test split, not chosen for their maps, with the map and the cell's edge.
+
+    Below each: actual → predicted.
+    """
     rows = np.linspace(0, len(seen.pixels) - 1, min(SHOWN, len(seen.pixels))).round().astype(int)
     side = seen.pixels.shape[1]
     h, w = seen.grid.shape[1:]
     figure = plots.blank(10, 5.6, f"Where the model looked for the class it gave (maps of {h} × {w} positions)")
     # At fixed places: the layout engine's last bits vary, an outline shows them, and equal maps must give equal bytes
     figure.set_layout_engine("none")
-    places = {"left": 0.02, "right": 0.98, "bottom": 0.06, "top": 0.84, "wspace": 0.08, "hspace": 0.22}
+    places = {"left": 0.02, "right": 0.98, "bottom": 0.09, "top": 0.84, "wspace": 0.08, "hspace": 0.25}
     for axes, row in zip(figure.subplots(2, SHOWN // 2, gridspec_kw=places).ravel(), rows, strict=False):
         grid = seen.grid[row : row + 1]
         axes.imshow(seen.pixels[row], interpolation="bicubic")
@@ -62,7 +65,9 @@ def overlays(seen: Maps, names: list[str], cells: np.ndarray | None) -> Figure:
             axes.imshow(large, cmap="viridis", alpha=0.65 * large, vmin=0, vmax=1)
         if cells is not None:
             axes.contour(cells[row], [0.5], colors="white", linewidths=1.2)
-        axes.set_xlabel(names[seen.predicted[row]] + ("" if grid.max() > 0 else "\nempty map"), fontsize=9)
+        empty = "" if grid.max() > 0 else ", empty map"
+        text = f"{names[labels[row]]}\n→ {names[seen.predicted[row]]}{empty}"
+        axes.set_xlabel(text, fontsize=9, linespacing=1.35)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 from sklearn.metrics import roc_curve
 
 from pipeline import metrics
@@ -36,6 +37,7 @@ STYLE = {
 SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
 MOST_MISTAKES = 12
 _HEAD, _MARGIN = 1.0, 0.2  # inches: the strip for titles above each figure, and their distance from its left
+_TITLE, _STAMP = 0.18, 0.24  # inches of that strip: above the title, and for a synthetic figure's stamp
 
 
 def save(figure: Figure, path: Path, sample: str, *, synthetic: bool) -> None:
@@ -48,10 +50,13 @@ def save(figure: Figure, path: Path, sample: str, *, synthetic: bool) -> None:
         synthetic: stamps the figure, so that nobody shows it as a clinical result.
     """
     width, height = figure.get_size_inches()
-    figure.text(_MARGIN / width, 1 - 0.48 / height, sample, fontsize=9.5, va="top")
+    spare = 0 if synthetic else _STAMP  # cut off above the title, which comes down by as much
+    figure.texts[0].set_y(1 - (_TITLE + spare) / height)
+    figure.text(_MARGIN / width, 1 - (0.48 + spare) / height, sample, fontsize=9.5, va="top")
     if synthetic:
         figure.text(_MARGIN / width, 1 - 0.72 / height, SYNTHETIC, fontsize=9.5, va="top", color=RED, weight="bold")
-    figure.savefig(path, format="png", facecolor="white", metadata={"Software": None})
+    kept = Bbox([[0, 0], [width, height - spare]])
+    figure.savefig(path, format="png", facecolor="white", metadata={"Software": None}, bbox_inches=kept)
 
 
 def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:
@@ -218,5 +223,5 @@ def blank(width: float, height: float, title: str) -> Figure:
     total, pad = height + _HEAD, _MARGIN / 2  # half the margin is the layout's own
     inside = (pad / width, pad / total, 1 - 2 * pad / width, (height - pad) / total)
     figure = Figure(figsize=(width, total), layout=ConstrainedLayoutEngine(rect=inside, w_pad=pad, h_pad=pad))
-    figure.text(_MARGIN / width, 1 - 0.18 / total, title, fontsize=13, weight="bold", va="top")
+    figure.text(_MARGIN / width, 1 - _TITLE / total, title, fontsize=13, weight="bold", va="top")
     return figure

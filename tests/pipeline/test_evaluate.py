@@ -25,6 +25,8 @@ from pipeline import (
     audit,
     baselines,
     evaluate,
+    explanation_figures,
+    explanations,
     html_report,
     learning_curve,
     metrics,
@@ -508,6 +510,29 @@ class TestFigures:
             texts = [text.get_text() for text in figure.texts]
             assert "Test split, n = 10" in texts
             assert (plots.SYNTHETIC in texts) is synthetic
+
+    def test_the_stamps_line_is_left_out_of_a_real_runs_figure_and_nothing_else_is(self, tmp_path: Path) -> None:
+        drawn = []
+        for synthetic in (True, False):
+            with matplotlib.rc_context(plots.STYLE):
+                figure = plots.confusion_matrix(np.eye(2) * 5, ["Benign", "Malignant"])
+                plots.save(figure, tmp_path / "figure.png", "Test split, n = 10", synthetic=synthetic)
+            drawn.append(np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(int))
+        stamped, plain = drawn
+        line = len(stamped) - len(plain)
+        assert line == 36  # 0.24 inches
+        titles = 105  # rows: the title and what was measured, without the stamp
+        assert np.abs(stamped[:titles] - plain[:titles]).max() < 40  # but for the edges of letters
+        np.testing.assert_array_equal(stamped[titles + line :], plain[titles:])
+
+    def test_overlays_name_the_class_and_what_the_model_made_of_it(self) -> None:
+        grid = np.ones((3, 2, 2), np.float32)
+        grid[2] = 0
+        seen = explanations.Maps(np.array([0, 1, 1]), grid, np.zeros((3, 8, 8, 3), np.uint8))
+        with matplotlib.rc_context(plots.STYLE):
+            figure = explanation_figures.overlays(seen, np.array([0, 0, 1]), ["Benign", "Pro-B"], None)
+        labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+        assert labels == ["Benign\n→ Benign", "Benign\n→ Pro-B", "Pro-B\n→ Pro-B, empty map"]
 
     def test_the_mistakes_shown_are_the_most_confident_ones(self) -> None:
         labels, predicted = np.zeros(40, int), np.ones(40, int)
