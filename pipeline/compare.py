@@ -69,9 +69,10 @@ def report(both: pd.DataFrame) -> str:
 
 
 def sentence(test: McNemar, a: str, b: str) -> str:
-    """McNemar's test in words."""
+    """McNemar's test in words, with what it takes for granted."""
     p = f"p = {test.p:.3g}" if test.p >= 1e-6 else "p < 0.000001"  # which reports/metrics.json rounds to 0
-    return f"Only {a} is right on {test.only_a} images, only {b} on {test.only_b}: exact McNemar {p}."
+    counts = f"Only {a} is right on {test.only_a} images, only {b} on {test.only_b}"
+    return f"{counts}: exact McNemar {p}, images taken as independent."
 
 
 if __name__ == "__main__":

@@ -17,6 +17,10 @@ from serving import images
 
 SHIPPED = Path(matplotlib.get_data_path(), "sample_data")
 EACH = 60  # images a kind
+FEW = (  # for whoever reads an interval
+    "Photographs are crops of three pictures, textures of three reliefs; blank slides and inverted colours are made of "
+    "images of the test split. Intervals take such images one by one, and are too narrow."
+)
 MAPS = ("terrain", "gist_earth", "pink", "copper", "twilight", "gray")
 WORDS = (
     "patient",

@@ -114,6 +114,9 @@ class OperatingPoint(_Section):
     specificity: Interval
     ppv: Interval
     npv: Interval
+    wilson: Annotated[
+        Intervals, Field(description="predictive values with sensitivity and specificity at Wilson's ends")
+    ]
     threshold: Share
     prevalence: Share
 

@@ -42,6 +42,7 @@ def render(
     """
     sections = {
         "Use": _use(contract),
+        "Model": _model(contract),
         "Data": _data(measured, source, patients),
         "Results": _results(measured, contract),
         "Calibration": trust_card.calibration(measured),
@@ -84,7 +85,18 @@ def _use(contract: Contract) -> str:
     return f"""**Intended:** {contract.intended_use}
 
 **Not for:** a diagnosis that no haematologist has made; a subtype without flow cytometry; other stains, cameras,
-magnifications or diseases than those of the data below."""
+magnifications or diseases than those of the data below.
+
+**Must not be used by:** patients, for themselves; anybody without a haematologist who reviews every answer; a program
+that acts on an answer before a person has seen it."""
+
+
+def _model(contract: Contract) -> str:
+    source, size = contract.provenance, contract.decode.size
+    return f"""- Takes RGB images of {size} × {size} pixels; gives calibrated probabilities of
+  {", ".join(c.label for c in contract.classes)}.
+- Made {source.created}, of commit `{source.git_commit[:12]}`, recipe `{source.params_sha256[:12]}` and prepared data
+  `{source.data_sha256[:12]}`; MLflow run `{source.mlflow_run}`."""
 
 
 def _data(measured: dict[str, Any], source: dict[str, Any], patients: int) -> str:
@@ -105,7 +117,11 @@ def _results(measured: dict[str, Any], contract: Contract) -> str:
         for name, title in HEADLINE.items()
     ]
     per_class = [
-        [c.label, *(interval(measured["fp32"]["per_class"][c.key][name]) for name in ("precision", "recall", "f1"))]
+        [
+            c.label,
+            *(interval(measured["fp32"]["per_class"][c.key][name]) for name in ("precision", "recall", "f1")),
+            interval(wilson[f"recall_{c.key}"]),
+        ]
         for c in contract.classes
     ]
     names = {"malignant_sensitivity": "sensitivity", "malignant_specificity": "specificity"}
@@ -115,7 +131,7 @@ Measured on the files that are served. In brackets: 95 % intervals, bootstrap ov
 
 {markdown.table(["", "FP32", "INT8", "Colour only"], rows)}
 
-{markdown.table(["FP32, by class", "Precision", "Recall", "F1"], per_class)}
+{markdown.table(["FP32, by class", "Precision", "Recall", "F1", "Recall, Wilson"], per_class)}
 
 - Margin of balanced accuracy over colour only: {interval(measured["margin_over_colour"])}. Colour only is a random
   forest on the mean and SD of red, green and blue; it sees no cell.
@@ -123,7 +139,7 @@ Measured on the files that are served. In brackets: 95 % intervals, bootstrap ov
   {int8["equal_argmax"]["value"]:.1%} of images.
 - {trust_card.comparisons(measured)}
 
-Wilson's intervals take images as independent, and have a width where the bootstrap has none:
+Wilson's intervals take images as independent, and have a width where the bootstrap has none; believe the wider:
 {", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())}."""
 
 
@@ -155,7 +171,7 @@ def _slices(by_slice: pd.DataFrame) -> str:
     return f"""Where accuracy is lowest, of {len(by_slice)} parts of the test split. Parts differ in their classes, and
 the lowest of many is low by chance too: a reason to look, no proof.
 
-{markdown.table(["Part", "Images", "Groups", "Accuracy"], rows)}"""
+{markdown.table(["Part", "Images", "Groups", "Accuracy, wider interval"], rows)}"""
 
 
 def _thresholds(contract: Contract) -> str:
@@ -163,7 +179,9 @@ def _thresholds(contract: Contract) -> str:
     return f"""Chosen on the validation split, for a malignant sensitivity of {contract.target_sensitivity:g}.
 
 - Malignant: P(malignant) at least {limits.malignant:.3f}.
-- Referred to a person: confidence below {limits.confidence:.3f}, or unlikeness above 1."""
+- Referred to a person: confidence below {limits.confidence:.3f}; unlikeness above 1; brightness outside
+  {limits.brightness[0]:.0f} to {limits.brightness[1]:.0f}; sharpness below {limits.min_sharpness:.1f}; stain below
+  {limits.min_stain:.2f} (no stained nucleus); or the highest class and the operating point disagree on malignancy."""
 
 
 def _limits(measured: dict[str, Any], contract: Contract, patients: int) -> str:

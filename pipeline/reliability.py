@@ -44,22 +44,36 @@ def operating_point(
     Args:
         p_malignant, is_malignant: [N], the score and the truth (bool).
         prevalence: the share of malignant images where the model would be used.
+
+    Returns:
+        Intervals by bootstrap, and under `wilson` the predictive values with sensitivity and specificity both at the
+        ends of their Wilson intervals: the bootstrap has no width where nothing was missed, and little with few groups.
     """
     called = p_malignant >= threshold
     sensitivity = metrics.mean(called, weights * is_malignant)
     specificity = metrics.mean(~called, weights * ~is_malignant)
-    right, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
-    clear, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
-    values = {
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": _share(right, false),
-        "npv": _share(clear, missed),
-    }
+    values = {"sensitivity": sensitivity, "specificity": specificity}
+    values |= _predictive(sensitivity, specificity, prevalence)
+    found, cleared = (_ends(flags) for flags in (called[is_malignant], ~called[~is_malignant]))
+    wilson = _predictive(found, cleared, prevalence)
     return {name: metrics.estimate(value) for name, value in values.items()} | {
+        "wilson": {name: metrics.Estimate(*three.tolist()) for name, three in wilson.items()},
         "threshold": threshold,
         "prevalence": prevalence,
     }
+
+
+def _ends(flags: np.ndarray) -> np.ndarray:
+    """A share of flags [n], and both ends of its Wilson interval: [3]."""
+    share = metrics.wilson(int(flags.sum()), len(flags))
+    return np.array([share.value, share.low, share.high])
+
+
+def _predictive(sensitivity: np.ndarray, specificity: np.ndarray, prevalence: float) -> dict[str, np.ndarray]:
+    """Positive and negative predictive values by Bayes's theorem; both grow with both arguments."""
+    right, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+    clear, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
+    return {"ppv": _share(right, false), "npv": _share(clear, missed)}
 
 
 def figure(probabilities: np.ndarray, temperature: float, labels: np.ndarray, measured: dict[str, Any]) -> Figure:

@@ -13,9 +13,10 @@ COLUMNS = ["slice", "part", "images", "groups", "accuracy", "low", "high"]
 def table(
     pixels: np.ndarray, groups: np.ndarray, labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> pd.DataFrame:
-    """Accuracy of each part, `COLUMNS`, with the bootstrap's interval; Wilson's for one group, which cannot vary.
+    """Accuracy of each part, `COLUMNS`, with the wider of the bootstrap's and Wilson's intervals.
 
-    Parts differ in their classes too: a poor one asks for a look at its images, and proves nothing alone.
+    A part of one group, or without a mistake, does not vary in resamples; Wilson's knows nothing of groups. Parts
+    differ in their classes too: a poor one asks for a look at its images, and proves nothing alone.
 
     Args:
         pixels: uint8 [N, S, S, 3]; groups, labels, predicted: [N].
@@ -26,14 +27,12 @@ def table(
     for name, parts in _parts(pixels, groups).items():
         for part in sorted(set(parts)):
             mine = parts == part
-            n_groups = len(set(groups[mine]))
-            if n_groups == 1:
-                accuracy = metrics.wilson(int(correct[mine].sum()), int(mine.sum()))
-            else:
-                drawn = weights * mine
-                drawn = drawn[drawn.sum(1) > 0]  # a resample may hold none of it
-                accuracy = metrics.estimate(metrics.mean(correct, drawn))
-            rows.append([name, part, int(mine.sum()), n_groups, accuracy.value, accuracy.low, accuracy.high])
+            drawn = weights * mine
+            drawn = drawn[drawn.sum(1) > 0]  # a resample may hold none of it
+            by_group = metrics.estimate(metrics.mean(correct, drawn))
+            by_image = metrics.wilson(int(correct[mine].sum()), int(mine.sum()))
+            ends = [min(by_group.low, by_image.low), max(by_group.high, by_image.high)]
+            rows.append([name, part, int(mine.sum()), len(set(groups[mine])), by_group.value, *ends])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

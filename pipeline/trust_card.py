@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline import foreign
 from pipeline.compare import sentence
 from pipeline.explanation_figures import BESIDE, PARTS
 from pipeline.markdown import interval, percent, table
@@ -26,7 +27,8 @@ def calibration(measured: dict[str, Any]) -> str:
     return f"""{table(["", "Before the temperature", f"After ({found['temperature']:.2f})"], rows)}
 
 At the operating point, where {percent(point["prevalence"])} of images are malignant: positive predictive value
-{interval(point["ppv"])}, negative {interval(point["npv"])}."""
+{interval(point["ppv"])}, negative {interval(point["npv"])}. With sensitivity and specificity both at the ends of their
+Wilson intervals: {interval(point["wilson"]["ppv"])} and {interval(point["wilson"]["npv"])}."""
 
 
 def prediction_sets(measured: dict[str, Any], contract: Contract) -> str:
@@ -68,7 +70,7 @@ def abstention(measured: dict[str, Any]) -> str:
         return interval(each[name])
 
     rows = [[title, *(cell(each, name) for each in both)] for name, title in names.items()]
-    foreign = [
+    others = [
         [
             kind,
             each["images"],
@@ -84,8 +86,9 @@ malignancy that is neither confirmed nor excluded).
 {table(["Test split", "FP32", "INT8"], rows)}
 
 Images that are no such smears, against the test split (FP32). AUROC: how often one is more unlike than a smear is.
+{foreign.FEW}
 
-{table(["Kind", "Images", "AUROC of unlikeness", "Referred as unlike", "Referred in all"], foreign)}"""
+{table(["Kind", "Images", "AUROC of unlikeness", "Referred as unlike", "Referred in all"], others)}"""
 
 
 def explanations(measured: dict[str, Any]) -> str:

@@ -146,7 +146,7 @@ $("#about").addEventListener("toggle", async () => {
       Validation: measured(validation) + (provenance.synthetic ? ", on rendered images: no clinical meaning" : ""),
       "Operating point": `malignant from ${percent(thresholds.malignant)} on, `
         + `chosen for a sensitivity of ${percent(contract.target_sensitivity)}`,
-      Referral: `confidence below ${percent(thresholds.confidence)}, or unlikeness above 1`,
+      Referral: `confidence below ${percent(thresholds.confidence)}, unlikeness above 1, or a poor image`,
     };
     const list = element("dl");
     list.append(...terms(facts));

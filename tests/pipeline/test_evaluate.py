@@ -34,6 +34,7 @@ from pipeline import (
     params,
     plots,
     prepare,
+    slices,
     trust_card,
 )
 from pipeline.stage import Problem
@@ -328,6 +329,9 @@ class TestFiles:
             "Licence: MIT",
             "a group is a virtual patient; there are 60",
             "flow cytometry",
+            "Must not be used by:** patients",
+            f"of commit `{'0' * 12}`",
+            "0.00 (no stained nucleus)",
         ):
             assert text in card
 
@@ -336,6 +340,7 @@ class TestFiles:
         sections = dict(part.split("\n", 1) for part in card.split("\n## ")[1:])
         assert list(sections) == [
             "Use",
+            "Model",
             "Data",
             "Results",
             "Calibration",
@@ -368,7 +373,8 @@ class TestFiles:
             assert f"| {kind} | " in card
         assert "never proof" in card
         assert "hold the true class in 95% of each class's images" in card
-        assert f"exact McNemar p = {report['int8_vs_fp32']['mcnemar']['p']:.3g}." in card
+        assert f"exact McNemar p = {report['int8_vs_fp32']['mcnemar']['p']:.3g}, images taken as independent." in card
+        assert "Photographs are crops of three pictures" in card
 
     def test_where_nothing_is_reported_no_error_rate_of_it_is_given(self, report: dict[str, Any]) -> None:
         changed = copy.deepcopy(report)
@@ -392,7 +398,13 @@ class TestFiles:
         assert f"| Cells painted over | {cells_masked['value']:.3f} [" in card
         lowest = pd.read_csv(done / "reports/plots/slices.csv")["accuracy"].min()
         assert f"| {lowest:.3f} [" in card.split("## Slices")[1]
-        assert f"sensitivity {report['fp32']['wilson']['malignant_sensitivity']['value']:.3f} [" in card
+        wilson = report["fp32"]["wilson"]
+        for estimate in (
+            wilson["malignant_sensitivity"],
+            wilson["recall_pre"],
+            report["operating_point"]["wilson"]["npv"],
+        ):
+            assert f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]" in card
 
     def test_the_datasheet_counts_images_and_groups(self, done: Path) -> None:
         sheet = (done / "reports/datasheet.md").read_text()
@@ -425,6 +437,30 @@ class TestFiles:
         page = html_report.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)
         assert "<script" not in page
         assert "<img" not in page
+
+
+class TestSlices:
+    def test_a_part_of_few_groups_or_without_a_mistake_has_an_interval_too(self) -> None:
+        pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
+        pixels[20:] = 200
+        groups = np.repeat(["a", "b", "c", "d"], 10)
+        weights = metrics.group_weights(labels, groups, 200, 0)
+        table = slices.table(pixels, groups, labels, labels, weights).set_index("slice")
+        assert (table["accuracy"] == 1).all()
+        assert (table["high"] == 1).all()
+        # Wilson: 20 of 20, and 10 of 10.
+        assert table.loc["brightness", "low"].tolist() == pytest.approx([0.8389, 0.8389], abs=1e-4)
+        assert table.loc["group", "low"].tolist() == pytest.approx([0.7225] * 4, abs=1e-4)
+
+    def test_groups_that_differ_widen_it_beyond_wilsons(self) -> None:
+        labels, groups = np.zeros(400, int), np.repeat(np.arange(8), 50)
+        predicted = (groups % 2).astype(int)  # whole groups are right or wrong
+        weights = metrics.group_weights(labels, groups, 500, 0)
+        table = slices.table(np.zeros((400, 8, 8, 3), np.uint8), groups, labels, predicted, weights)
+        [row] = table[table["slice"] == "sharpness"].itertuples()
+        alone = metrics.wilson(200, 400)
+        assert row.low < alone.low - 0.1
+        assert row.high > alone.high + 0.1
 
 
 class TestProblems:

@@ -26,7 +26,7 @@ def test_it_tells_both_results_their_difference_and_whether_it_could_be_chance(
     assert "8 images in 4 groups, 0 rows left out" in printed
     assert "balanced accuracy of A       1.0000  [1.0000, 1.0000]" in printed
     assert "balanced accuracy of A − B   0.2500" in printed
-    assert "Only A is right on 2 images, only B on 0: exact McNemar p = 0.5." in printed
+    assert "Only A is right on 2 images, only B on 0: exact McNemar p = 0.5, images taken as independent." in printed
 
 
 def test_images_that_only_one_answered_for_are_left_out_and_counted(tmp_path: Path) -> None:

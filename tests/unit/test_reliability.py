@@ -35,3 +35,15 @@ def test_predictive_values_are_bayess_at_the_prevalence_that_is_stated() -> None
     assert found["sensitivity"].value == found["specificity"].value == pytest.approx(0.9)
     assert found["ppv"].value == pytest.approx(0.009 / (0.009 + 0.099))
     assert found["npv"].value == pytest.approx(0.891 / (0.891 + 0.001))
+
+
+def test_nothing_missed_still_leaves_a_doubt_in_what_a_negative_answer_is_worth() -> None:
+    malignant = np.arange(4000) < 60
+    found = reliability.operating_point(malignant.astype(float), malignant, 0.5, 0.1, ONE)
+    assert (found["npv"].low, found["npv"].high) == (1, 1)
+    npv, z2 = found["wilson"]["npv"], 1.959964**2
+    sensitivity, specificity = (n / (n + z2) for n in (60, 3940))  # Wilson's lower end where all are right
+    assert npv.value == npv.high == 1
+    assert npv.low == pytest.approx(0.9 * specificity / (0.9 * specificity + 0.1 * (1 - sensitivity)))
+    ppv = found["wilson"]["ppv"].low
+    assert ppv == pytest.approx(0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity)))
