@@ -88,11 +88,13 @@ def report(cases: pd.DataFrame, calls: pd.DataFrame, negative: Sequence[str], mo
     for name in (model, *people):
         parts = [_proportion(called[name] == positive, kind, weights) for kind in (positive, ~positive)]
         lines.append(f"{name:16}{parts[0]:44}{parts[1]}")
-    lines += ["", f"{model} against each reader"]
+    lines += ["", f"{model} less each reader, bootstrap over patients"]
     for name in people:
-        for what, kind in (("malignant", positive), ("benign", ~positive)):
-            test = metrics.mcnemar((called[model] == positive)[kind], (called[name] == positive)[kind])
-            lines.append(f"  {what} cases. {compare.sentence(test, model, name)}")
+        ours, theirs = (called[each] == positive for each in (model, name))
+        for what, kind in (("sensitivity", positive), ("specificity", ~positive)):
+            gained = metrics.estimate(metrics.mean(ours.astype(float) - theirs, weights * kind))
+            said = compare.sentence(metrics.mcnemar(ours[kind], theirs[kind]), model, name)
+            lines.append(f"  {name}, {what}: {_interval(gained)}. {said}")
     lines += ["", "agreement beyond chance (kappa), bootstrap over patients"]
     for name in people:
         lines.append(f"  {model} and {name}, Cohen: {_interval(_kappas(calls[[model, name]], weights, cohen))}")

@@ -1,12 +1,15 @@
 """Reader studies and their size, against published worked examples."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom
 
-from pipeline import reader_study, sample_size
+from pipeline import metrics, reader_study, sample_size
 from pipeline.stage import Problem
 
 # Fleiss's kappa: the worked example of 14 readers, 10 subjects and 5 classes that textbooks and Wikipedia's article
@@ -62,7 +65,12 @@ def test_the_report_counts_by_hand(
     assert (row["model"][0], row["model"][5]) == ("1.000", "0.750")  # refer is not benign
     assert (row["ann"][0], row["ann"][5]) == ("0.500", "1.000")
     assert row["model"][3:5] == ["[0.510,", "1.000]"]  # Wilson, 4 of 4
-    assert "malignant cases. Only model is right on 2 images, only ann on 0: exact McNemar p = 0.5." in printed
+    # Both that ann missed are one patient's: a resample has them twice, once or never.
+    assert (
+        "ann, sensitivity: 0.500 [0.000, 1.000]. Only model is right on 2 images, only ann on 0: "
+        "exact McNemar p = 0.5, images taken as independent." in printed
+    )
+    assert "bob, specificity: 0.000 [0.000, 0.000]. Only model is right on 0 images, only bob on 0" in printed
     assert "the 2 readers, Fleiss: 0.467" in printed
 
 
@@ -98,14 +106,43 @@ def test_the_sample_size_is_buderers() -> None:
     assert sample_size.sample_size(0.999, 0.85, 0.10, 0.20).patients == 62  # specificity alone
 
 
+@pytest.mark.parametrize(("expected", "margin"), [(0.95, 0.05), (0.9, 0.05), (0.9, 0.1), (0.8, 0.1)])
+def test_the_larger_size_shows_the_bound_in_four_studies_of_five_and_the_smaller_in_fewer_than_half(
+    expected: float, margin: float
+) -> None:
+    """By the exact binomial distribution of how often Wilson's interval lies above the bound."""
+
+    def chance(n: int) -> float:
+        fewest = next(hits for hits in range(n + 1) if metrics.wilson(hits, n).low > expected - margin)
+        return float(binom.sf(fewest - 1, n, expected))
+
+    assert chance(math.ceil(sample_size.to_know(expected, margin))) < 0.5
+    assert 0.77 < chance(math.ceil(sample_size.to_show(expected, margin))) < 0.86
+
+
+def test_both_sizes_are_printed_as_the_document_has_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = Path("docs/clinical-evaluation.md").read_text()
+    command = next(line for line in document.splitlines() if line.startswith("python -m pipeline.sample_size"))
+    monkeypatch.setattr("sys.argv", command.split()[2:])
+    sample_size.main()
+    printed = capsys.readouterr().out
+    for count in ("73 malignant and 139 benign", "about 365", "239 malignant and 363 benign", "about 1191"):
+        assert count in printed
+        assert count in document
+
+
 def test_further_images_of_a_patient_help_only_as_far_as_they_differ() -> None:
     alone = sample_size.sample_size(0.9, 0.9, 0.05, 0.5)
     assert sample_size.sample_size(0.9, 0.9, 0.05, 0.5, images=10, correlation=1) == alone
     assert sample_size.sample_size(0.9, 0.9, 0.05, 0.5, images=10, correlation=0).patients == 28  # 277 ÷ 10
 
 
-@pytest.mark.parametrize("wrong", [{"prevalence": 0}, {"sensitivity": 1.0}, {"correlation": 2}, {"images": 0}])
-def test_shares_that_cannot_be_are_refused_by_name(wrong: dict[str, float]) -> None:
-    fit = {"sensitivity": 0.9, "specificity": 0.9, "margin": 0.05, "prevalence": 0.5}
+@pytest.mark.parametrize(
+    "wrong", [{"prevalence": 0}, {"sensitivity": 1.0}, {"correlation": 2}, {"images": 0}, {"margin": 0.9}]
+)
+def test_shares_that_cannot_be_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    fit: dict[str, Any] = {"sensitivity": 0.9, "specificity": 0.9, "margin": 0.05, "prevalence": 0.5}
     with pytest.raises(Problem, match=f"--{next(iter(wrong))}"):
         sample_size.sample_size(**(fit | wrong))
