@@ -24,19 +24,17 @@ def summary(table: pd.DataFrame, recipe: Params) -> dict[str, Any]:
     """Metrics of the held-out predictions of all folds together, the colour-only baseline's, and each fold's own.
 
     Intervals resample groups within each class. They hold the trained networks fixed: `each_fold` shows how far
-    trainings differ.
+    trainings differ. No AUROC: scores of different networks are not of one scale.
 
     Args:
-        table: a row an image: class, group, predicted, colour (the baseline's class), p_malignant, fold, trained_on.
+        table: a row an image: class, group, predicted, colour (the baseline's class), fold, trained_on.
     """
     keys = [c.key for c in recipe.classes]
     labels, predicted, by_colour = (table[name].map(keys.index).to_numpy() for name in ("class", "predicted", "colour"))
-    groups, is_malignant = table["group"].to_numpy(), np.array([c.malignant for c in recipe.classes])[labels]
-    weights = metrics.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
+    weights = metrics.group_weights(labels, table["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
     recall = metrics.recall(metrics.confusion(labels, predicted, len(keys), weights))
     own, colour = (metrics.balanced_accuracy(labels, said, weights) for said in (predicted, by_colour))
     estimates = hits(labels, predicted, len(keys), weights) | {
-        "malignant_auroc": metrics.estimate(metrics.auroc(table["p_malignant"].to_numpy(), is_malignant, weights)),
         "colour_only": metrics.estimate(colour),
         "margin_over_colour": metrics.estimate(own - colour),
         **{f"recall_{key}": metrics.estimate(recall[:, i]) for i, key in enumerate(keys)},

@@ -19,7 +19,6 @@ def predictions(wrong_in_fold_1: int) -> pd.DataFrame:
             "group": f"{key}-{fold}{patient}",
             "predicted": "pre" if key == "pro" and fold == 1 and patient < wrong_in_fold_1 else key,
             "colour": "benign",
-            "p_malignant": float(key != "benign"),
             "fold": fold,
             "trained_on": 30 + 10 * fold,
         }
@@ -44,7 +43,6 @@ def test_the_baseline_stands_beside_it_with_the_margin() -> None:
     found = learning_curve.summary(predictions(wrong_in_fold_1=0), RECIPE)
     assert found["colour_only"]["value"] == 0.25
     assert found["margin_over_colour"] == {"value": 0.75, "low": 0.75, "high": 0.75}
-    assert found["malignant_auroc"]["value"] == 1
 
 
 def test_folds_are_known_again_by_what_trains_and_on_what_images_alone() -> None:
