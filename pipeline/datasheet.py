@@ -31,6 +31,7 @@ def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
 - Origin: {source["origin"]}.
 - Licence: {source["licence"]}. {travels}
 - Version: {source.get("version") or "none given"}. SHA-256 of the images: `{source["sha256"]}`.
+- {_consent(source["synthetic"])}
 
 ## What it holds
 
@@ -45,6 +46,11 @@ def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
 
 - Decoded and squashed to {size} × {size} pixels by the code that also serves; not cropped, colours as they were.
 - Where files carry no patient, blocks lie one after the other and one is dropped at each boundary: the embargo.
+
+## What it may be used for
+
+- Research on telling these classes apart, as far as its licence goes.
+- Not to say how common a class is, how a model does in another laboratory, or who a patient is.
 
 ## What to beware of
 
@@ -61,6 +67,12 @@ def _counts(split: pd.DataFrame) -> str:
         parts = [rows.loc[rows["split"] == name, "group"] for name in names]
         lines.append(f"| {key} | {' | '.join(f'{len(part)} ({part.nunique()})' for part in parts)} |")
     return "\n".join(lines)
+
+
+def _consent(synthetic: bool) -> str:
+    if synthetic:
+        return "Nobody was asked for consent, since there is nobody: every image is rendered."
+    return "How patients were chosen and asked for consent, and who approved of it, is known only to its origin."
 
 
 def _patients(patients: int) -> str:

@@ -411,6 +411,14 @@ class TestFiles:
         assert "| benign | 15 (5) | 15 (5) | 15 (5) |" in sheet
         assert "SYNTHETIC DEMO" in sheet
         assert "Licence: MIT" in sheet
+        assert "every image is rendered" in sheet
+        assert [line for line in sheet.splitlines() if line.startswith("## ")] == [
+            "## Where it is from",
+            "## What it holds",
+            "## What was done to it",
+            "## What it may be used for",
+            "## What to beware of",
+        ]
 
     def test_the_page_holds_both_and_loads_nothing_from_elsewhere(self, done: Path) -> None:
         page = (done / "reports/report.html").read_text()
