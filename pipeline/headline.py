@@ -75,13 +75,21 @@ def headline(labels: np.ndarray, malignant: np.ndarray, answers: Answers, weight
 
 
 def wilson(labels: np.ndarray, malignant: np.ndarray, answers: Answers, keys: list[str]) -> dict[str, Estimate]:
-    """Wilson's intervals of the proportions: sensitivity, specificity and each class's recall."""
+    """Wilson's intervals of sensitivity, specificity and each class's recall, and what follows for their mean."""
     is_malignant, correct = malignant[labels], answers.predicted == labels
     flags = {
         "malignant_sensitivity": answers.malignant[is_malignant],
         "malignant_specificity": ~answers.malignant[~is_malignant],
     } | {f"recall_{key}": correct[labels == index] for index, key in enumerate(keys)}
-    return {name: metrics.wilson(int(flag.sum()), len(flag)) for name, flag in flags.items()}
+    found = {name: metrics.wilson(int(flag.sum()), len(flag)) for name, flag in flags.items()}
+    return found | {"balanced_accuracy": mean_of([found[f"recall_{key}"] for key in keys])}
+
+
+def mean_of(proportions: list[Estimate]) -> Estimate:
+    """The mean of independent proportions; its interval from theirs (MOVER; Zou and Donner 2008, Stat Med 27:1693)."""
+    value, low, high = (np.array([getattr(each, end) for each in proportions]) for end in ("value", "low", "high"))
+    mean, below, above = value.mean(), np.linalg.norm(value - low), np.linalg.norm(high - value)
+    return Estimate(float(mean), float(mean - below / len(value)), float(mean + above / len(value)))
 
 
 def per_class(

@@ -124,7 +124,11 @@ def _results(measured: dict[str, Any], contract: Contract) -> str:
         ]
         for c in contract.classes
     ]
-    names = {"malignant_sensitivity": "sensitivity", "malignant_specificity": "specificity"}
+    names = {
+        "balanced_accuracy": "balanced accuracy",
+        "malignant_sensitivity": "sensitivity",
+        "malignant_specificity": "specificity",
+    }
     fewest = split["fewest_test_groups"]
     return f"""Test split: {split["test"]} images in {split["test_groups"]} groups, {fewest} or more a class.
 Measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.

@@ -27,6 +27,7 @@ from pipeline import (
     evaluate,
     explanation_figures,
     explanations,
+    headline,
     html_report,
     learning_curve,
     metrics,
@@ -400,6 +401,7 @@ class TestFiles:
         assert f"| {lowest:.3f} [" in card.split("## Slices")[1]
         wilson = report["fp32"]["wilson"]
         for estimate in (
+            wilson["balanced_accuracy"],
             wilson["malignant_sensitivity"],
             wilson["recall_pre"],
             report["operating_point"]["wilson"]["npv"],
@@ -445,6 +447,19 @@ class TestFiles:
         page = html_report.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)
         assert "<script" not in page
         assert "<img" not in page
+
+
+def test_an_interval_of_balanced_accuracy_from_recalls_holds_the_truth_as_often_as_it_says() -> None:
+    truth, n = np.array([0.8, 0.97, 1.0, 0.98]), np.array([59, 135, 117, 129])
+    found = [
+        headline.mean_of([metrics.wilson(*pair) for pair in zip(drawn.tolist(), n.tolist(), strict=True)])
+        for drawn in np.random.default_rng(0).binomial(n, truth, (400, 4))
+    ]
+    held = np.mean([each.low <= truth.mean() <= each.high for each in found])
+    assert 0.92 <= held <= 0.99
+    one = metrics.wilson(47, 59)
+    alone = headline.mean_of([one])
+    assert (alone.value, alone.low, alone.high) == pytest.approx((one.value, one.low, one.high))
 
 
 class TestSlices:
