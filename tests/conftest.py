@@ -55,3 +55,21 @@ def a_registry(the_registry: "Registry", empty_database: Path) -> "Registry":
     """A registry without a version."""
     the_registry.make_anew(empty_database)
     return the_registry
+
+
+@pytest.fixture(scope="session")
+def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-50 without its top, as a hospital would keep it: random, with lively batch statistics."""
+    import keras
+    import numpy as np
+
+    keras.utils.set_random_seed(5)
+    base = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(64, 64, 3))
+    rng = np.random.default_rng(0)
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights([gamma, beta + rng.normal(0, 0.1, beta.shape), mean, variance * 1.5])
+    path = tmp_path_factory.mktemp("weights") / "base.weights.h5"
+    base.save_weights(path)
+    return path
