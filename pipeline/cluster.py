@@ -39,7 +39,7 @@ def connected(
 
     Raises:
         Problem: Ray is not installed, there is no cluster, or an item's workers died again and again.
-        What `function` raises.
+        What `function` raises; other than a Problem with the traceback of the worker, as Ray's RayTaskError.
     """
     _check(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home otherwise
@@ -63,7 +63,9 @@ def connected(
             try:
                 value: Result = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+                if isinstance(error.cause, Problem):
+                    raise error.cause from None
+                raise  # it quotes the worker's own traceback
             except ray.exceptions.RayError as error:
                 raise Problem(f"Ray gave up: {error}") from error
             return value

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,19 +16,30 @@ import pytest
 import yaml
 
 from benchmarks.process import free_port
-from pipeline import cluster
+from pipeline import cluster, scoring
 from pipeline.stage import Problem
-from tests import ray_cluster, tiny_model
+from tests import object_store, ray_cluster, tiny_model
 from tests.conftest import require
 from tests.ray_cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
+BUCKET = "smears"
 SECONDS = 600  # for a command; a tenth is enough on a machine without other work
 pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Cluster]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of an object store that this process and all that it starts know from the environment: the nodes too."""
+    folder = tmp_path_factory.mktemp("store")
+    with object_store.running(folder / "s3.log", BUCKET) as address, pytest.MonkeyPatch.context() as environment:
+        for name, value in (object_store.KEYS | {"AWS_ENDPOINT_URL": address}).items():
+            environment.setenv(name, value)
+        yield address
+
+
+@pytest.fixture(scope="module")
+def two_nodes(address: str) -> Iterator[Cluster]:
     require(importlib.util.find_spec("ray"), "Ray is not installed (requirements/ray.txt)")
     with ray_cluster.running(1, 1) as running:
         yield running
@@ -70,13 +82,14 @@ def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             path.hardlink_to(folder / f"images/{number % 8:03}.jpg")
     (folder / "images/broken.jpg").write_bytes(b"")
-    finish(python(folder, score(folder, "here")))
+    finish(python(folder, score(folder / "images", folder / "here")))
     return folder
 
 
-def score(folder: Path, out: str) -> str:
-    arguments = ["score", f"{folder}/images", "--out", f"{folder}/{out}", "--model", f"{folder}/tiny.onnx"]
-    return f"import sys; from pipeline import score; score.PART_ROWS = 20; sys.argv = {arguments}; score.main()"
+def score(source: Path | str, out: Path, part_rows: int = 20) -> str:
+    arguments = ["score", str(source), "--out", str(out), "--model", str(out.parent / "tiny.onnx")]
+    code = "import sys; from pipeline import score, stage; "
+    return code + f"score.PART_ROWS = {part_rows}; sys.argv = {arguments}; stage.run(score.main)"
 
 
 def when_under_way(process: subprocess.Popen[str], out: Path, what: Callable[[], bool]) -> None:
@@ -93,7 +106,7 @@ def when_under_way(process: subprocess.Popen[str], out: Path, what: Callable[[],
 def test_two_nodes_write_the_files_of_one_machine_and_a_worker_that_is_killed_changes_nothing(
     smears: Path, two_nodes: Cluster
 ) -> None:
-    process = python(smears, score(smears, "there"), two_nodes.address)
+    process = python(smears, score(smears / "images", smears / "there"), two_nodes.address)
     when_under_way(process, smears / "there", two_nodes.nodes[1].kill_a_worker)
     assert "601 images" in finish(process)
     here = contents(smears / "here")
@@ -111,10 +124,37 @@ def test_a_machine_that_is_lost_changes_nothing(smears: Path, two_nodes: Cluster
         third.kill()
         return True
 
-    process = python(smears, score(smears, "lost"), two_nodes.address)
+    process = python(smears, score(smears / "images", smears / "lost"), two_nodes.address)
     when_under_way(process, smears / "lost", lose_it)
     finish(process)
     assert contents(smears / "lost") == contents(smears / "here")
+
+
+@pytest.mark.slow
+def test_from_an_object_store_two_nodes_write_the_files_of_one_machine(
+    smears: Path, address: str, two_nodes: Cluster
+) -> None:
+    client = object_store.client(address)
+    images = sorted((smears / "images").iterdir())[::5]
+    assert smears / "images/broken.jpg" in images
+    for image in images:
+        client.upload_file(str(image), BUCKET, f"2026/{image.name}")
+    finish(python(smears, score(f"s3://{BUCKET}/2026/", smears / "store-here")))
+    said = finish(python(smears, score(f"s3://{BUCKET}/2026/", smears / "store-there"), two_nodes.address))
+    assert re.search(rf"{len(images)} images, .*, 1 that could not be used", said)
+    assert contents(smears / "store-there") == contents(smears / "store-here")
+
+
+@pytest.mark.slow
+def test_what_no_node_can_read_ends_the_job_with_one_message(smears: Path, two_nodes: Cluster) -> None:
+    names = "\n".join(f"nowhere/{number}.jpg" for number in range(scoring.UNREADABLE))
+    (smears / "gone.csv").write_text(f"path\n{names}\n")
+    process = python(smears, score(smears / "gone.csv", smears / "gone", 2000), two_nodes.address)
+    said, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "error: 100 images in a row could not be read" in said
+    assert "Traceback" not in said
+    assert list(contents(smears / "gone")) == ["_listing.parquet"]
 
 
 # Views
