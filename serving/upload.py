@@ -18,6 +18,7 @@ MAX_HEAD_BYTES = 8192  # of one part
 MAX_PARTS = 1000  # other fields included; far more than any client means to send, and few enough to look at
 # A strip of a few rows can hold millions of columns within max_pixels; resizing it would take gigabytes.
 MAX_SIDE = 32_768
+LARGE_BYTES = 2**23  # to put more than this together takes a thread, which lets go of the interpreter meanwhile
 
 
 class Buffered:
@@ -52,7 +53,8 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         raise body_too_large(max_bytes)
-    content = bytearray()
+    chunks: list[bytes] = []
+    held = 0
     try:
         try:
             async with asyncio.timeout(seconds):
@@ -63,15 +65,16 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
                         raise ClientDisconnect
                     chunk, more = message.get("body", b""), message.get("more_body", False)
                     buffered.take(len(chunk))
-                    content += chunk
-                    if len(content) > max_bytes:
+                    held += len(chunk)
+                    chunks.append(chunk)
+                    if held > max_bytes:
                         raise body_too_large(max_bytes)
         except TimeoutError as error:
             detail = f"The whole request must arrive within {seconds:g} s."
             raise ProblemError(408, "too-slow", "The request took too long to arrive", detail) from error
-        yield bytes(content)
+        yield b"".join(chunks) if held < LARGE_BYTES else await asyncio.to_thread(b"".join, chunks)
     finally:
-        buffered.give_back(len(content))
+        buffered.give_back(held)
 
 
 def one_file(request: Request, content: bytes) -> bytes:
