@@ -72,7 +72,9 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
         except TimeoutError as error:
             detail = f"The whole request must arrive within {seconds:g} s."
             raise ProblemError(408, "too-slow", "The request took too long to arrive", detail) from error
-        yield b"".join(chunks) if held < LARGE_BYTES else await asyncio.to_thread(b"".join, chunks)
+        content = b"".join(chunks) if held < LARGE_BYTES else await asyncio.to_thread(b"".join, chunks)
+        chunks.clear()  # else it would be in memory twice while it is answered
+        yield content
     finally:
         buffered.give_back(held)
 

@@ -1,7 +1,10 @@
 """The header look: what is refused before a pixel is decoded."""
 
+import asyncio
 import io
+import os
 import struct
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -10,6 +13,7 @@ from fastapi import Request
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from starlette.types import Message
 
 from serving import images, upload
 from serving.decoding import decode
@@ -132,3 +136,34 @@ def test_a_broken_form_is_refused(body: bytes) -> None:
 def test_a_boundary_that_cannot_be_is_refused(boundary: bytes) -> None:
     with pytest.raises(ProblemError):
         files_of(form([("file", b"x")]).replace(BOUNDARY, boundary), boundary)
+
+
+@pytest.mark.parametrize("size", [upload.LARGE_BYTES // 4, 2 * upload.LARGE_BYTES], ids=["small", "large"])
+def test_a_body_in_pieces_arrives_whole_and_is_in_memory_once(size: int) -> None:
+    pieces = 8
+    buffered = upload.Buffered(size)
+
+    async def exchange() -> None:
+        sent = []
+
+        async def receive() -> Message:
+            sent.append(os.urandom(size // pieces))
+            return {"type": "http.request", "body": sent[-1], "more_body": len(sent) < pieces}
+
+        request = Request({"type": "http", "headers": []}, receive)
+        before = tracemalloc.get_traced_memory()[0]
+        async with upload.body(request, buffered, size, 30) as content:
+            whole = content == b"".join(sent)
+            sent.clear()
+            held = tracemalloc.get_traced_memory()[0] - before
+            assert whole
+            assert held < 1.5 * size
+            with pytest.raises(ProblemError):
+                buffered.take(1)
+
+    tracemalloc.start()
+    try:
+        asyncio.run(exchange())
+    finally:
+        tracemalloc.stop()
+    buffered.take(size)  # all of it was given back
