@@ -142,6 +142,8 @@ def _state(recipe: Params) -> Path:
         if other != state:
             shutil.rmtree(other)
     state.mkdir(parents=True, exist_ok=True)
+    for half in state.glob("*/.*"):  # of a view in whose middle the process was killed; else DVC would store it
+        shutil.rmtree(half)
     return state
 
 

@@ -1,6 +1,7 @@
 """The views: the same whether the stage was interrupted or not, and of the size that was asked for."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,31 @@ def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
     assert "going on after view 1 of 3" in capsys.readouterr().out
     for a, b in zip((views, val), stored(), strict=True):
         assert np.array_equal(a, b)
+
+
+KILLED = """
+import os, signal
+from pipeline import features
+write = features._write
+def after_a_batch(batches):
+    yield next(batches)
+    os.kill(os.getpid(), signal.SIGKILL)
+def killed(folder, name, rows, batches):
+    write(folder, name, rows, batches if name == "view-00.npy" else after_a_batch(batches))
+features._write, features.BATCH = killed, 8
+features.main()
+"""
+
+
+def test_nothing_is_left_of_a_view_in_whose_middle_the_process_was_killed(project: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (half,) = stage.STATE.glob("features/*/inputs/.*")
+    assert half.name.startswith(".view-01.npy.")
+
+    features.main()
+    names = {str(path.relative_to(features.FEATURES)) for path in features.FEATURES.rglob("*")}
+    assert names == {"inputs", *(f"inputs/{name}.npy" for name in ("view-00", "view-01", "view-02", "val"))}
 
 
 def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
