@@ -87,12 +87,13 @@ sbom: .venv/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, fro
 clean:  ## forget all that was made, but not the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp
 
-# uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower.
+# uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower. Bytecode is made
+# at once, as pip does: where Python may not write any, every process compiled TensorFlow anew (docs/decisions, 37).
 .venv/.ready: requirements/dev.txt requirements/uv.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	uv pip install -q --python .venv --require-hashes -r requirements/dev.txt || \
+	uv pip install -q --compile-bytecode --python .venv --require-hashes -r requirements/dev.txt || \
 	  .venv/bin/pip install -q --require-hashes -r requirements/dev.txt
 	touch $@
 
