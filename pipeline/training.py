@@ -17,6 +17,7 @@ from pipeline.stage import Problem
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
 VAL_BATCH = 32
+AHEAD = 4  # batches that are read beside the computing
 
 
 @dataclass
@@ -33,7 +34,9 @@ class Batches(keras.utils.PyDataset):
     """Rows of a stored array in a given order, read as they are needed."""
 
     def __init__(self, inputs: np.ndarray, labels: np.ndarray, weights: np.ndarray, batch: int, order: np.ndarray):
-        super().__init__()
+        # Two, since with one Keras hands reading over to tf.data with a tuned prefetch, and the end of every epoch then
+        # waited for the tuner's next look: up to half of an epoch's time, with idle processors.
+        super().__init__(workers=2, max_queue_size=AHEAD)
         self.inputs, self.labels, self.weights, self.batch, self.order = inputs, labels, weights, batch, order
 
     def __len__(self) -> int:
