@@ -40,8 +40,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--steps", type=int, help="time so many steps of each phase")
-    parser.add_argument("--trainable-from", default="conv5_block1_1_relu")
+    parser.add_argument("--trainable-from", default="conv5_block1_1_relu", help="a layer's name, or all")
     parser.add_argument("--rates", type=float, nargs=2, default=(1e-3, 1e-5))
+    parser.add_argument("--weight-decay", type=float, help="phase 2 by AdamW with this, its rate a cosine to zero")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--predict", nargs=2, metavar=("IMAGES", "OUT"))
     options = parser.parse_args()
@@ -65,12 +66,17 @@ def main() -> None:
     report = {}
     for phase, rate in zip((1, 2), options.rates, strict=True):
         if phase == 2:
-            names = [layer.name for layer in base.layers]
             base.trainable = True
-            for layer in base.layers:
-                below = names.index(layer.name) < names.index(options.trainable_from)
-                layer.trainable = not below and not isinstance(layer, keras.layers.BatchNormalization)
-        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+            if options.trainable_from != "all":
+                names = [layer.name for layer in base.layers]
+                for layer in base.layers:
+                    below = names.index(layer.name) < names.index(options.trainable_from)
+                    layer.trainable = not below and not isinstance(layer, keras.layers.BatchNormalization)
+        optimizer = keras.optimizers.Adam(rate)
+        if phase == 2 and options.weight_decay:
+            cosine = keras.optimizers.schedules.CosineDecay(rate, len(train) * options.epochs)
+            optimizer = keras.optimizers.AdamW(cosine, weight_decay=options.weight_decay)
+        model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         times = Times()
         if options.steps:
             begun = time.monotonic()
@@ -88,14 +94,14 @@ def main() -> None:
                 "start": times.train[1] - begun,  # tracing and two steps
             }
         else:
-            stop = keras.callbacks.EarlyStopping(patience=6, restore_best_weights=True)
+            best = keras.callbacks.EarlyStopping(patience=options.epochs, restore_best_weights=True)
             model.fit(
                 train,
                 validation_data=val,
                 epochs=options.epochs,
                 class_weight=balanced,
                 verbose=2,
-                callbacks=[stop],
+                callbacks=[best],
             )
     if options.predict:
         answers = model.predict(np.load(options.predict[0]), batch_size=32, verbose=0)
@@ -116,7 +122,7 @@ def build(size: int, weights: str) -> tuple[keras.Model, keras.Model]:
         keras.layers.RandomBrightness(0.15, value_range=(0, 255)),
     ):
         x = layer(x)
-    x = base(keras.applications.resnet50.preprocess_input(x), training=False)
+    x = base(keras.applications.resnet50.preprocess_input(x))  # what is frozen keeps its batch normalisation's averages
     for layer in (
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(256),

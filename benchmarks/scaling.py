@@ -63,7 +63,7 @@ def figures() -> str:
         for precision in PRECISIONS:
             hours = images / scored[precision] / 3600
             lines += [
-                f"| {images:,} | {precision} | {hours:,.1f} | {math.ceil(hours / 24):,} | {math.ceil(hours):,} | "
+                f"| {images:,} | {precision} | {hours:,.2f} | {math.ceil(hours / 24):,} | {math.ceil(hours):,} | "
                 f"{amount(images * size)} |"
             ]
     most = IMAGES[-1]

@@ -129,9 +129,13 @@ def whole_plain(cell: dict[str, Any], n: int, m: int) -> float:
 
 
 def accuracy(work: Path, recipe: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Trains both to the end where both learn: the last two stages of the base free, from `conv3_block4_out`."""
-    recipe["fine_tune"] |= {"trainable_from": "conv4_block1_1_conv", "learning_rate": 1e-4, "patience": 6}
-    recipe["train_head"] |= {"patience": 6}
+    """Trains both to the end where both learn: every layer, by AdamW, its rate a cosine to zero."""
+    rates, decay, epochs = (recipe["train_head"]["learning_rate"], 6e-4), 0.01, 8
+    recipe["features"]["views"] = epochs
+    for phase, rate in zip(("train_head", "fine_tune"), rates, strict=True):
+        recipe[phase] |= {"epochs": epochs, "patience": epochs, "learning_rate": rate}
+    recipe["fine_tune"] |= {"trainable_from": "all", "batch_norm": "trained", "weight_decay": decay}
+    recipe["fine_tune"] |= {"optimizer": "adamw", "schedule": "cosine"}
     lay_out_for_keras(work)
     pixels, split = np.load(work / "data/prepared/images.npy", mmap_mode="r"), read_split(work)
     test = split[split["split"] == "test"]
@@ -148,10 +152,9 @@ def accuracy(work: Path, recipe: dict[str, Any], seeds: int) -> dict[str, Any]:
                     run_stage(name, work)
                 run_python(work, "-c", PREDICT, str(out))
             elif not out.is_file():
-                rates = [str(recipe[phase]["learning_rate"]) for phase in ("train_head", "fine_tune")]
-                arguments = ["--trainable-from", "conv4_block1_1_conv", "--rates", *rates]
-                arguments += ["--seed", str(recipe["seed"] + seed), "--predict", str(work / "test.npy"), str(out)]
-                run_plain(work, recipe, "1", *arguments)
+                arguments = ["--trainable-from", "all", "--weight-decay", str(decay), "--epochs", str(epochs)]
+                arguments += ["--rates", *map(str, rates), "--seed", str(recipe["seed"] + seed)]
+                run_plain(work, recipe, "1", *arguments, "--predict", str(work / "test.npy"), str(out))
             answers[who] = np.load(out)
         weights = metrics.group_weights(labels, groups, 1000, 0)
         cell: dict[str, Any] = {"seed": seed}
