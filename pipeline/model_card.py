@@ -142,9 +142,25 @@ Measured on the files that are served. In brackets: 95 % intervals, bootstrap ov
 - Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
   {int8["equal_argmax"]["value"]:.1%} of images.
 - {trust_card.comparisons(measured)}
+{_folds(measured)}
 
 Wilson's intervals take images as independent, and have a width where the bootstrap has none; believe the wider:
 {", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())}."""
+
+
+def _folds(measured: dict[str, Any]) -> str:
+    """How good the recipe is where each group is held out once, if that was measured; the largest share first."""
+    if "cross_validation" not in measured:
+        return "- All of this is of one split: no grouped folds were trained (`python -m pipeline.cross_validate`)."
+    folds = measured["cross_validation"]
+    return "\n".join(
+        f"- The recipe trained anew on each of {folds['folds']} grouped folds, about {found['trained_on']:.0f} images "
+        f"({float(share):.0%} of the training groups):\n  balanced accuracy {interval(found['balanced_accuracy'])} on "
+        f"{found['images']} images in {found['groups']} groups, each held out once; single folds "
+        + ", ".join(f"{value:.3f}" for value in found["each_fold"])
+        + "."
+        for share, found in sorted(folds["by_share"].items(), key=lambda item: -float(item[0]))
+    )
 
 
 def _colour(measured: dict[str, Any], name: str) -> str:

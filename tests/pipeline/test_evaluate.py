@@ -263,6 +263,8 @@ class TestFiles:
     ) -> None:
         make_project(tmp_path, patients=2)
         monkeypatch.chdir(tmp_path)
+        evaluate.main()
+        assert "no grouped folds were trained" in Path("reports/model_card.md").read_text()
         recipe = params.load()
         value = {"value": 0.5, "low": 0.4, "high": 0.6}
         point = {"images": 24, "groups": 8, "trained_on": 12, "each_fold": [0.4, 0.6], "recall_benign": value}
@@ -276,6 +278,10 @@ class TestFiles:
         assert json.loads(Path("reports/metrics.json").read_text())["cross_validation"] == folds
         drawn = base64.b64encode(Path("reports/figures/learning_curve.png").read_bytes()).decode()
         assert drawn in Path("reports/report.html").read_text()
+        card = Path("reports/model_card.md").read_text()
+        assert "2 grouped folds, about 12 images (100% of the training groups)" in card
+        assert "balanced accuracy 0.500 [0.400, 0.600] on 24 images in 8 groups, each held out once" in card
+        assert "single folds 0.400, 0.600." in card
         assert evaluate.read_cross_validation(recipe.model_copy(update={"seed": recipe.seed + 1})) == {}
 
     def test_predictions_are_the_test_split_and_say_why_an_image_is_referred(
