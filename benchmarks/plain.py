@@ -67,11 +67,13 @@ def main() -> None:
     for phase, rate in zip((1, 2), options.rates, strict=True):
         if phase == 2:
             base.trainable = True
-            if options.trainable_from != "all":
-                names = [layer.name for layer in base.layers]
-                for layer in base.layers:
-                    below = names.index(layer.name) < names.index(options.trainable_from)
-                    layer.trainable = not below and not isinstance(layer, keras.layers.BatchNormalization)
+            names = [layer.name for layer in base.layers]
+            for layer in base.layers:
+                is_norm = isinstance(layer, keras.layers.BatchNormalization)
+                if options.trainable_from != "all":
+                    layer.trainable = not is_norm and names.index(layer.name) >= names.index(options.trainable_from)
+                elif is_norm:
+                    layer.momentum = 0.9  # as the recipe's: with 0.99 the averages lag behind for hundreds of steps
         optimizer = keras.optimizers.Adam(rate)
         if phase == 2 and options.weight_decay:
             cosine = keras.optimizers.schedules.CosineDecay(rate, len(train) * options.epochs)
