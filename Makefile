@@ -8,6 +8,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
+# As pip does: a hospital's proxy signs with a certificate that only the machine knows.
+export UV_SYSTEM_CERTS := true
 
 .PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
 
