@@ -40,8 +40,12 @@ def install(service: Service) -> None:
             server.handle_exit(number, frame)
             return
         service.draining = True
+        # Not logged from here: the signal may have come in the middle of another line, and stderr is not reentrant.
+        loop.call_soon_threadsafe(begin)
+
+    def begin() -> None:
         log.info("stopping", extra={"grace_seconds": grace})
-        loop.call_soon_threadsafe(loop.call_later, grace, close_port)
+        loop.call_later(grace, close_port)
 
     def close_port() -> None:
         for listener in server.servers:

@@ -1,5 +1,7 @@
 """The server as a process: how it starts, what it logs, how it stops."""
 
+import fcntl
+import json
 import os
 import re
 import resource
@@ -84,6 +86,28 @@ def test_sigterm_lets_a_request_in_flight_finish_and_exits_0(model_file: Path, t
             connection.sendall(BLUE[100:])
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         assert server.process.wait(timeout=20) == 0
+
+
+def test_sigterm_is_obeyed_that_comes_in_the_middle_of_a_log_line(model_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serving", "--port", "0", "--cache-dir", tmp_path, "--model", model_file]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, env=buffered) as process:
+        try:
+            assert process.stderr
+            fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+            line = next(line for line in process.stderr if b"Uvicorn running on" in line)
+            url = json.loads(line)["message"].split()[3]
+            with pytest.raises(httpx.ReadTimeout):  # the pipe is full: it waits to write its line
+                for _ in range(1000):
+                    httpx.post(f"{url}/predict", content=BLUE, timeout=2)
+            process.terminate()
+            time.sleep(0.5)
+            log = process.stderr.read().decode()  # room again, to the end
+            assert '"stopping"' in log
+            assert "Traceback" not in log
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
 
 
 def test_it_may_hold_as_many_connections_as_the_system_allows(model_file: Path, tmp_path: Path) -> None:
