@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, nargs=2, default=(15, 15), help="of each phase")
     parser.add_argument("--steps", type=int, help="time so many steps of each phase")
     parser.add_argument("--trainable-from", default="conv5_block1_1_relu", help="a layer's name, or all")
     parser.add_argument("--rates", type=float, nargs=2, default=(1e-3, 1e-5))
@@ -64,7 +64,7 @@ def main() -> None:
     balanced = {label: sum(counts) / (len(counts) * count) for label, count in enumerate(counts)}  # as the recipe's
     model, base = build(options.size, options.weights)
     report = {}
-    for phase, rate in zip((1, 2), options.rates, strict=True):
+    for phase, rate, epochs in zip((1, 2), options.rates, options.epochs, strict=True):
         if phase == 2:
             base.trainable = True
             names = [layer.name for layer in base.layers]
@@ -76,7 +76,7 @@ def main() -> None:
                     layer.momentum = 0.9  # as the recipe's: with 0.99 the averages lag behind for hundreds of steps
         optimizer = keras.optimizers.Adam(rate)
         if phase == 2 and options.weight_decay:
-            cosine = keras.optimizers.schedules.CosineDecay(rate, len(train) * options.epochs)
+            cosine = keras.optimizers.schedules.CosineDecay(rate, len(train) * epochs)
             optimizer = keras.optimizers.AdamW(cosine, weight_decay=options.weight_decay)
         model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
         times = Times()
@@ -96,11 +96,11 @@ def main() -> None:
                 "start": times.train[1] - begun,  # tracing and two steps
             }
         else:
-            best = keras.callbacks.EarlyStopping(patience=options.epochs, restore_best_weights=True)
+            best = keras.callbacks.EarlyStopping(patience=epochs, restore_best_weights=True)
             model.fit(
                 train,
                 validation_data=val,
-                epochs=options.epochs,
+                epochs=epochs,
                 class_weight=balanced,
                 verbose=2,
                 callbacks=[best],
