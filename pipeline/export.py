@@ -126,7 +126,8 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
             done,
             _Images(pixels),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Add", "MaxPool"],
+            # With Relu it rounds once, behind it; without, also what is only there to be cut off, in a step of its own.
+            op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
             nodes_to_exclude=_after_pooling(onnx.load(ready)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

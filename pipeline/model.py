@@ -28,13 +28,14 @@ def strategy() -> tf.distribute.Strategy:
 def precision() -> str:
     """What training computes in here, as a Keras policy; the weights stay in float32.
 
-    Half precision where the processor multiplies matrices of it: a GPU, or AMX (Intel, from 2023), where
-    bfloat16 trains twice as fast as float32.
+    Half precision where the processor multiplies in it: a GPU; AMX (Intel, from 2023), where bfloat16 trains twice as
+    fast as float32; AVX-512 BF16 (AMD, from 2022), where it takes two thirds to three quarters of the time.
     """
     if tf.config.list_logical_devices("GPU"):
         return "mixed_float16"
     cpuinfo = Path("/proc/cpuinfo")
-    return "mixed_bfloat16" if cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text() else "float32"
+    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
 
 
 def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
