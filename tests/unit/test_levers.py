@@ -1,5 +1,7 @@
 """The levers that benchmarks/levers.py measures, and the folds it measures them on."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +28,9 @@ TRAIN, OTHERS = smears(12, (1.0, 1.0, 1.0)), smears(4, (1.0, 0.85, 0.75))
 
 
 @pytest.mark.parametrize("fit", [levers.reinhard, levers.macenko])
-def test_a_normalisation_brings_another_stain_to_the_training_images(fit: levers.Pixels) -> None:
+def test_a_normalisation_brings_another_stain_to_the_training_images(
+    fit: Callable[[np.ndarray], levers.Pixels],
+) -> None:
     before = np.abs(OTHERS.mean((0, 1, 2)) - TRAIN.mean((0, 1, 2))).max()
     after = fit(TRAIN)(OTHERS)
     assert (after.shape, after.dtype) == (OTHERS.shape, np.uint8)
