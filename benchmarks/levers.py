@@ -137,6 +137,22 @@ def mixup(rng: np.random.Generator, pixels: np.ndarray, targets: np.ndarray) -> 
     return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[other]
 
 
+class Average(keras.callbacks.Callback):
+    """The weights' moving average (EMA) over all fits; the optimizer's own would replace them at each fit's end."""
+
+    def __init__(self, variables: list[keras.Variable]) -> None:
+        super().__init__()
+        self.variables, self.means = variables, [variable.numpy() for variable in variables]
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        for mean, variable in zip(self.means, self.variables, strict=True):
+            mean += (1 - EMA) * (variable.numpy() - mean)
+
+    def put_in_place(self) -> None:
+        for mean, variable in zip(self.means, self.variables, strict=True):
+            variable.assign(mean)
+
+
 LEVERS = (
     Lever("baseline"),  # answers with EMA's weights too, and those over the square's symmetries
     Lever("no class weights", balanced=False),
@@ -233,16 +249,17 @@ def train(
     part = model.trainable_part(forward.base_model(recipe), None, bn_momentum=0.9, precision=model.precision())
     model.set_trainable(part, lambda name: True, batch_norm=True)
     rate = keras.optimizers.schedules.CosineDecay(RATE, -(-len(labels) // BATCH) * EPOCHS)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=DECAY, use_ema=True, ema_momentum=EMA)
-    part.compile(optimizer, lever.loss(), jit_compile=False)
+    part.compile(keras.optimizers.AdamW(rate, weight_decay=DECAY), lever.loss(), jit_compile=False)
+    average = Average(part.trainable_variables)
     work = views.Work(recipe.augment, seed)
     for epoch in range(EPOCHS):
         rng = np.random.default_rng([seed, epoch])
         view = views.augmented(work, views.Batch(epoch, mine, known["sha256"].tolist()))
         inputs, targets = lever.epoch(rng, view, np.eye(classes, dtype=np.float32)[labels])
-        part.fit(Batches(inputs, targets, weights, BATCH, rng.permutation(len(labels))), shuffle=False, verbose=0)
+        batches = Batches(inputs, targets, weights, BATCH, rng.permutation(len(labels)))
+        part.fit(batches, shuffle=False, verbose=0, callbacks=[average])
     answers = {"last": part.predict(asked, verbose=0)}
-    optimizer.finalize_variable_values(part.trainable_variables)
+    average.put_in_place()
     answers["EMA of the weights"] = part.predict(asked, verbose=0)
     turned = [part.predict(each, verbose=0) for each in dihedral.symmetries(asked)]
     return answers | {"EMA, and D4 at test time": np.mean(turned, axis=0)}

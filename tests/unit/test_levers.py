@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,3 +91,23 @@ def test_the_table_has_a_row_a_lever_and_differences_from_the_baseline() -> None
     text = levers.table({"baseline": {"A": cell(0.9, 0.0)}, "MixUp": {"A": cell(0.8, -0.1)}})
     assert "| baseline | 0.900 |  |" in text
     assert "| MixUp | 0.800 | -0.100 [-0.100, 0.100] |" in text
+
+
+def test_the_average_follows_the_weights_and_leaves_the_training_alone() -> None:
+    def fitted(averaged: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The weights as trained, and after the average has been put in place."""
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        network.compile(keras.optimizers.SGD(0.1), "mse")
+        average = levers.Average(network.trainable_variables)
+        for _ in range(3):
+            callbacks = [average] if averaged else []
+            network.fit(np.ones((8, 2)), np.full(8, 5.0), batch_size=4, verbose=0, callbacks=callbacks)
+        last = network.get_weights()[0].copy()
+        average.put_in_place()
+        return last, network.get_weights()[0]
+
+    (plain, first), (last, mean) = fitted(False), fitted(True)
+    assert np.allclose(last, plain)
+    assert (np.minimum(first, last) < mean).all()
+    assert (mean < np.maximum(first, last)).all()
