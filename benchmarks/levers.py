@@ -170,13 +170,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
-    parser.add_argument("--levers", nargs="+", choices=[each.name for each in LEVERS], default=None)
+    names = [each.name for each in LEVERS]
+    parser.add_argument("--levers", nargs="+", choices=names, default=names, help="beside the baseline")
     parser.add_argument("--work", type=Path, help="keep what was made here, and go on from it")
     options = parser.parse_args()
     for path in (options.folder, options.weights):
         if not path.exists():
             raise Problem(f"{path} is absent; give --folder and --weights")
-    chosen = [each for each in LEVERS if each.name == "baseline" or each.name in (options.levers or [each.name])]
+    chosen = [each for each in LEVERS if each.name in {"baseline", *options.levers}]
     with tempfile.TemporaryDirectory() as made:
         work = (options.work or Path(made)).resolve()
         work.mkdir(parents=True, exist_ok=True)
