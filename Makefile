@@ -29,7 +29,7 @@ repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or cnmc2019, demo) after ma
 mlflow-ui: .venv/.ready  ## the embedded MLflow at localhost:5000
 	mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)
 
-test: .venv/.ready .venv-serving/.ready lint  ## lint, types and tests, all but the slow ones
+test: .venv/.ready .venv-serving/.ready .venv-sbom/.ready lint  ## lint, types and tests, all but the slow ones
 	pytest -m "not slow"
 
 test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each
@@ -73,6 +73,7 @@ lint: .venv/.ready
 lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what still fits
 	@# One resolution for all: the smaller locks are parts of dev.txt.
 	cd requirements && $(LOCK) dev.in -o dev.txt
+	cd requirements && $(LOCK) sbom.in -o sbom.txt
 	cd requirements && for name in pipeline ray serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
 	cd requirements && $(LOCK) gpu.in --override gpu-overrides.txt -c dev.txt -o gpu.txt
 	cd requirements && $(LOCK) ../mlflow/requirements.in -c dev.txt -o ../mlflow/requirements.txt
@@ -82,9 +83,10 @@ LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --
 licences: .venv/.ready .venv-serving/.ready  ## docs/licences.md, and whether every licence is allowed
 	python -m deploy.licences
 
-sbom: .venv/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
-	mkdir -p reports/sbom
-	for name in serving pipeline ray; do cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file reports/sbom/$$name.json || exit 1; done
+SBOM := reports/sbom
+sbom: .venv-sbom/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
+	mkdir -p $(SBOM)
+	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done
 
 clean:  ## forget all that was made, but not the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp
@@ -103,4 +105,11 @@ clean:  ## forget all that was made, but not the environments
 	$(PYTHON) -m venv .venv-serving
 	uv pip install -q --python .venv-serving --require-hashes -r requirements/serving.txt || \
 	  .venv-serving/bin/pip install -q --require-hashes -r requirements/serving.txt
+	touch $@
+
+# What it brings would slow the import of Great Expectations by half.
+.venv-sbom/.ready: requirements/sbom.txt .venv/.ready
+	$(PYTHON) -m venv .venv-sbom
+	uv pip install -q --python .venv-sbom --require-hashes -r requirements/sbom.txt || \
+	  .venv-sbom/bin/pip install -q --require-hashes -r requirements/sbom.txt
 	touch $@
