@@ -35,12 +35,7 @@ def main() -> None:
             cut = model.boundary(whole, recipe.fine_tune.trainable_from)
             learner = model.trainable_part(whole, cut, bn_momentum=0.9, precision=model.precision())
             model.set_trainable(learner, lambda name: True, batch_norm=True)
-        learner.compile(
-            keras.optimizers.Adam(recipe.train_head.learning_rate),
-            "sparse_categorical_crossentropy",
-            metrics=["accuracy"],
-            jit_compile=False,  # on the CPU XLA makes it up to five times slower
-        )
+        training.compiled(learner, keras.optimizers.Adam(recipe.train_head.learning_rate))
 
     weights = training.class_weights(train_labels, len(recipe.classes), recipe.train_head.class_weights)
     state = stage.STATE / "train_head" / _state_key(recipe, data)

@@ -36,7 +36,7 @@ with strategy.scope():
     for units in (32, 16):
         x = keras.layers.Dense(units, "relu")(x)
     network = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
-    network.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    training.compiled(network, keras.optimizers.Adam(1e-3))
 history = training.fit(
     network,
     epoch_data=lambda epoch: training.Views(views, labels, weights, 36, 0, epoch),  # the last batch is 24

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from pipeline import model, training
 
@@ -24,10 +25,9 @@ def toy() -> keras.Model:
     x = inputs = keras.Input((16,))
     for layer in (keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)):
         x = layer(x)
-    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
     rate = keras.optimizers.schedules.CosineDecay(0.01, 100)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    return training.compiled(model, keras.optimizers.Adam(rate))
 
 
 def fit(
@@ -78,7 +78,7 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
         whole = model.build(64, 4)
         part = model.trainable_part(whole, model.boundary(whole, "conv5_block1_1_relu"), bn_momentum=0.9)
         views = np.random.default_rng(0).uniform(0, 2, (1, 24, *part.input_shape[1:])).astype(np.float32)
-        part.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        training.compiled(part, keras.optimizers.Adam(1e-3))
         training.fit(
             part,
             epoch_data=lambda epoch: training.Views(views, labels, np.ones(24, np.float32), 8, 0, epoch),
@@ -92,6 +92,22 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
 
     for a, b in zip(train(tmp_path / "a"), train(tmp_path / "b"), strict=True):
         assert np.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_step_is_traced_once(tmp_path: Path) -> None:
+    traced = []
+
+    class Watched(keras.layers.Layer):
+        def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+            traced.append(training)
+            return x
+
+    inputs = keras.Input((16,))
+    network = keras.Model(inputs, keras.layers.Dense(3, "softmax")(Watched()(inputs)))
+    training.compiled(network, keras.optimizers.Adam(1e-3))
+    traced.clear()
+    network.fit(training.Batches(VIEWS[0], LABELS, np.ones(96, np.float32), 32, np.arange(96)), epochs=2, verbose=0)
+    assert traced == [True]
 
 
 def test_it_keeps_the_weights_of_the_epoch_with_the_least_validation_loss(tmp_path: Path) -> None:
