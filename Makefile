@@ -107,7 +107,7 @@ clean:  ## forget all that was made, but not the environments
 	  .venv-serving/bin/pip install -q --require-hashes -r requirements/serving.txt
 	touch $@
 
-# What it brings would slow the import of Great Expectations by half.
+# Apart, since what it brings slows every import of Great Expectations (docs/decisions, 37).
 .venv-sbom/.ready: requirements/sbom.txt .venv/.ready
 	$(PYTHON) -m venv .venv-sbom
 	uv pip install -q --python .venv-sbom --require-hashes -r requirements/sbom.txt || \

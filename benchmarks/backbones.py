@@ -7,7 +7,7 @@ which network learns fastest from 600 images. It says nothing about pretrained w
 
 Reads:  params.yaml, data/raw/, data/manifest.csv, data/source.json (of the demo)
 Writes: benchmarks/results/backbones.json
-Run:    python -m benchmarks.backbones [--latency-only]     (about 40 minutes, latency alone 5; a quiet machine)
+Run:    python -m benchmarks.backbones [--latency-only]     (about 45 minutes, latency alone 5; a quiet machine)
 """
 
 import argparse

@@ -9,7 +9,7 @@ Goes on with --work: each answer is a file there.
 
 Reads:  a folder of the four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/levers.json, and prints the table
-Run:    python -m benchmarks.levers [--levers baseline focal …] [--work FOLDER]     (about 5 minutes a lever and fold)
+Run:    python -m benchmarks.levers [--levers baseline focal …] [--work FOLDER]     (about 8 minutes a lever and fold)
 """
 
 import argparse

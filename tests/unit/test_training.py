@@ -94,7 +94,7 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
         assert np.allclose(a, b, rtol=0, atol=1e-5)
 
 
-def test_a_step_is_traced_once(tmp_path: Path) -> None:
+def test_a_step_is_traced_once() -> None:
     traced = []
 
     class Watched(keras.layers.Layer):
