@@ -43,7 +43,7 @@ test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed
 	test -f models/model.keras || dvc repro
 	python -m benchmarks.model224 --out $@
 
-bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside six others (about 50 minutes)
+bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside six others (about an hour)
 	python -m benchmarks.serving --models $<
 
 bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time a request outside decoding and the model, beside a naive app

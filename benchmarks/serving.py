@@ -3,7 +3,7 @@
 Each round starts every server once, in an order of its own; a server answers every load before the next one starts.
 Closed loop with 1 and 8 clients, then arrivals at random (Poisson) at 50, 80, 100 and 300 % of what this server gave
 with 8 clients a moment before. Every server's answers are compared with the bare loop's before it is timed.
-Tables show medians of the rounds and, in brackets, their range. A quiet machine is needed, and about 50 minutes.
+Tables show medians of the rounds and, in brackets, their range. A quiet machine is needed, and about an hour.
 
 Writes: benchmarks/results/serving.json (every cell, the machine, all versions)
 Run:    python -m benchmarks.serving --models FOLDER     (FOLDER: of python -m benchmarks.model224)
