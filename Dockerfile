@@ -24,6 +24,7 @@ RUN python3.11 -m venv --without-pip /opt/venv \
 FROM python:3.11.14-slim-bookworm AS serving
 COPY --from=serving-packages /opt/venv /opt/venv
 # The folder mlflow/ stays out: where MLflow were missing, `import mlflow` would find it instead.
+COPY leukdetect /app/leukdetect
 COPY serving /app/serving
 # Versions that were served, and feedback: a volume, so that a start needs no registry.
 COPY --from=serving-packages --chown=10001:10001 /var/lib/leukdetect /var/lib/leukdetect

@@ -14,6 +14,6 @@ case $1 in
     dvc repro register || exit 1
     dvc push register
     ;;
-  report) python -m pipeline.comment --base "$BASE" ;;
+  report) python -m pipeline.reporting.pull_request --base "$BASE" ;;
   *) echo "error: no step $1" >&2 && exit 2 ;;
 esac

@@ -25,10 +25,12 @@ import numpy as np
 import yaml
 
 from benchmarks.servers import ROOT
-from pipeline import calibrate, convert, export, graph, model, params, stage
-from pipeline.backbones import BACKBONES
+from leukdetect.runtime import cpus, open_session, run
+from pipeline import calibrate, export, params, stage
+from pipeline.model_file import graph
+from pipeline.network import classifier, to_onnx
+from pipeline.network.backbones import BACKBONES
 from pipeline.stage import Problem
-from serving.session import cpus, open_session, run
 
 SIZE, DEMO_SIZE = 224, 80
 DATA = ("data/raw", "data/manifest.csv", "data/source.json")
@@ -62,10 +64,10 @@ def latencies(folder: Path, rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     files: dict[tuple[str, str], Path] = {}
     for name in BACKBONES:
-        whole = model.build(SIZE, 4, name)
-        width, low_level = (maps.shape[-1] for maps in (model.feature_maps(whole), model.low_level(whole)))
+        whole = classifier.build(SIZE, 4, name)
+        width, low_level = (maps.shape[-1] for maps in (classifier.feature_maps(whole), classifier.low_level(whole)))
         space = calibrate.fit_unlikeness(rng.random((80, low_level)), rng.integers(0, 4, 80), 64)
-        proto = convert.to_onnx(graph.contract_function(whole, 1.0, space), SIZE, whole.weights)
+        proto = to_onnx.to_onnx(graph.contract_function(whole, 1.0, space), SIZE, whole.weights)
         results[name] = {"parameters": whole.count_params(), "embedding": width}
         for precision, made in (("fp32", proto), ("int8", export.quantise(proto, images))):
             files[name, precision] = folder / f"{name}.{precision}.onnx"

@@ -41,9 +41,9 @@ def main() -> None:
 
 def with_serving(model: Path, threads: int) -> Classify:
     """As `serving` decodes and runs, batch 1."""
-    from serving import images
-    from serving.contract import ANSWER
-    from serving.session import open_session, run
+    from leukdetect import images
+    from leukdetect.contract import ANSWER
+    from leukdetect.runtime import open_session, run
 
     session = open_session(model, threads)
     size = session.get_inputs()[0].shape[1]

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import softmax
 
-from pipeline import calibrate, metrics, onnx_model, params, prepare, stage
+from pipeline import calibrate, params, prepare, stage
+from pipeline.evaluation import metrics
+from pipeline.model_file import onnx_model
 
 METRICS = ("balanced accuracy", "ECE", "Brier", "NLL")
 

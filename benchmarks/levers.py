@@ -26,10 +26,12 @@ import pandas as pd
 from PIL import Image, ImageFilter
 
 from benchmarks import dihedral, training
-from pipeline import forward, metrics, model, params, prepare, stage, views
+from leukdetect import images
+from pipeline import params, prepare, stage
+from pipeline.evaluation import metrics
+from pipeline.network import classifier, frozen, views
+from pipeline.network.training import Batches, class_weights
 from pipeline.stage import Problem
-from pipeline.training import Batches, class_weights
-from serving import images
 
 SIZE, EPOCHS, BATCH, RATE, DECAY = 64, 16, 32, 6e-4, 0.01
 EMA = 0.99
@@ -247,8 +249,8 @@ def train(
     mine, asked = change(pixels[known.index]), change(pixels[held_out.index])
     weights = class_weights(labels, classes, lever.balanced)
 
-    part = model.trainable_part(forward.base_model(recipe), None, bn_momentum=0.9, precision=model.precision())
-    model.set_trainable(part, lambda name: True, batch_norm=True)
+    part = classifier.trainable_part(frozen.base_model(recipe), None, bn_momentum=0.9, precision=classifier.precision())
+    classifier.set_trainable(part, lambda name: True, batch_norm=True)
     rate = keras.optimizers.schedules.CosineDecay(RATE, -(-len(labels) // BATCH) * EPOCHS)
     part.compile(keras.optimizers.AdamW(rate, weight_decay=DECAY), lever.loss(), jit_compile=False)
     average = Average(part.trainable_variables)

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import calibrate, model, params, stage
+from leukdetect.contract import FILES
+from pipeline import calibrate, params, stage
+from pipeline.network import classifier
 from pipeline.stage import Problem
-from serving.contract import FILES
 
 ROOT = Path(__file__).parents[1]
 SIZE = 224
@@ -56,8 +57,8 @@ def build(folder: Path) -> None:
         (folder / name).symlink_to(Path(name).resolve())
 
     trained = calibrate.load_model()
-    enlarged = model.build(SIZE, len(recipe["classes"]), recipe["model"]["backbone"])
-    model.copy_weights(trained, enlarged)
+    enlarged = classifier.build(SIZE, len(recipe["classes"]), recipe["model"]["backbone"])
+    classifier.copy_weights(trained, enlarged)
     (folder / "models").mkdir()
     enlarged.save(folder / "models/model.keras")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import smears
+from pipeline.data import smears
 
 SIZES = {"1024x768": (1024, 768), "224x224": (224, 224)}
 

@@ -27,8 +27,8 @@ from PIL import Image
 from benchmarks import load, pictures, report, servers
 from benchmarks.report import Verdict
 from benchmarks.servers import BOUNDARY, ROOT, SERVERS, UPLOAD
+from leukdetect.contract import FILES
 from pipeline import stage
-from serving.contract import FILES
 
 PATHS = ("/livez", "/readyz")
 EVERY = 0.02  # seconds from one probe to the next

@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks import pictures, report
 from benchmarks.report import LOOP, At
 from benchmarks.serving import machine
+from leukdetect.contract import FILES
 from pipeline import stage
 from pipeline.stage import Problem
-from serving.contract import FILES
 
 ROOT = Path(__file__).parents[1]
 SIZE = "1024x768"

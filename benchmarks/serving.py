@@ -29,9 +29,9 @@ from benchmarks import load, pictures, report, servers
 from benchmarks.process import Running, ServerError
 from benchmarks.report import CLIENTS, DEADLINE, LOOP, SHARES, Cell
 from benchmarks.servers import OURS, ROOT, SERVERS, Server
+from leukdetect.contract import FILES
 from pipeline import stage
 from pipeline.stage import Problem
-from serving.contract import FILES
 
 MAX_SECONDS = 60  # of a closed loop, however slow the server
 TOLERANCE = 0.01  # between a server's probabilities and the bare loop's; batches and libraries round differently

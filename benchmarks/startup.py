@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks import load, pictures, report, servers
 from benchmarks.report import At, Verdict
 from benchmarks.servers import NAIVE, ROOT, SERVERS
+from leukdetect.contract import FILES
 from pipeline import stage
-from serving.contract import FILES
 
 SIZE = "1024x768"
 READY_SECONDS, RSS_MB = 3.0, 450.0  # of INT8

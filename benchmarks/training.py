@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline import metrics, stage
+from pipeline import stage
+from pipeline.evaluation import metrics
 from pipeline.stage import Problem
 
 ROOT = Path(__file__).parents[1]

@@ -24,9 +24,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from serving import contract, drift, images
-from serving.contract import Reference
-from serving.session import cpus, open_session, run
+from leukdetect import contract, drift, images
+from leukdetect.contract import Reference
+from leukdetect.runtime import cpus, open_session, run
 
 ALARM = 3  # exit code
 REFERENCE, WINDOW, BAD = "#7f8ca3", "#2f5597", "#9b1c2e"

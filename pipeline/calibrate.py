@@ -16,10 +16,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import balanced_accuracy_score
 
-from pipeline import model, params, prepare, stage
+from leukdetect import images
+from pipeline import params, prepare, stage
 from pipeline.fine_tune import MODEL
+from pipeline.network import classifier
 from pipeline.stage import Problem
-from serving import images
 
 CALIBRATION = Path("models/calibration.json")
 UNLIKENESS = Path("models/unlikeness.npz")
@@ -85,7 +86,7 @@ def load_model() -> keras.Model:
 
 def forward(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Logits [n, C] and `model.low_level` features [n, L] of rows of prepared images."""
-    outputs = [whole.get_layer("logits").output, model.low_level(whole)]
+    outputs = [whole.get_layer("logits").output, classifier.low_level(whole)]
     trunk = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
     parts = [
         [tensor.numpy() for tensor in trunk(pixels[rows[start : start + batch]], training=False)]

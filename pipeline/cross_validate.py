@@ -5,7 +5,8 @@ costs k trainings a share, on less data than the model itself has, and says how 
 Goes on where it was interrupted. `dvc repro` then brings the figures to reports/metrics.json, the report and MLflow.
 
 Reads:  data/prepared/, params.yaml
-Writes: reports/cross_validation.json, reports/cross_validation.csv (for pipeline.compare), reports/cross_validation.png
+Writes: reports/cross_validation.json, reports/cross_validation.csv (for pipeline.evaluation.compare),
+        reports/cross_validation.png
 Run:    python -m pipeline.cross_validate [--folds 3] [--shares 0.25 0.5 1]
 """
 
@@ -21,8 +22,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline import baselines, folds, learning_curve, params, plots, prepare, stage
+from pipeline import params, prepare, stage
+from pipeline.data import folds
+from pipeline.evaluation import baselines, learning_curve
 from pipeline.params import Params
+from pipeline.reporting import plots
 from pipeline.stage import Problem
 
 JSON, CSV, PNG = (Path(f"reports/cross_validation.{kind}") for kind in ("json", "csv", "png"))

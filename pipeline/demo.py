@@ -14,7 +14,8 @@ from pathlib import Path
 
 import requests
 
-from pipeline import params, prepare, stage, tracking
+from pipeline import params, prepare, stage
+from pipeline.registry import tracking
 from pipeline.stage import Problem
 
 SERVER_PYTHON = Path(".venv-serving/bin/python")  # no TensorFlow in there

@@ -26,9 +26,11 @@ from mlflow import MlflowClient
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from pipeline import onnx_model, params, stage, tracking
+from leukdetect.contract import FILES, Contract
+from pipeline import params, stage
+from pipeline.model_file import onnx_model
+from pipeline.registry import tracking
 from pipeline.stage import Problem
-from serving.contract import FILES, Contract
 
 TIMEOUT = 180.0  # seconds until every server serves the version: its next turn, a download, a warm-up
 IN_A_ROW = 20  # answers of one version, each over a connection of its own: an address may stand for several servers

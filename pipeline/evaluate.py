@@ -16,28 +16,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pipeline import (
-    audit,
-    baselines,
-    datasheet,
-    explanation_figures,
-    explanations,
-    html_report,
-    learning_curve,
-    metrics,
-    metrics_schema,
-    model_card,
-    onnx_model,
-    params,
-    plots,
-    prepare,
-    slices,
-    smears,
-    stage,
-    trust,
-)
-from pipeline.headline import Answers, agreement, answer, headline, hits, per_class, wilson
-from pipeline.onnx_model import FP32, INT8, OnnxModel
+from pipeline import params, prepare, stage
+from pipeline.data import smears
+from pipeline.evaluation import baselines, explanations, learning_curve, metrics, schema, sections, shortcuts, slices
+from pipeline.evaluation.classification import Answers, agreement, answer, headline, hits, per_class, wilson
+from pipeline.model_file import onnx_model
+from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
+from pipeline.reporting import datasheet, explanation_figures, html_page, model_card, plots
 from pipeline.stage import Problem
 
 SOURCE = Path("data/source.json")
@@ -95,15 +80,15 @@ def main() -> None:
         "mcnemar_over_colour": metrics.mcnemar(answers.predicted == labels, by_colour == labels),
         "margin_over_colour": metrics.paired_bootstrap(labels, answers.predicted, by_colour, groups, n, seed),
         "audit": {"corner_only": hits(labels, by_corner, len(keys), weights)}
-        | audit.measure(lambda changed: predicted_by(fp32, changed), pixels, labels, weights, corner),
+        | shortcuts.measure(lambda changed: predicted_by(fp32, changed), pixels, labels, weights, corner),
     }
-    held_out = trust.sample(images, test, recipe)
-    measured |= trust.measure(fp32, int8, held_out, recipe)
+    held_out = sections.sample(images, test, recipe)
+    measured |= sections.measure(fp32, int8, held_out, recipe)
     measured |= read_cross_validation(recipe)
     cells = smears.cell_masks(held_out.paths, images.shape[1], seed) if source["source"] == "demo" else None
     measured["explanations"] = explanations.measure(fp32, pixels, labels, held_out.weights, seed, cells)
     report = plain(measured)
-    metrics_schema.check(report)
+    schema.check(report)
 
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
@@ -119,9 +104,9 @@ def main() -> None:
     with stage.writing(DATASHEET) as path:
         path.write_text(sheet)
     with stage.writing(DATASHEET_PAGE) as path:
-        path.write_text(html_report.render_datasheet(sheet))
+        path.write_text(html_page.render_datasheet(sheet))
     with stage.writing(REPORT) as path:
-        path.write_text(html_report.render(card, sheet, FIGURES, pictures=bool(source.get("thumbnails"))))
+        path.write_text(html_page.render(card, sheet, FIGURES, pictures=bool(source.get("thumbnails"))))
     print(model_card.table(report, n))
 
 
@@ -226,7 +211,7 @@ def write_plots(
 
 
 def write_figures(
-    held_out: trust.Sample,
+    held_out: sections.Sample,
     pixels: np.ndarray,
     labels: np.ndarray,
     answers: Answers,
@@ -250,7 +235,7 @@ def write_figures(
             "reliability": plots.reliability(answers.confidence, correct, fp32["ece"]),
             "training_curves": plots.training_curves(history),
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
-            **trust.figures(model, held_out, measured),
+            **sections.figures(model, held_out, measured),
             "explanations": explanation_figures.tests(measured["explanations"]),
             "overlays": explanation_figures.overlays(explanations.maps(model, pixels), labels, names, cells),
         }

@@ -21,25 +21,16 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
-from pipeline import (
-    calibrate,
-    conformal,
-    convert,
-    graph,
-    onnx_model,
-    params,
-    prepare,
-    reference,
-    similar,
-    smears,
-    stage,
-    tracking,
-)
-from pipeline.onnx_model import FP32, INT8
+from leukdetect import contract, images
+from leukdetect.similar import Index, metadata
+from pipeline import calibrate, params, prepare, stage
+from pipeline.data import smears
+from pipeline.model_file import drift_reference, graph, onnx_model, prediction_sets, similar_index
+from pipeline.model_file.onnx_model import FP32, INT8
+from pipeline.network import to_onnx
 from pipeline.params import Params
+from pipeline.registry import tracking
 from pipeline.stage import Problem
-from serving import contract, images
-from serving.similar import Index, metadata
 
 PARITY = Path("reports/parity.json")
 PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONNX
@@ -54,32 +45,32 @@ def main() -> None:
     pixels, train = prepare.read("train")
     size = recipe.prepare.image_size
 
-    proto = convert.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size, whole.weights)
+    proto = to_onnx.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size, whole.weights)
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
     quantised = quantise(proto, pixels[np.sort(chosen)])
     _, val = prepare.read("val")
     quantised, _ = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
 
     facts = _facts(recipe, calibration)
-    indexed = train.iloc[similar.choose(train["label"].to_numpy(), recipe.seed)]
+    indexed = train.iloc[similar_index.choose(train["label"].to_numpy(), recipe.seed)]
     pictures = pixels[indexed.index] if _source().get("thumbnails") else None
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
             answers = _answers(made, pixels[val.index])
             own = {  # what is true of this very graph's answers to the validation images
                 "precision": precision,
-                "prediction_sets": conformal.fit(
+                "prediction_sets": prediction_sets.fit(
                     answers["probabilities"], val["label"].to_numpy(), recipe.calibrate.set_error
                 ),
-                "reference": reference.fit(
-                    reference.signals(pixels[val.index], answers),
+                "reference": drift_reference.fit(
+                    drift_reference.signals(pixels[val.index], answers),
                     val["group"].tolist(),
                     len(recipe.classes),
                     recipe.seed,
                 ),
             }
             embedding = _answers(made, pixels[indexed.index])["embedding"]
-            index = similar.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), pictures)
+            index = similar_index.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), pictures)
             _save(made, path, recipe, facts | own, index)
 
     parity = _parity(whole, calibration["temperature"], pixels)

@@ -23,10 +23,12 @@ from typing import BinaryIO, Literal
 import numpy as np
 import pandas as pd
 
-from pipeline import cluster, params, prepare, stage, tracking, views
+from pipeline import cluster, params, prepare, stage
+from pipeline.network import views
+from pipeline.network.views import Batch, Forward, Stored, Work
 from pipeline.params import Params
+from pipeline.registry import tracking
 from pipeline.stage import Problem
-from pipeline.views import Batch, Forward, Stored, Work
 
 FEATURES = Path("data/features")
 BATCH = 32
@@ -79,14 +81,14 @@ def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[
     nothing_frozen = recipe.features.weights == "none" and recipe.fine_tune.trainable_from == "all"
     address = os.environ.get(cluster.ADDRESS)
     if not nothing_frozen:
-        from pipeline import forward  # here: TensorFlow takes longer to import than a view of images to make
+        from pipeline.network import frozen  # here: TensorFlow takes longer to import than a view of images to make
 
         if address:
-            graph = forward.graph(recipe)
+            graph = frozen.graph(recipe)
             digest = hashlib.sha256(graph).hexdigest()
             work = Work(recipe.augment, recipe.seed, np.frombuffer(graph, np.uint8), digest)
         else:
-            run = forward.frozen(recipe)
+            run = frozen.frozen(recipe)
     if address:
         with cluster.connected(address, views.on_a_worker, work) as over:
             yield over

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import params, sources, stage, store
+from pipeline import params, stage
+from pipeline.data import image_files, sources
 from pipeline.params import ClassParams
 from pipeline.stage import Problem
 
@@ -88,7 +89,7 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
     images: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     unknown: set[str] = set()
-    for path in store.image_files(tree):
+    for path in image_files.image_files(tree):
         place_in_tree = path.relative_to(tree).parent
         parts = [part.casefold() for part in place_in_tree.parts]
         excluded = next((part for part in parts if part in LEFT_OUT), None)
@@ -110,7 +111,7 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
         )
     if not images:
         raise Problem(
-            f"no images ({' '.join(sorted(store.EXTENSIONS))}) to be found in {tree}. "
+            f"no images ({' '.join(sorted(image_files.EXTENSIONS))}) to be found in {tree}. "
             f"Its folders should be named {known}."
         )
     missing = [c.key for c in classes if not any(target.startswith(f"{c.key}/") for target in images)]

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import keras
 
-from pipeline import features, model, params, prepare, stage, tracking, training
+from pipeline import features, params, prepare, stage
+from pipeline.network import classifier, training
 from pipeline.params import FineTune, Params
+from pipeline.registry import tracking
 from pipeline.stage import Problem
 from pipeline.train_head import HEAD
 
@@ -33,14 +35,16 @@ def main() -> None:
     tune = recipe.fine_tune
     steps = -(-len(train_labels) // tune.batch_size) * tune.epochs
     trained_bn = tune.batch_norm == "trained"
-    with model.strategy().scope():
+    with classifier.strategy().scope():
         whole = keras.models.load_model(HEAD, compile=False)
-        cut = model.boundary(whole, tune.trainable_from)
-        part = model.trainable_part(whole, cut, bn_momentum=0.9 if trained_bn else None, precision=model.precision())
-        top = model.base_layers(whole)
+        cut = classifier.boundary(whole, tune.trainable_from)
+        part = classifier.trainable_part(
+            whole, cut, bn_momentum=0.9 if trained_bn else None, precision=classifier.precision()
+        )
+        top = classifier.base_layers(whole)
         if tune.trainable_from != "all":
             top = top[top.index(tune.trainable_from) :]
-        model.set_trainable(part, lambda name: name in top, batch_norm=trained_bn)
+        classifier.set_trainable(part, lambda name: name in top, batch_norm=trained_bn)
         training.compiled(part, _optimizer(tune, steps))
 
     weights = training.class_weights(train_labels, len(recipe.classes), tune.class_weights)
@@ -54,7 +58,7 @@ def main() -> None:
         state=state,
         on_epoch=partial(tracking.log_epoch, run, "fine_tune"),
     )
-    model.copy_weights(part, whole)
+    classifier.copy_weights(part, whole)
     with stage.writing(HISTORY) as path:
         history.to_csv(path, index=False)
     with stage.writing(MODEL) as path:

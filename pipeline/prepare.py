@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import manifest, params, splits, stage
+from leukdetect import images
+from pipeline import params, stage
+from pipeline.data import manifest, splits
 from pipeline.stage import Problem
-from serving import images
 
 RAW = Path("data/raw")
 PREPARED = Path("data/prepared")

@@ -27,12 +27,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from pipeline import compare, gate, onnx_model, params, prepare, stage, tracking
-from pipeline import metrics as measures
-from pipeline.onnx_model import FP32, INT8, OnnxModel
+from leukdetect import images
+from leukdetect.contract import SHA256_TAGS
+from pipeline import params, prepare, stage
+from pipeline.evaluation import compare
+from pipeline.evaluation import metrics as measures
+from pipeline.model_file import onnx_model
+from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
+from pipeline.registry import gate, tracking
 from pipeline.stage import Problem
-from serving import images
-from serving.contract import SHA256_TAGS
 
 SOURCE = Path("data/source.json")
 REPORTS = Path("reports")

@@ -25,14 +25,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline import cluster, scoring, stage, store
-from pipeline.scoring import Errand, Limits
+from leukdetect import model_file, registry
+from leukdetect.contract import FILES
+from leukdetect.model_file import Model
+from leukdetect.registry import Located
+from leukdetect.runtime import cpus
+from pipeline import cluster, stage
+from pipeline.data import image_files
+from pipeline.scoring import worker
+from pipeline.scoring.worker import Errand, Limits
 from pipeline.stage import Problem
-from serving import model, registry, startup
-from serving.contract import FILES
-from serving.model import Model
-from serving.registry import Located
-from serving.session import cpus
+from serving.models import startup
 from serving.settings import Settings
 
 LISTING, PART_ROWS = "_listing.parquet", 2000  # the underscore hides it from whoever reads the folder as one table
@@ -100,8 +103,8 @@ def open_model(settings: Settings) -> Model:
     try:
         folder = Path(settings.model)
         located = Located(folder) if folder.is_dir() else startup.resolve(settings)
-        return model.load(located, settings.precision, cpus())
-    except (registry.RegistryError, model.RefusedError) as error:
+        return model_file.load(located, settings.precision, cpus())
+    except (registry.RegistryError, model_file.RefusedError) as error:
         raise Problem(str(error)) from error
 
 
@@ -122,7 +125,7 @@ def write_listing(path: Path, job: Job) -> None:
                     raise Problem(f"the name of an image is not UTF-8 ({error.object!r}); rename it") from error
                 hashes.append(np.fromiter(map(hash, group), np.int64))  # 8 bytes an image, to find twins
         if not hashes:
-            raise Problem(f"{job.source}: no images ({' '.join(sorted(store.EXTENSIONS))})")
+            raise Problem(f"{job.source}: no images ({' '.join(sorted(image_files.EXTENSIONS))})")
         everything = np.sort(np.concatenate(hashes))
         twins = everything[1:][np.diff(everything) == 0]
         if len(twins):
@@ -165,12 +168,12 @@ def score_parts(
         parts = (file.read_row_group(part)["path"].to_pylist() for part, _ in todo)
         if not ray:
             for (part, _), paths in zip(todo, parts, strict=True):
-                yield part, scoring.score(paths, job.root, loaded, job.limits, 2 * cpus(), seen)
+                yield part, worker.score(paths, job.root, loaded, job.limits, 2 * cpus(), seen)
             return
         path = loaded.located.path
         model_file = path / FILES[loaded.contract.precision] if path.is_dir() else path
         errand = Errand(np.fromfile(model_file, np.uint8), loaded.sha256, loaded.located, job.root, job.limits)
-        with cluster.connected(ray, scoring.on_a_worker, errand) as over:
+        with cluster.connected(ray, worker.on_a_worker, errand) as over:
             for (part, rows), table in zip(todo, over(parts), strict=True):
                 seen(rows)
                 yield part, table
@@ -216,23 +219,23 @@ def _options() -> argparse.Namespace:
 
 def _source(source: str, root: str | None) -> tuple[str, str]:
     """What is to be scored, wherever it is run from, and where its relative paths start."""
-    if source.startswith(store.S3):
+    if source.startswith(image_files.S3):
         return source, ""
     path = Path(source).resolve()
     if path.is_dir():
         return str(path), str(path)
     if path.is_file():
         beside = root or str(path.parent)
-        return str(path), beside if beside.startswith(store.S3) else str(Path(beside).resolve())
-    raise Problem(f"{source} is no folder, no file and no {store.S3}bucket/prefix")
+        return str(path), beside if beside.startswith(image_files.S3) else str(Path(beside).resolve())
+    raise Problem(f"{source} is no folder, no file and no {image_files.S3}bucket/prefix")
 
 
 def _paths(job: Job) -> Iterator[str]:
-    if job.source.startswith(store.S3):
-        return store.objects(job.source)
+    if job.source.startswith(image_files.S3):
+        return image_files.objects(job.source)
     if Path(job.source).is_dir():
-        return (path.relative_to(job.root).as_posix() for path in store.image_files(Path(job.source)))
-    return store.listed(Path(job.source))
+        return (path.relative_to(job.root).as_posix() for path in image_files.image_files(Path(job.source)))
+    return image_files.listed(Path(job.source))
 
 
 def _name(part: int) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import keras
 
-from pipeline import features, forward, model, params, prepare, stage, tracking, training
+from pipeline import features, params, prepare, stage
+from pipeline.network import classifier, frozen, training
 from pipeline.params import Params
+from pipeline.registry import tracking
 
 HEAD = Path("models/head.keras")
 HISTORY = Path("reports/history/train_head.csv")
@@ -27,14 +29,14 @@ def main() -> None:
     pretrained = recipe.features.weights != "none"
     views, val = features.read("pooled" if pretrained else "inputs")
     train_labels, val_labels = (prepare.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
-    with model.strategy().scope():
-        whole = forward.base_model(recipe)
+    with classifier.strategy().scope():
+        whole = frozen.base_model(recipe)
         if pretrained:  # the base's answers are stored, so an epoch costs the head alone
-            learner = keras.Model(whole.get_layer(model.POOLED).output, whole.output, name="head")
+            learner = keras.Model(whole.get_layer(classifier.POOLED).output, whole.output, name="head")
         else:
-            cut = model.boundary(whole, recipe.fine_tune.trainable_from)
-            learner = model.trainable_part(whole, cut, bn_momentum=0.9, precision=model.precision())
-            model.set_trainable(learner, lambda name: True, batch_norm=True)
+            cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
+            learner = classifier.trainable_part(whole, cut, bn_momentum=0.9, precision=classifier.precision())
+            classifier.set_trainable(learner, lambda name: True, batch_norm=True)
         training.compiled(learner, keras.optimizers.Adam(recipe.train_head.learning_rate))
 
     weights = training.class_weights(train_labels, len(recipe.classes), recipe.train_head.class_weights)
@@ -50,7 +52,7 @@ def main() -> None:
         state=state,
         on_epoch=partial(tracking.log_epoch, run, "train_head"),
     )
-    model.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
+    classifier.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
     with stage.writing(HISTORY) as path:
         history.to_csv(path, index=False)
     with stage.writing(HEAD) as path:

@@ -1,7 +1,7 @@
 """Checks the images as they are, and lists those that are usable.
 
 Reads   data/raw/<class key>/*, params: validate, classes
-Writes  data/manifest.csv (pipeline.manifest), reports/validation/results.json, reports/validation/data_docs/
+Writes  data/manifest.csv (pipeline.data.manifest), reports/validation/results.json, reports/validation/data_docs/
 Run     python -m pipeline.validate
 
 When a check fails, the reports are still written, for a look at what is wrong, and the manifest is not.
@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import data_docs, expectations, manifest, params, stage
-from pipeline.expectations import Finding
+from pipeline import params, stage
+from pipeline.data import expectations, manifest
+from pipeline.data.expectations import Finding
+from pipeline.reporting import data_docs
 from pipeline.stage import Problem
 
 RAW = Path("data/raw")

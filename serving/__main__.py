@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 from uvicorn.supervisors import Multiprocess
 
-from serving import connections, logs
-from serving.access import KeysError
+from leukdetect.model_file import RefusedError
+from leukdetect.registry import RegistryError
+from serving import logs
 from serving.app import application, worker
-from serving.model import RefusedError
-from serving.registry import RegistryError
+from serving.request import connections
+from serving.request.auth import KeysError
 from serving.settings import Settings
 
 

@@ -13,36 +13,27 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from serving import (
-    admin,
-    answers,
-    draining,
-    explain,
-    feedback,
-    logs,
-    predict,
-    problems,
-    protocol,
-    registry,
-    state,
-    status,
-)
-from serving.access import Access
-from serving.decoding import DecodePool
-from serving.engine import Engine, Lane
-from serving.feedback import Feedback
-from serving.history import History
+from leukdetect import registry
+from leukdetect.runtime import cpus
+from serving import logs, problems, shutdown
+from serving.api import admin, explain, health, open_inference, predict, status
+from serving.inference import answers
+from serving.inference.decode_pool import DecodePool
+from serving.inference.engine import Engine, Lane
 from serving.metrics import Metrics
-from serving.middleware import Direct, Observe
-from serving.models import Models
+from serving.models.served import Models
+from serving.models.startup import start
+from serving.models.updates import Updates
+from serving.observability import feedback_store
+from serving.observability.drift_window import Window
+from serving.observability.feedback_store import Feedback
+from serving.observability.history import History
+from serving.observability.shadow import Shadow
+from serving.request.auth import Access
+from serving.request.middleware import Direct, Observe
+from serving.request.upload import Buffered
 from serving.service import Service
-from serving.session import cpus
 from serving.settings import Settings
-from serving.shadow import Shadow
-from serving.startup import start
-from serving.updates import Updates
-from serving.upload import Buffered
-from serving.window import Window
 
 STATIC = Path(__file__).with_name("static")
 SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # FastAPI's own /docs needs a CDN; hospitals have none
@@ -54,10 +45,10 @@ _PREDICT = next(each for each in predict.router.routes if isinstance(each, APIRo
 ROUTERS = (
     predict.router,
     explain.router,
-    feedback.router,
-    state.router,
+    feedback_store.router,
+    health.router,
     status.router,
-    protocol.router,
+    open_inference.router,
     admin.router,
     pages,
 )
@@ -116,7 +107,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         metrics.describe(answers.identity(models.champion))
         metrics.threads.set(tuning.threads)
         metrics.best_batch.set(tuning.batch)
-        draining.install(service)
+        shutdown.install(service)
         metrics.registry_reachable.set(1)  # until it is asked in vain
         service.window.start()
         service.history.start()

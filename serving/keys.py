@@ -12,24 +12,24 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from serving import access
+from serving.request import auth
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.keys", description="Makes an API key.")
     parser.add_argument("name", help="whose key it is, as logs will name it")
-    parser.add_argument("--role", required=True, choices=get_args(access.Role), help="admin may predict, too")
+    parser.add_argument("--role", required=True, choices=get_args(auth.Role), help="admin may predict, too")
     parser.add_argument("--per-minute", type=int, help="how many requests a minute it may send (no limit)")
     parser.add_argument("--append", type=Path, metavar="FILE", help="add its line to this file instead of printing it")
     asked = parser.parse_args()
     key = secrets.token_urlsafe(32)
-    line = access.Key(asked.name, asked.role, access.digest_of(key), asked.per_minute).line()
+    line = auth.Key(asked.name, asked.role, auth.digest_of(key), asked.per_minute).line()
     try:
         if asked.append:
             append(asked.append, line)
         else:
-            access.parse(line)
-    except (access.KeysError, OSError) as error:
+            auth.parse(line)
+    except (auth.KeysError, OSError) as error:
         sys.exit(f"error: {error}")
     print(key)
     if not asked.append:
@@ -45,7 +45,7 @@ def append(file: Path, line: str) -> None:
     file = file.resolve()  # a link stays a link
     before = file.read_text() if file.exists() else ""
     text = before + ("\n" if before and not before.endswith("\n") else "") + line + "\n"
-    access.parse(text)
+    auth.parse(text)
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text)
     if file.exists():

@@ -19,7 +19,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 if TYPE_CHECKING:  # answers imports the engine, which imports this
-    from serving.answers import ModelIdentity, Prediction
+    from serving.inference.answers import ModelIdentity, Prediction
 
 disable_created_metrics()  # a second series for each counter, that nobody asks for
 

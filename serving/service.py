@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from serving.access import Access
-from serving.decoding import DecodePool
-from serving.engine import Engine
-from serving.feedback import Feedback
-from serving.history import History
+from serving.inference.decode_pool import DecodePool
+from serving.inference.engine import Engine
 from serving.metrics import Metrics
-from serving.models import Models
+from serving.models.served import Models
+from serving.models.updates import Updates
+from serving.observability.drift_window import Window
+from serving.observability.feedback_store import Feedback
+from serving.observability.history import History
+from serving.observability.shadow import Shadow
+from serving.request.auth import Access
+from serving.request.upload import Buffered
 from serving.settings import Settings
-from serving.shadow import Shadow
-from serving.updates import Updates
-from serving.upload import Buffered
-from serving.window import Window
 
 
 @dataclass

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import model
+from pipeline.network import classifier
 
 
 def by_tape(whole: keras.Model, images: np.ndarray) -> np.ndarray:
     """The maps of every class's logit, float32 [N, C, h, w], of images uint8 [N, S, S, 3] (Selvaraju et al. 2017)."""
-    maps = keras.Model(whole.input, model.feature_maps(whole))(images, training=False)
-    head = keras.Model(model.feature_maps(whole), whole.get_layer("logits").output)
+    maps = keras.Model(whole.input, classifier.feature_maps(whole))(images, training=False)
+    head = keras.Model(classifier.feature_maps(whole), whole.get_layer("logits").output)
     cams = []
     for c in range(head.output.shape[-1]):
         with tf.GradientTape() as tape:

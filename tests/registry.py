@@ -9,7 +9,7 @@ from typing import Any
 
 import mlflow
 
-from serving.contract import FILES, SHA256_TAGS
+from leukdetect.contract import FILES, SHA256_TAGS
 from tests import tiny_model
 
 

@@ -16,7 +16,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-ROOT = Path(__file__).parents[1]
+from tests.project import ROOT
 
 
 @dataclass(frozen=True)

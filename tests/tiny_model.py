@@ -10,10 +10,10 @@ import onnx.parser
 import onnxruntime
 from PIL import Image
 
-from pipeline import similar
-from pipeline.similar import SIDE
-from serving import contract, drift, images
-from serving.similar import Index, metadata
+from leukdetect import contract, drift, images
+from leukdetect.similar import Index, metadata
+from pipeline.model_file import similar_index
+from pipeline.model_file.similar_index import SIDE
 
 SIZE = 32
 _SPREAD = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
@@ -124,7 +124,7 @@ def index(*, thumbnails: bool) -> Index:
     pixels = np.full((8, SIDE, SIDE, 3), np.array(colours)[:, None, None], np.uint8)
     embedding = (pixels.mean(axis=(1, 2)) + 1) @ _SPREAD
     sha256 = [f"{label}{copy}" * 32 for label in range(4) for copy in range(2)]
-    return similar.fit(embedding, np.arange(8) // 2, sha256, pixels if thumbnails else None)
+    return similar_index.fit(embedding, np.arange(8) // 2, sha256, pixels if thumbnails else None)
 
 
 def _reference() -> contract.Reference:

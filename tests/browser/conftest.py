@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
-from pipeline import smears
+from pipeline.data import smears
 from tests import tiny_model
 from tests.browser.chromium import browser
 from tests.server import Server, running

@@ -18,7 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import text_to_be_present_in_element
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from pipeline import similar, smears
+from pipeline.data import smears
+from pipeline.model_file import similar_index
 from tests import tiny_model
 from tests.browser.chromium import browser, cards, choose, colours, resize, show_map, text, wait_for
 from tests.server import ROOT, Server, running
@@ -271,7 +272,7 @@ def look_at_similar_cases(page: webdriver.Chrome, server: Server, images: Path, 
     assert all(len(found) == pictures for found in shown)
     if pictures:
         WebDriverWait(page, 5).until(lambda _: all(image.get_property("naturalWidth") for [image] in shown))
-        assert {image.get_property("naturalWidth") for [image] in shown} == {similar.SIDE}
+        assert {image.get_property("naturalWidth") for [image] in shown} == {similar_index.SIDE}
         assert all(str(image.get_attribute("alt")).startswith("Training image ") for [image] in shown)
     assert page.get_log("browser") == []
     card.find_element(By.CSS_SELECTOR, ".look").click()

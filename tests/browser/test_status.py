@@ -10,7 +10,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from serving import drift
+from leukdetect import drift
 from tests import tiny_model
 from tests.browser.chromium import colours, resize, text, wait_for
 from tests.browser.test_accessibility import violations

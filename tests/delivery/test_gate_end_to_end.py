@@ -20,17 +20,17 @@ from starlette.routing import Route
 
 from pipeline import deploy, register
 from pipeline.stage import Problem
-from serving.access import Key, digest_of
 from serving.app import create_app
+from serving.models.startup import start
+from serving.request.auth import Key, digest_of
 from serving.settings import Settings
-from serving.startup import start
 from tests import tiny_model
 from tests.load.clients import asking
 from tests.pipeline import test_register as small
+from tests.project import ROOT
 from tests.registry import Registry
 from tests.server import running, serve
 
-ROOT = Path(__file__).parents[2]
 ADMIN_KEY = "o" * 43
 BETTER_BIAS = 9.0  # the tiny model answers the clients' images alike, with other probabilities
 PATIENCE_MS = 30_000  # a busy machine may be late: that is not what these tests are about

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import comment
+from pipeline.reporting import pull_request
 from tests.conftest import require
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -261,7 +261,7 @@ def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(t
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reports of a training that passed, in a repository where nothing else changed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comment, "_changes", lambda base: [f"changes since {base}"])
+    monkeypatch.setattr(pull_request, "_changes", lambda base: [f"changes since {base}"])
     monkeypatch.setattr(sys, "argv", ["comment", "--base", "origin/main"])
     files = {
         "registration.json": json.dumps({
@@ -280,7 +280,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_comment_has_verdict_curves_and_confusions(reports: Path) -> None:
-    comment.main()
+    pull_request.main()
     lines = (reports / "comment.md").read_text().splitlines()
     assert lines[0] == "## Training: leukdetect version 7 passed the gate"
     assert "To deploy it: `gh workflow run deploy.yml -f version=7`" in lines
@@ -293,13 +293,13 @@ def test_the_comment_has_verdict_curves_and_confusions(reports: Path) -> None:
 
 def test_a_training_that_did_not_reach_the_gate_is_told_of_too(reports: Path) -> None:
     shutil.rmtree(reports)
-    comment.main()
+    pull_request.main()
     assert (reports / "comment.md").read_text().startswith("## Training: the gate was not reached")
 
 
 def test_the_comment_fits_what_github_takes(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comment, "_changes", lambda base: ["x" * 100_000])
-    comment.main()
+    monkeypatch.setattr(pull_request, "_changes", lambda base: ["x" * 100_000])
+    pull_request.main()
     assert len((reports / "comment.md").read_text()) < 65_536
 
 
@@ -308,6 +308,6 @@ def test_a_revision_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyte
     require(shutil.which("dvc", path=PATH), "dvc is not installed")
     monkeypatch.setenv("PATH", PATH)
     monkeypatch.setattr(sys, "argv", ["comment", "--base", "no-such-revision"])
-    monkeypatch.setattr(comment, "COMMENT", tmp_path / "comment.md")
-    with pytest.raises(comment.Problem, match="unknown Git revision 'no-such-revision'"):
-        comment.main()
+    monkeypatch.setattr(pull_request, "COMMENT", tmp_path / "comment.md")
+    with pytest.raises(pull_request.Problem, match="unknown Git revision 'no-such-revision'"):
+        pull_request.main()

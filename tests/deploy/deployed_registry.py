@@ -26,11 +26,11 @@ import mlflow
 import requests
 import yaml
 
-from pipeline import tracking
-from serving.contract import FILES, SHA256_TAGS
+from leukdetect.contract import FILES, SHA256_TAGS
+from pipeline.registry import tracking
 from tests.conftest import require
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 SERVICES = yaml.safe_load((ROOT / "mlflow/compose.yaml").read_text())["services"]
 DOCKERFILE = (ROOT / "mlflow/Dockerfile").read_text()
 BUCKET = "registry"

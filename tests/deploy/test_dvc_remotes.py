@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import object_store
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "deploy/README.md").read_text()
 BIN = Path(sys.executable).parent
 

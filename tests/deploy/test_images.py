@@ -12,8 +12,8 @@ import pytest
 from deploy import serve_like_the_image as like_the_image
 from serving.settings import Settings
 from tests import tiny_model
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "mlflow/Dockerfile"]
 SERVING = like_the_image.stages()["serving"]
 
@@ -46,7 +46,7 @@ def test_packages_come_from_locks_that_exist_and_hold_hashes(path: Path) -> None
 
 def test_the_serving_image_takes_only_the_server_from_the_repository() -> None:
     sources = {rest.split()[0] for name, rest in SERVING if name == "COPY" and "--from" not in rest}
-    assert sources == {"serving"}
+    assert sources == {"leukdetect", "serving"}
 
 
 def test_whatever_is_copied_is_sent_to_the_builder() -> None:
@@ -80,7 +80,7 @@ def test_the_image_holds_neither_training_nor_what_installs_packages(image: Path
     packages = {path.name for path in (image / "opt/venv/lib/python3.11/site-packages").iterdir()}
     assert {"onnxruntime", "fastapi", "mlflow"} <= packages
     assert not packages & {"tensorflow", "keras", "pandas", "sklearn", "sqlalchemy", "pip", "setuptools"}
-    assert {path.name for path in (image / "app").iterdir()} == {"serving"}
+    assert {path.name for path in (image / "app").iterdir()} == {"leukdetect", "serving"}
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ from fastapi.routing import APIRoute
 from deploy import prometheus_rule
 from deploy import serve_like_the_image as like_the_image
 from pipeline import deploy as model_deployment
-from serving import draining
+from serving import shutdown
 from serving.app import ROUTERS
 from serving.metrics import Metrics
 from serving.settings import Settings
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMPOSE = [ROOT / "deploy/compose.yaml", ROOT / "mlflow/compose.yaml"]
 SERVICES: dict[str, tuple[Path, dict[str, Any]]] = {
     name: (path, service) for path in COMPOSE for name, service in yaml.safe_load(path.read_text())["services"].items()
@@ -63,7 +63,7 @@ def stop_seconds(environment: dict[str, str]) -> float:
     settings = Settings.model_validate(
         {name.removeprefix("LEUKDETECT_").lower(): value for name, value in environment.items() if "SECONDS" in name}
     )
-    return settings.grace_seconds + draining.LAST_SECONDS + settings.drain_seconds
+    return settings.grace_seconds + shutdown.LAST_SECONDS + settings.drain_seconds
 
 
 def test_every_leukdetect_variable_is_a_setting() -> None:

@@ -11,12 +11,13 @@ import pytest
 import requests
 
 from deploy import serve_like_the_image as like_the_image
-from pipeline import register, tracking
+from pipeline import register
+from pipeline.registry import tracking
 from tests import tiny_model
 from tests.deploy.deployed_registry import PASSWORDS, SERVICES, Deployed, running, state
 from tests.pipeline import test_register as evaluated
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "mlflow/README.md").read_text()
 DUMP = ["pg_dump", "--format=custom"]
 RESTORE = ["pg_restore", "--clean", "--if-exists", "--exit-on-error", "--dbname=mlflow"]

@@ -15,18 +15,21 @@ from PIL import Image, ImageFilter
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
 
-from pipeline import prepare, reference, smears
-from serving import contract, drift, images, window
+from leukdetect import contract, drift, images
+from leukdetect.contract import OBSERVED, Reference
+from leukdetect.drift import Signals
+from leukdetect.model_file import load
+from leukdetect.registry import Located
+from leukdetect.runtime import open_session, run
+from pipeline import prepare
+from pipeline.data import smears
+from pipeline.model_file import drift_reference
 from serving.app import create_app
-from serving.contract import OBSERVED, Reference
-from serving.decoding import Decoded
-from serving.drift import Signals
-from serving.engine import Scores
+from serving.inference.decode_pool import Decoded
+from serving.inference.engine import Scores
 from serving.metrics import Metrics
-from serving.model import load
-from serving.models import Models
-from serving.registry import Located
-from serving.session import open_session, run
+from serving.models.served import Models
+from serving.observability import drift_window
 from serving.settings import Settings
 from tests import tiny_model
 from tests.server import serve
@@ -76,7 +79,7 @@ class Reader:
         distance = np.linalg.norm((embedding - self.middle) / self.spread, axis=1) / np.sqrt(len(self.spread))
         probabilities = self.head.predict_proba((embedding - self.middle) / self.spread)
         answers = {"probabilities": probabilities, "unlikeness": distance, "embedding": embedding}
-        return reference.signals(pixels, answers)
+        return drift_reference.signals(pixels, answers)
 
 
 def pooled(pixels: np.ndarray, filters: np.ndarray) -> np.ndarray:
@@ -117,7 +120,7 @@ def validation() -> Smears:
 
 @pytest.fixture(scope="module")
 def fitted(reader: Reader, validation: Smears) -> Reference:
-    return reference.fit(reader(validation.pixels), validation.patients, 4, 0)
+    return drift_reference.fit(reader(validation.pixels), validation.patients, 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +154,7 @@ def test_twenty_held_out_windows_of_the_same_source_raise_no_alarm(
     reader: Reader, fitted: Reference, held_out: Smears
 ) -> None:
     found = reader(held_out.pixels)
-    for size in reference.SIZES:
+    for size in drift_reference.SIZES:
         for rows in windows(held_out.patients, size, 20):
             assert alarms(some(found, rows), fitted) == set()
 
@@ -161,7 +164,7 @@ def test_thresholds_that_took_neighbours_for_independent_would_cry_wolf(
 ) -> None:
     each_alone = [str(i) for i in range(len(validation.pixels))]
     rows = drift.encoder(fitted)(reader(validation.pixels))
-    limits = reference.thresholds(rows, each_alone, 4, 50, np.random.default_rng(0))
+    limits = drift_reference.thresholds(rows, each_alone, 4, 50, np.random.default_rng(0))
     naive = fitted.model_copy(update={"windows": [contract.Window(images=50, thresholds=limits)]})
     found = reader(held_out.pixels)
     assert any(alarms(some(found, chosen), naive) for chosen in windows(held_out.patients, 50, 20))
@@ -213,7 +216,7 @@ def test_the_demos_own_model_file_does_the_same() -> None:
 
     def answer(chosen: np.ndarray) -> Signals:
         answers = dict(zip(OBSERVED, run(session, chosen, OBSERVED), strict=True))
-        return reference.signals(chosen, answers)
+        return drift_reference.signals(chosen, answers)
 
     pixels, test = prepare.read("test")
     held_out = np.asarray(pixels[test.index])
@@ -238,7 +241,7 @@ def test_one_window_in_a_thousand_of_the_same_source_raises_an_alarm_whatever_th
     edges = np.quantile(noise, np.linspace(0, 1, 21), axis=0).T
     found = Signals(noise, validation.labels, rng.normal(size=(len(rows), 16)))
     rows = drift.Encoder(edges, 4, 5.0)(found)
-    limits = reference.thresholds(rows, validation.patients, 4, 50, np.random.default_rng(1))
+    limits = drift_reference.thresholds(rows, validation.patients, 4, 50, np.random.default_rng(1))
     count = 0
     members = [np.flatnonzero(np.array(validation.patients) == each) for each in dict.fromkeys(validation.patients)]
     for _ in range(3000):
@@ -316,7 +319,7 @@ def tiny(tmp_path: Path) -> Path:
     return tmp_path / "m.onnx"
 
 
-def feed(watched: window.Window, path: Path, count: int, seed: int = 0) -> None:
+def feed(watched: drift_window.Window, path: Path, count: int, seed: int = 0) -> None:
     """`count` answers to images of one colour each."""
     model = load(Located(path, "1", None), "fp32", 1)
     rng = np.random.default_rng(seed)
@@ -333,7 +336,7 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 
 def test_below_the_smallest_window_nothing_is_said(tiny: Path) -> None:
     metrics = Metrics()
-    watched = window.Window(metrics)
+    watched = drift_window.Window(metrics)
     feed(watched, tiny, 49)
     watched.compare()
     assert value(metrics, "drift_window_images") == 49
@@ -354,7 +357,7 @@ def test_a_file_that_is_older_than_a_test_is_not_held_to_it(tiny: Path) -> None:
     ]
     tiny_model.write(tiny, reference=written.reference.model_copy(update={"windows": windows}), bias=1000.0)
     metrics = Metrics()
-    watched = window.Window(metrics)
+    watched = drift_window.Window(metrics)
     feed(watched, tiny, 50)
     watched.compare()
     assert value(metrics, "drift_statistic", signal="class", test="psi") > 3.0  # type: ignore[operator]  # None is red, too
@@ -363,7 +366,7 @@ def test_a_file_that_is_older_than_a_test_is_not_held_to_it(tiny: Path) -> None:
 
 def test_another_model_begins_with_an_empty_window(tiny: Path) -> None:
     metrics = Metrics()
-    watched = window.Window(metrics)
+    watched = drift_window.Window(metrics)
     feed(watched, tiny, 60)
     watched.compare()
     assert value(metrics, "drift_alarm", signal="sharpness") == 1
@@ -375,7 +378,7 @@ def test_another_model_begins_with_an_empty_window(tiny: Path) -> None:
 
 
 def test_the_window_holds_no_more_than_its_size(tiny: Path) -> None:
-    watched = window.Window(Metrics())
+    watched = drift_window.Window(Metrics())
     for _ in range(3):
         feed(watched, tiny, 150)
         watched.compare()
@@ -384,8 +387,8 @@ def test_the_window_holds_no_more_than_its_size(tiny: Path) -> None:
 
 
 def test_a_fault_in_the_comparison_does_not_end_the_watch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "SECONDS", 0.01)
-    watched = window.Window(Metrics())
+    monkeypatch.setattr(drift_window, "SECONDS", 0.01)
+    watched = drift_window.Window(Metrics())
     calls = threading.Semaphore(0)
 
     def broken() -> None:
@@ -399,7 +402,7 @@ def test_a_fault_in_the_comparison_does_not_end_the_watch(tiny: Path, monkeypatc
 
 
 def test_predictions_feed_the_window_and_metrics_tell(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "SECONDS", 0.05)
+    monkeypatch.setattr(drift_window, "SECONDS", 0.05)
     settings = Settings(feedback_db=tiny.with_name("feedback.db"))
     app = create_app(settings, Models(load(Located(tiny, "7", "champion"), "fp32", 2)))
     with serve(app) as client:

@@ -15,14 +15,14 @@ import pytest
 from fastapi.routing import APIRoute
 from mlflow import MlflowClient
 
-from serving import access
 from serving.app import ROUTERS
 from serving.metrics import Metrics
+from serving.request import auth
 from serving.settings import Settings
 from tests.monitoring.test_dashboards import DASHBOARDS
+from tests.project import ROOT
 from tests.registry import Registry
 
-ROOT = Path(__file__).parents[2]
 TEXT = Path("docs/operations.md").read_text()
 ALERTS = TEXT.split("\n## Alerts\n")[1]
 COMMANDS = [
@@ -143,6 +143,6 @@ def test_the_alias_moves_back_as_described(tmp_path: Path, empty_database: Path)
 def test_a_new_key_is_made_as_described(tmp_path: Path) -> None:
     [line] = section("Rotate keys")
     key = run(line.replace(".venv-serving/bin/python", "python").replace("keys.txt", str(tmp_path / "keys.txt")), ROOT)
-    [entry] = access.parse((tmp_path / "keys.txt").read_text())
+    [entry] = auth.parse((tmp_path / "keys.txt").read_text())
     assert (entry.name, entry.role, entry.per_minute) == ("ward-7-new", "predict", 600)
-    assert entry.digest == access.digest_of(key.strip())
+    assert entry.digest == auth.digest_of(key.strip())

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leukdetect import drift
 from monitoring import report
-from serving import drift
 from tests import tiny_model
 from tests.server import Server, running
 

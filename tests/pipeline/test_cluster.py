@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from benchmarks.process import free_port
-from pipeline import cluster, scoring
+from pipeline import cluster
+from pipeline.scoring import worker
 from pipeline.stage import Problem
 from tests import object_store, ray_cluster, tiny_model
 from tests.conftest import require
+from tests.project import ROOT
 from tests.ray_cluster import Cluster
 
-ROOT = Path(__file__).parents[2]
 BUCKET = "smears"
 SECONDS = 600  # for a command; a tenth is enough on a machine without other work
 pytestmark = pytest.mark.timeout(1800)
@@ -147,7 +148,7 @@ def test_from_an_object_store_two_nodes_write_the_files_of_one_machine(
 
 @pytest.mark.slow
 def test_what_no_node_can_read_ends_the_job_with_one_message(smears: Path, two_nodes: Cluster) -> None:
-    names = "\n".join(f"nowhere/{number}.jpg" for number in range(scoring.UNREADABLE))
+    names = "\n".join(f"nowhere/{number}.jpg" for number in range(worker.UNREADABLE))
     (smears / "gone.csv").write_text(f"path\n{names}\n")
     process = python(smears, score(smears / "gone.csv", smears / "gone", 2000), two_nodes.address)
     said, _ = process.communicate(timeout=SECONDS)

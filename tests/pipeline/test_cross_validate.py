@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline import cross_validate, smears
+from pipeline import cross_validate
+from pipeline.data import smears
 from pipeline.stage import Problem
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 SIZE, PATIENTS, IMAGES = 32, 6, 2
 
 

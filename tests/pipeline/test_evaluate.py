@@ -21,28 +21,24 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import (
-    audit,
+from pipeline import evaluate, params, prepare
+from pipeline.evaluation import (
     baselines,
-    evaluate,
-    explanation_figures,
+    classification,
     explanations,
-    headline,
-    html_report,
     learning_curve,
     metrics,
-    metrics_schema,
-    params,
-    plots,
-    prepare,
+    schema,
+    shortcuts,
     slices,
-    trust_card,
 )
+from pipeline.reporting import explanation_figures, html_page, model_card_trust, plots
 from pipeline.stage import Problem
 from tests import tiny_model
+from tests.project import ROOT
 
 KEYS = [c.key for c in tiny_model.CLASSES]
-RECIPE = Path(__file__).parents[2] / "params.yaml"
+RECIPE = ROOT / "params.yaml"
 # What the tiny model takes each class for; noise makes it err now and then.
 COLOURS = {"benign": (150, 110, 110), "early": (110, 150, 110), "pre": (110, 110, 150), "pro": (75, 75, 75)}
 
@@ -178,7 +174,7 @@ class TestMetricsJson:
 
     def test_it_keeps_the_published_schema(self, done: Path) -> None:
         program = Path(sys.executable).with_name("check-jsonschema")
-        command: list[str | Path] = [program, "--schemafile", metrics_schema.SCHEMA_FILE, done / "reports/metrics.json"]
+        command: list[str | Path] = [program, "--schemafile", schema.SCHEMA_FILE, done / "reports/metrics.json"]
         checked = subprocess.run(command, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
 
@@ -207,7 +203,7 @@ class TestMetricsJson:
         if value is None:
             del section[last]
         with pytest.raises(Problem, match=f"at {where}"):
-            metrics_schema.check(broken)
+            schema.check(broken)
 
     def test_the_maps_are_tested_where_the_cells_are_known(self, report: dict[str, Any]) -> None:
         found = report["explanations"]
@@ -386,19 +382,19 @@ class TestFiles:
     def test_where_nothing_is_reported_no_error_rate_of_it_is_given(self, report: dict[str, Any]) -> None:
         changed = copy.deepcopy(report)
         changed["abstention"]["fp32"]["referred"] = {"value": 1.0, "low": 1.0, "high": 1.0}
-        (line,) = re.findall(r"\| Wrong, of those reported \|.*", trust_card.abstention(changed))
+        (line,) = re.findall(r"\| Wrong, of those reported \|.*", model_card_trust.abstention(changed))
         assert line.startswith("| Wrong, of those reported | none is reported | 0.")
 
     def test_the_card_does_not_round_a_rare_disease_to_none(self, report: dict[str, Any]) -> None:
         changed = copy.deepcopy(report)
         changed["operating_point"]["prevalence"] = 0.002
-        assert "where 0.2% of images are malignant" in trust_card.calibration(changed)
+        assert "where 0.2% of images are malignant" in model_card_trust.calibration(changed)
 
     def test_the_card_holds_the_audit_the_slices_and_wilsons_intervals(
         self, done: Path, report: dict[str, Any]
     ) -> None:
         card = (done / "reports/model_card.md").read_text()
-        for title, meaning in audit.MEANING.values():
+        for title, meaning in shortcuts.MEANING.values():
             assert f"| {title} | " in card
             assert meaning in card
         cells_masked = report["audit"]["cells_masked"]["balanced_accuracy"]
@@ -440,8 +436,8 @@ class TestFiles:
     def test_images_are_on_the_page_only_where_the_licence_lets_them_travel(self, done: Path) -> None:
         overlays = base64.b64encode((done / "reports/figures/overlays.png").read_bytes()).decode()
         figures = done / "reports/figures"
-        assert overlays in html_report.render("# card", "# sheet", figures, pictures=True)
-        assert overlays not in html_report.render("# card", "# sheet", figures)
+        assert overlays in html_page.render("# card", "# sheet", figures, pictures=True)
+        assert overlays not in html_page.render("# card", "# sheet", figures)
 
     def test_the_datasheet_has_a_page_of_its_own(self, done: Path) -> None:
         page = (done / "reports/datasheet.html").read_text()
@@ -450,7 +446,7 @@ class TestFiles:
         assert not re.search(r"<script|<link|https?:|url\(|@import", page)
 
     def test_what_data_says_of_itself_never_becomes_html(self, tmp_path: Path) -> None:
-        page = html_report.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)
+        page = html_page.render("# <script>alert(1)</script>", "![x](javascript:alert) <img src=x>", tmp_path)
         assert "<script" not in page
         assert "<img" not in page
 
@@ -458,13 +454,13 @@ class TestFiles:
 def test_an_interval_of_balanced_accuracy_from_recalls_holds_the_truth_as_often_as_it_says() -> None:
     truth, n = np.array([0.8, 0.97, 1.0, 0.98]), np.array([59, 135, 117, 129])
     found = [
-        headline.mean_of([metrics.wilson(*pair) for pair in zip(drawn.tolist(), n.tolist(), strict=True)])
+        classification.mean_of([metrics.wilson(*pair) for pair in zip(drawn.tolist(), n.tolist(), strict=True)])
         for drawn in np.random.default_rng(0).binomial(n, truth, (400, 4))
     ]
     held = np.mean([each.low <= truth.mean() <= each.high for each in found])
     assert 0.92 <= held <= 0.99
     one = metrics.wilson(47, 59)
-    alone = headline.mean_of([one])
+    alone = classification.mean_of([one])
     assert (alone.value, alone.low, alone.high) == pytest.approx((one.value, one.low, one.high))
 
 
@@ -545,7 +541,7 @@ class TestProblems:
 def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     before = pixels.copy()
-    masked = audit.mask_corner(pixels, 0.25)
+    masked = shortcuts.mask_corner(pixels, 0.25)
     assert (pixels == before).all()
     changed = (masked != pixels).any(axis=(0, 3))
     assert changed[24:, 24:].all()

@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline import augment, features, forward, model, params, prepare, stage
-
-ROOT = Path(__file__).parents[2]
+from pipeline import features, params, prepare, stage
+from pipeline.network import augment, classifier, frozen
+from tests.project import ROOT
 
 
 @pytest.fixture
@@ -125,8 +125,11 @@ def test_what_is_stored_of_a_pretrained_base_is_what_keras_computes(pretrained: 
     assert pooled_views.shape == (3, 40, 2048)
 
     keras.utils.set_random_seed(pretrained.seed)
-    whole = forward.base_model(pretrained)
-    outputs = {"inputs": whole.get_layer("conv3_block4_out").output, "pooled": whole.get_layer(model.POOLED).output}
+    whole = frozen.base_model(pretrained)
+    outputs = {
+        "inputs": whole.get_layer("conv3_block4_out").output,
+        "pooled": whole.get_layer(classifier.POOLED).output,
+    }
     pixels, train = prepare.read("train")
     rows = train.index[:5]
     view = np.stack(
@@ -142,13 +145,13 @@ def test_what_is_stored_of_a_pretrained_base_is_what_keras_computes(pretrained: 
 
 
 def test_onnxruntime_agrees_with_tensorflow(pretrained: params.Params) -> None:
-    whole = forward.base_model(pretrained)
+    whole = frozen.base_model(pretrained)
     outputs = {
-        "inputs": model.frozen_part(whole, "conv4_block6_out").output,
-        "pooled": whole.get_layer(model.POOLED).output,
+        "inputs": classifier.frozen_part(whole, "conv4_block6_out").output,
+        "pooled": whole.get_layer(classifier.POOLED).output,
     }
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    ours, theirs = forward.onnx(whole, outputs)(images), forward.tensorflow(whole, outputs)(images)
+    ours, theirs = frozen.onnx(whole, outputs)(images), frozen.tensorflow(whole, outputs)(images)
     assert set(ours) == set(theirs) == set(outputs)
     for name, expected in theirs.items():
         assert ours[name].shape == expected.shape

@@ -27,8 +27,8 @@ from PIL import Image
 
 from pipeline import fetch
 from pipeline.stage import Problem
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 LEUKEMIA = ("Benign", "Early", "Pre", "Pro")
 CNMC_CLASSES = [
     {"key": "hem", "label": "Normal", "malignant": False, "folders": ["hem"]},

@@ -20,12 +20,13 @@ import requests
 import yaml
 from mlflow.entities.model_registry import RegisteredModel
 
-from pipeline import register, tracking
+from leukdetect import contract, images
+from pipeline import register
+from pipeline.registry import tracking
 from pipeline.stage import Problem
-from serving import contract, images
 from tests import tiny_model
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 COLOURS = {"benign": (200, 60, 60), "early": (60, 200, 60), "pre": (60, 60, 200), "pro": (5, 5, 5)}
 GOOD, BETTER, BLIND_TO_PRO = 8.0, 9.0, -50.0  # the tiny model's bias; the last one never says pro
 

@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import score, scoring, store
+from pipeline import score
+from pipeline.data import image_files
+from pipeline.scoring import worker
 from pipeline.stage import Problem
 from serving.app import create_app
+from serving.models.startup import start
 from serving.settings import Settings
-from serving.startup import start
 from tests import object_store, tiny_model
 from tests.registry import Registry
 from tests.server import serve
@@ -163,20 +165,20 @@ def test_a_manifest_names_the_images_and_may_not_name_one_twice(
 def test_where_nothing_can_be_read_any_more_it_stops_and_keeps_no_row_of_it(
     tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "UNREADABLE", 8)
+    monkeypatch.setattr(worker, "UNREADABLE", 8)
     monkeypatch.setattr(score, "PART_ROWS", 16)
-    read = store.read
+    read = image_files.read
 
     def fails_in_b(path: str, most: int) -> bytes:
         if "/b/" in path:
             raise OSError(5, "Input/output error")
         return read(path, most)
 
-    monkeypatch.setattr(store, "read", fails_in_b)
+    monkeypatch.setattr(image_files, "read", fails_in_b)
     with pytest.raises(Problem, match=r"8 images in a row could not be read.*Input/output error"):
         run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
     assert len(rows(tmp_path / "out")) == 16  # those of a/
-    monkeypatch.setattr(store, "read", read)
+    monkeypatch.setattr(image_files, "read", read)
     run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
     assert len(rows(tmp_path / "out")) == 35
 
@@ -198,10 +200,10 @@ def test_reading_stays_only_so_far_ahead_of_the_model(monkeypatch: pytest.Monkey
         return item
 
     with ThreadPoolExecutor(2) as pool:
-        results = scoring.ahead(pool, begin, range(1000))
+        results = worker.ahead(pool, begin, range(1000))
         assert next(results) == 0
         time.sleep(0.1)
-        assert len(begun) <= scoring.AHEAD + 1
+        assert len(begun) <= worker.AHEAD + 1
         assert list(results) == list(range(1, 1000))
 
 
@@ -214,9 +216,9 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Monk
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    store._s3.cache_clear()
+    image_files._s3.cache_clear()
     yield monkeypatch
-    store._s3.cache_clear()
+    image_files._s3.cache_clear()
 
 
 def test_an_object_store_gives_the_rows_of_a_folder(

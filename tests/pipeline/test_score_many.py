@@ -13,8 +13,8 @@ import pytest
 
 from tests import tiny_model
 from tests.conftest import require
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 DISTINCT, FOLDERS = 1000, 100
 
 

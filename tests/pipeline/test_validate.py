@@ -13,10 +13,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline import manifest, stage, validate
-from serving import images
+from leukdetect import images
+from pipeline import stage, validate
+from pipeline.data import manifest
+from tests.project import ROOT
 
-RECIPE = Path(__file__).parents[2] / "params.yaml"
+RECIPE = ROOT / "params.yaml"
 KEYS = ["benign", "early", "pre", "pro"]
 RAW = Path("data/raw")
 RESULTS = Path("reports/validation/results.json")

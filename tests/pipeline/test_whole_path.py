@@ -14,7 +14,7 @@ import pytest
 import requests
 from PIL import Image
 
-from pipeline import smears
+from pipeline.data import smears
 from tests.conftest import require
 from tests.project import ROOT, TINY, Project
 from tests.server import running

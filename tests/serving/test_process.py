@@ -16,8 +16,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from serving.access import Key, digest_of
-from serving.session import cpus
+from leukdetect.runtime import cpus
+from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
 from tests.server import ROOT, running

@@ -1,0 +1,1 @@
+"""What the stages read: sources, image files, manifest, splits, prepared images."""

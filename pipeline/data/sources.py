@@ -1,0 +1,259 @@
+"""The four sources of images. Each function brings one onto this disk and returns the folder to look in.
+
+What is downloaded is kept below `.state/fetch`, so that an interrupted download goes on where it was.
+"""
+
+import errno
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path, PureWindowsPath
+from typing import NoReturn
+
+import requests
+import urllib3
+
+from pipeline import stage
+from pipeline.data.smears import write_demo
+from pipeline.params import Params
+from pipeline.stage import Problem
+
+STATE = Path(".state/fetch")
+CHUNK = 1_000_000  # bytes; the progress bar counts them as MB
+TIMEOUT = (10, 60)  # s, to connect and between two chunks
+DAMAGE = (  # what unpacking a damaged archive raises, besides OSError
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,  # a name that no file can have
+    RuntimeError,  # a password, or a compression that Python does not know
+)
+FREE_SHARE = 0.9  # of the free disk that an archive may unpack to; the rest is for everybody else
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A folder with images somewhere below it."""
+
+    folder: Path
+    ours: bool  # made for this run, so files may be moved out of it; else they are copied and nothing is changed
+    version: str | None = None
+    archive_sha256: str | None = None
+
+
+def demo(recipe: Params, work: Path) -> Fetched:
+    """Renders the synthetic demo into `work`."""
+    write_demo(
+        work,
+        patients=recipe.demo.patients,
+        images_per_patient=recipe.demo.images_per_patient,
+        size=recipe.demo.size,
+        seed=recipe.seed,
+    )
+    return Fetched(work, ours=True)
+
+
+def folder(recipe: Params, work: Path) -> Fetched:
+    """Uses a folder of the user's, which may be read-only.
+
+    Raises:
+        Problem: there is no such folder.
+    """
+    assert recipe.fetch.folder  # params.Fetch sees to it
+    path = Path(recipe.fetch.folder).expanduser()
+    if not path.is_dir():
+        raise Problem(f"fetch.folder: {path} is no folder. Give one with a subfolder for each class.")
+    return Fetched(path, ours=False)
+
+
+def kaggle(recipe: Params, work: Path) -> Fetched:
+    """Downloads a public data set by its handle, without credentials, or any other with them.
+
+    kagglehub keeps what it has downloaded below `.state/fetch/kaggle` and goes on from there.
+
+    Raises:
+        Problem: the handle is wrong, Kaggle cannot be reached, wants credentials or sends no archive.
+    """
+    os.environ.setdefault("KAGGLEHUB_CACHE", str(STATE / "kaggle"))
+    import kagglehub  # here, since it takes a second that the other sources do without
+    from kagglehub.exceptions import DataCorruptionError
+    from kagglehub.handle import parse_dataset_handle
+
+    name = recipe.fetch.kaggle
+    assert name  # params.Fetch sees to it
+    by_hand = (
+        "or download it by hand from its page, unpack it, and use fetch.source: folder with the folder in fetch.folder"
+    )
+    try:
+        handle = parse_dataset_handle(name)
+    except ValueError as error:
+        raise Problem(f"fetch.kaggle: {name!r} is no handle; write owner/name, as in its page's address.") from error
+    try:
+        path = Path(kagglehub.dataset_download(name))
+    except requests.HTTPError as error:
+        status = error.response.status_code
+        if status == 404:
+            raise Problem(f"Kaggle has no data set {name} (404). Check fetch.kaggle.") from error
+        if status in (401, 403):
+            raise Problem(
+                f"Kaggle wants credentials for {name} ({status}). Make a token on kaggle.com under Settings → API and "
+                "put it in the environment as KAGGLE_API_TOKEN, or as KAGGLE_USERNAME and KAGGLE_KEY. If the data set "
+                f"should be public, check fetch.kaggle; {by_hand}."
+            ) from error
+        raise Problem(f"Kaggle answered {status} for {name}. Try again later, {by_hand}.") from error
+    except requests.RequestException as error:
+        raise Problem(
+            f"Kaggle could not be reached for {name}, or the connection was lost ({_cause(error)}). What has arrived "
+            "is kept, and the next run goes on from there. Check the network and the proxy (HTTPS_PROXY), and run it "
+            f"again; {by_hand}."
+        ) from error
+    except (*DAMAGE, DataCorruptionError) as error:
+        # Else kagglehub would find the broken download complete, and fail to unpack it for ever.
+        for broken in Path(os.environ["KAGGLEHUB_CACHE"], "datasets", handle.owner, handle.dataset).glob("*.archive"):
+            broken.unlink()
+        raise Problem(
+            f"Kaggle's answer for {name} cannot be used ({error}). What was downloaded has been removed: run it again, "
+            f"{by_hand}."
+        ) from error
+    # Its cache's own layout: datasets/owner/name/versions/3.
+    return Fetched(path, ours=False, version=path.name if path.parent.name == "versions" else None)
+
+
+def archive(recipe: Params, work: Path) -> Fetched:
+    """Unpacks a .zip or .tar(.gz, .bz2, .xz), from a URL or this disk, into `work` once its SHA-256 is right.
+
+    Raises:
+        Problem: it cannot be had, has another checksum, or is refused by `unpack`.
+    """
+    address, expected = recipe.fetch.archive, recipe.fetch.sha256
+    assert address  # params.Fetch sees to both
+    assert expected
+    if address.lower().startswith(("http://", "https://")):
+        path = _downloaded(address, expected)
+    else:
+        path = Path(address).expanduser()
+        if not path.is_file():
+            raise Problem(f"fetch.archive: {address} is no file, and no http(s) address either.")
+        if (actual := stage.sha256(path)) != expected:
+            _wrong_checksum(address, expected, actual, "The file was left as it is.")
+    unpack(path, work, address)
+    return Fetched(work, ours=True, archive_sha256=expected)
+
+
+def unpack(path: Path, folder: Path, name: str) -> None:
+    """Unpacks an archive into an existing folder; on an error what was unpacked so far is left to the caller.
+
+    Args:
+        name: what messages call the archive.
+
+    Raises:
+        Problem: it is damaged or of an unknown kind, would fill the disk, or has a member that is a link or a device
+            or that would land outside the folder.
+    """
+    room = int(shutil.disk_usage(folder).free * FREE_SHARE)
+
+    def check(member: str, plain: bool, size: int) -> None:
+        nonlocal room
+        as_path = PureWindowsPath(member)  # takes / and \ as separators, so it refuses what any system would follow
+        if as_path.anchor or ".." in as_path.parts:
+            raise Problem(f"{name} is not safe: its member {member!r} would be written outside the folder.")
+        if not plain:
+            raise Problem(f"{name} is not safe: its member {member!r} is a link or a device, not a file or a folder.")
+        room -= size
+        if room < 0:
+            raise Problem(f"{name} would fill the disk: it unpacks beyond what is free (at {member!r}). Free some.")
+
+    try:
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                for member in stage.progress(tar, "unpacking", unit="file"):
+                    check(member.name, member.isreg() or member.isdir(), member.size)
+                    tar.extract(member, folder, filter="data")
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as zipped:
+                for entry in stage.progress(zipped.infolist(), "unpacking", unit="file"):
+                    kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the packer wrote no Unix mode
+                    check(entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), entry.file_size)
+                    zipped.extract(entry, folder)
+        else:
+            raise Problem(f"{name} is neither a zip nor a tar archive.")
+    except (*DAMAGE, OSError) as error:  # OSError: gzip, bzip2, and two members that are file and folder of one name
+        if is_full_disk(error):
+            raise
+        raise Problem(f"{name} cannot be unpacked ({error}). Make or download it again.") from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Tells the one OSError that is not about the file at hand: `stage.run` has a message for it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _downloaded(url: str, expected: str) -> Path:
+    """Returns the archive on this disk, downloaded unless an earlier run did; never one with a wrong checksum."""
+    done = STATE / expected
+    if done.exists() and stage.sha256(done) == expected:
+        return done
+    part = STATE / f"{expected}.part"
+    _download(url, part)
+    if (actual := stage.sha256(part)) != expected:
+        part.unlink()
+        _wrong_checksum(url, expected, actual, "The download was removed; run it again to download it anew.")
+    part.replace(done)
+    return done
+
+
+def _download(url: str, part: Path) -> None:
+    """Appends to `part` what it lacks of the file, or writes it anew where the server cannot go on from the middle."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code == requests.codes.requested_range_not_satisfiable:
+                return  # all of it is here already, or too much: the checksum tells
+            response.raise_for_status()
+            with part.open("ab" if response.status_code == requests.codes.partial_content else "wb") as file:
+                for chunk in _chunks(response):
+                    file.write(chunk)
+    except requests.HTTPError as error:
+        raise Problem(
+            f"{url} answered {error.response.status_code} ({error.response.reason}). Check fetch.archive, or download "
+            "the file by hand and give its path there."
+        ) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise Problem(
+            f"{url} could not be reached, or the connection was lost ({_cause(error)}). What has arrived is kept, and "
+            "the next run goes on from there. Check the network and the proxy (HTTPS_PROXY), and run it again; or "
+            "download the file by hand and give its path in fetch.archive."
+        ) from error
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    # Raw, since some servers declare a .tar.gz as gzip-encoded, and requests would unpack it: another checksum.
+    size = response.headers.get("Content-Length")
+    chunks = response.raw.stream(CHUNK, decode_content=False)
+    yield from stage.progress(chunks, "downloading", total=ceil(int(size) / CHUNK) if size else None, unit="MB")
+
+
+def _wrong_checksum(name: str, expected: str, actual: str, what_now: str) -> NoReturn:
+    raise Problem(
+        f"{name} is not the archive that fetch.sha256 names, so it was not unpacked.\n"
+        f"  expected {expected}\n  actual   {actual}\n{what_now} If the archive is right, correct fetch.sha256."
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """Says what lies below requests' and urllib3's layers: "Connection refused" rather than three lines of wrapping."""
+    while error.__context__:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error)

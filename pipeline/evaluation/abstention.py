@@ -1,0 +1,149 @@
+"""Whether the model declines where it should: risk–coverage, false referrals, and images that are no smears.
+
+The decisions are the server's own (`leukdetect.decision`), from the same thresholds in the model file.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from leukdetect import images
+from leukdetect.decision import Decision, ReasonCode, decide
+from pipeline.evaluation import metrics
+from pipeline.model_file.onnx_model import OnnxModel
+from pipeline.reporting import plots
+
+# What an image is referred for, in the order in which each check is asked what it adds to those before.
+CHECKS: dict[str, set[ReasonCode]] = {
+    "unlikeness": {"unlike_training_images"},
+    "quality": {"too_dark", "too_bright", "blurred", "no_stained_nucleus"},
+    "scores": {"low_confidence", "malignant_not_excluded", "malignant_not_confirmed"},
+}
+
+
+def decisions(model: OnnxModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
+    """Probabilities [n, C], unlikeness [n] and what the server would say of uint8 [n, S, S, 3]."""
+    outputs = model.predict(pixels, ("probabilities", "unlikeness"))
+    said = [
+        decide(p, float(u), images.brightness(x), images.sharpness(x), images.stain(x), model.contract)
+        for p, u, x in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
+    ]
+    return outputs["probabilities"], outputs["unlikeness"], said
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the risk–coverage curve (AURC; Geifman and El-Yaniv 2017): [R]; 0 is best.
+
+    The mean, over coverages, of the share of wrong answers among the most confident ones. Images of equal confidence
+    share their risk.
+    """
+    _, ties = np.unique(-confidence, return_inverse=True)
+    drawn, wrong = (np.zeros((len(weights), ties.max() + 1)) for _ in range(2))
+    for column in range(ties.max() + 1):
+        here = ties == column
+        drawn[:, column], wrong[:, column] = weights[:, here].sum(1), (weights[:, here] * ~correct[here]).sum(1)
+    covered = drawn.cumsum(1)
+    risk = np.divide(wrong.cumsum(1), covered, out=np.zeros_like(covered), where=covered > 0)
+    area: np.ndarray = (risk * drawn).sum(1) / drawn.sum(1)
+    return area
+
+
+def measure(
+    model: OnnxModel, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray, foreign: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """How the model file abstains on held-out smears [N, S, S, 3], and on each kind of foreign images [n, S, S, 3].
+
+    A false referral is that of a held-out smear whose class would have been right. AUROC: the chance that a foreign
+    image's unlikeness is above a smear's. Intervals resample the smears' groups and the foreign images one by one.
+    """
+    probabilities, unlikeness, said = decisions(model, pixels)
+    referred = np.array([each.kind == "refer" for each in said])
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    return {
+        "false_referrals": metrics.estimate(metrics.mean(referred & correct, weights)),
+        **_referrals(said, weights),
+        "risk": metrics.estimate(metrics.mean(~correct, weights)),
+        "risk_reported": metrics.estimate(metrics.mean(~correct, weights * ~referred)),
+        "aurc": metrics.estimate(risk_coverage(confidence, correct, weights)),
+        "foreign": {name: _of_kind(model, theirs, unlikeness, weights) for name, theirs in foreign.items()},
+    }
+
+
+def _of_kind(model: OnnxModel, theirs: np.ndarray, unlikeness: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    _, distance, said = decisions(model, theirs)
+    n = len(theirs)
+    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), len(weights) - 1)
+    own = np.concatenate([np.ones((1, n)), draws])
+    scores, foreign = np.concatenate([unlikeness, distance]), np.arange(len(unlikeness) + n) >= len(unlikeness)
+    area = metrics.auroc(scores, foreign, np.concatenate([weights, own], axis=1))
+    return {"images": n, "auroc": metrics.estimate(area), **_referrals(said, own)}
+
+
+def _referrals(said: list[Decision], weights: np.ndarray) -> dict[str, Any]:
+    """The share that is referred: in all, for each reason, and what each of `CHECKS` adds to those before it."""
+    codes = [{reason.code for reason in each.reasons} for each in said]
+
+    def share(flags: np.ndarray) -> metrics.Estimate:
+        return metrics.estimate(metrics.mean(flags, weights))
+
+    left, adds = np.ones(len(said), bool), {}
+    for check, reasons in CHECKS.items():
+        caught = np.array([bool(reasons & each) for each in codes])
+        adds[check] = share(caught & left)
+        left &= ~caught
+    return {
+        "referred": share(~left),
+        "referred_for": {
+            code: share(np.array([code in each for each in codes])) for code in sorted(set().union(*codes))
+        },
+        "added_by": adds,
+    }
+
+
+def figure(model: OnnxModel, pixels: np.ndarray, labels: np.ndarray, measured: dict[str, Any]) -> Figure:
+    """The risk–coverage curve, and which check refers what share of each kind of foreign images."""
+    drawn = plots.blank(11, 4.6, "Abstention")
+    curve, kinds = drawn.subplots(1, 2, width_ratios=(1, 1.1))
+    probabilities = model.predict(pixels)["probabilities"]
+    _draw_curve(curve, probabilities.max(1), probabilities.argmax(1) == labels, measured)
+    _draw_kinds(kinds, {"held-out smears": measured} | measured["foreign"])
+    return drawn
+
+
+def _draw_curve(axes: Any, confidence: np.ndarray, correct: np.ndarray, measured: dict[str, Any]) -> None:
+    order = np.argsort(-confidence, kind="stable")
+    covered = np.arange(1, len(order) + 1)
+    area, risk = measured["aurc"], measured["risk"].value
+    share, best = covered / len(order), np.maximum(covered - correct.sum(), 0) / covered
+    axes.axhline(risk, color=plots.ORANGE, linestyle="--", linewidth=1, label="at random")
+    axes.plot(share, (~correct[order]).cumsum() / covered, color=plots.BLUE, label="the most confident first")
+    axes.plot(share, best, color=plots.FAINT, linestyle=":", label="errors last: the best order")
+    answered, wrong = 1 - measured["referred"].value, measured["risk_reported"].value
+    axes.scatter(answered, wrong, 70, color=plots.RED, edgecolor="white", zorder=5, label="as the server refers")
+    axes.set_title(f"Risk–coverage: area {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]", fontsize=10, loc="left")
+    axes.set(xlabel="Coverage (share answered)", ylabel="Risk (share of these wrong)", xlim=(0, 1.02))
+    axes.set_ylim(0, 1.6 * max(risk, 0.01))  # room for the legend above the curves
+    axes.grid(True)
+    axes.legend(loc="upper left")
+
+
+def _draw_kinds(axes: Any, rows: dict[str, dict[str, Any]]) -> None:
+    left = np.zeros(len(rows))
+    looks = {"unlikeness": ("unlikeness", plots.BLUE), "quality": ("quality adds", plots.ORANGE)}
+    for check, (label, colour) in (looks | {"scores": ("scores add", plots.SKY)}).items():
+        widths = np.array([each["added_by"][check].value for each in rows.values()])
+        axes.barh(list(rows), widths, left=left, color=colour, label=label, height=0.7)
+        left += widths
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 9, "va": "center", "ha": "right"}
+    for place, each in enumerate(rows.values()):
+        axes.text(1.16, place, f"{each['referred'].value:.0%}", **beside)
+        axes.text(1.40, place, f"{each['auroc'].value:.3f}" if "auroc" in each else "", **beside)
+    for right, title in ((1.16, "in all"), (1.40, "AUROC of\nunlikeness")):
+        axes.text(right, -0.75, title, **beside | {"va": "bottom", "color": plots.FAINT})
+    axes.axhline(0.5, color=plots.FAINT, linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="Share referred to a person")
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1, handlelength=1)

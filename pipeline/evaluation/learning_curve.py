@@ -1,0 +1,85 @@
+"""What a recipe reaches on held-out folds, by how many images it was trained on: pure functions."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import stage
+from pipeline.evaluation import metrics
+from pipeline.evaluation.classification import hits
+from pipeline.params import Params
+from pipeline.reporting import plots
+
+# What decides how a network is trained. The rest of a recipe judges it, or says where its images are from.
+TRAINING = {"seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune"}
+
+
+def key(recipe: Params, data: str) -> str:
+    """Names the recipe and the images (`prepare.digest`), so that one's folds are never shown as another's."""
+    return stage.state_key(recipe.model_dump_json(by_alias=True, include=TRAINING), data)
+
+
+def summary(table: pd.DataFrame, recipe: Params) -> dict[str, Any]:
+    """Metrics of the held-out predictions of all folds together, the colour-only baseline's, and each fold's own.
+
+    Intervals resample groups within each class. They hold the trained networks fixed: `each_fold` shows how far
+    trainings differ. No AUROC: scores of different networks are not of one scale.
+
+    Args:
+        table: a row an image: class, group, predicted, colour (the baseline's class), fold, trained_on.
+    """
+    keys = [c.key for c in recipe.classes]
+    labels, predicted, by_colour = (table[name].map(keys.index).to_numpy() for name in ("class", "predicted", "colour"))
+    weights = metrics.group_weights(labels, table["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
+    recall = metrics.recall(metrics.confusion(labels, predicted, len(keys), weights))
+    own, colour = (metrics.balanced_accuracy(labels, said, weights) for said in (predicted, by_colour))
+    estimates = hits(labels, predicted, len(keys), weights) | {
+        "colour_only": metrics.estimate(colour),
+        "margin_over_colour": metrics.estimate(own - colour),
+        **{f"recall_{key}": metrics.estimate(recall[:, i]) for i, key in enumerate(keys)},
+    }
+    once = np.ones((1, len(table)))
+    return {name: {end: round(number, 6) for end, number in asdict(e).items()} for name, e in estimates.items()} | {
+        "images": len(table),
+        "groups": int(table["group"].nunique()),
+        "trained_on": round(float(table.groupby("fold")["trained_on"].first().mean()), 1),  # images, mean over folds
+        "each_fold": [
+            round(float(metrics.balanced_accuracy(labels[rows], predicted[rows], once[:, rows])[0]), 6)
+            for rows in table.groupby("fold").indices.values()
+        ],
+    }
+
+
+def sample(found: dict[str, Any]) -> str:
+    """What was measured, for below the figure's title."""
+    images, groups = (list(found["by_share"].values())[-1][name] for name in ("images", "groups"))
+    return f"Each held out once, n = {images} images in {groups} groups; every point trained anew"
+
+
+def figure(found: dict[str, Any]) -> Figure:
+    """Balanced accuracy over training images, of what `pipeline.cross_validate` wrote."""
+    points = list(found["by_share"].values())
+    trained = [point["trained_on"] for point in points]
+    drawn = plots.blank(7, 4.4, f"Learning curve over {found['folds']} grouped folds")
+    axes = drawn.subplots()
+    for name, title, colour, marker in (
+        ("colour_only", "colour only, 95 % over groups", plots.ORANGE, "s"),
+        ("balanced_accuracy", "the recipe, 95 % over groups", plots.BLUE, "o"),
+    ):
+        values, low, high = (np.array([point[name][end] for point in points]) for end in ("value", "low", "high"))
+        bars = np.stack([values - low, high - values])
+        axes.errorbar(trained, values, bars, color=colour, marker=marker, capsize=4, label=title)
+    for point in points:
+        # A little to the right of the interval, so that neither hides the other.
+        beside = [point["trained_on"] + 0.02 * max(trained)] * len(point["each_fold"])
+        axes.plot(beside, point["each_fold"], ".", color=plots.SKY, label="one fold" if point is points[0] else None)
+    chance = 1 / sum(name.startswith("recall_") for name in points[0])
+    axes.axhline(chance, color=plots.FAINT, linestyle=":", linewidth=1, label="chance")
+    axes.set(xlim=(0, 1.08 * max(trained)), ylim=(0, 1.02))
+    axes.set(xlabel="Training images (mean over folds)", ylabel="Balanced accuracy, held-out folds")
+    axes.grid(True)
+    axes.legend(loc="lower right", reverse=True)  # the recipe first
+    return drawn

@@ -1,0 +1,66 @@
+"""The one graph of the contract: everything a client needs, as TensorFlow operations ready for ONNX."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline.network import classifier
+
+
+def contract_function(
+    whole: keras.Model, temperature: float, space: dict[str, np.ndarray]
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w].
+
+    `cam` is Grad-CAM (Selvaraju et al. 2017) of each class's logit, in closed form: behind global average
+    pooling the gradient at every position is the gradient at the pooled vector ÷ (h·w), and through a head of
+    ReLUs that is a product of matrices with the inactive units left out.
+    """
+    names = (classifier.POOLED, "head_relu_1", "head_relu_2", "logits")
+    # The normalisation is written out below: as a Keras layer its constants would become inputs of the ONNX graph.
+    normalise = whole.get_layer(classifier.NORMALISED)
+    mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance).ravel())
+    outputs = [
+        classifier.low_level(whole),
+        classifier.feature_maps(whole),
+        *(whole.get_layer(name).output for name in names),
+    ]
+    trunk = keras.Model(normalise.output, outputs)
+    dense_1, dense_2, last = (
+        whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2", "logits")
+    )
+    bn = whole.get_layer("head_bn")
+    gamma, _, _, variance = bn.get_weights()
+    bn_slope = gamma / np.sqrt(variance + bn.epsilon)
+
+    def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        normalised = tf.cast(image, tf.float32) - mean
+        if (deviation != 1).any():
+            normalised /= deviation
+        low_level, maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
+
+        # d logits / d embedding, [N, C, D]
+        active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
+        active_1 = tf.cast(hidden_1 > 0, tf.float32)[:, None, :]
+        slope = tf.matmul(active_2 * last.T[None], dense_2.T) * active_1 * bn_slope
+        slope = tf.matmul(slope, dense_1.T)
+        height, width, channels = maps.shape[1:]
+        positions = tf.reshape(maps, [-1, height * width, channels])
+        cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True)) / (height * width)
+
+        # pipeline.calibrate.unlikeness
+        offset = low_level[:, None, :] - space["means"][None]
+        along = tf.matmul(offset, space["directions"])
+        outside = tf.nn.relu(tf.reduce_sum(offset**2, -1) - tf.reduce_sum(along**2, -1))
+        squared = tf.reduce_sum(along**2 / space["variances"], -1) + outside / space["rest"]
+
+        return {
+            "probabilities": tf.nn.softmax(logits / temperature),
+            "embedding": embedding,
+            "unlikeness": tf.sqrt(tf.reduce_min(squared, 1)) / space["scale"],
+            "cam": tf.reshape(cam, [-1, last.shape[1], height, width]),
+        }
+
+    return call

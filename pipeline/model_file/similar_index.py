@@ -1,0 +1,59 @@
+"""Makes the index of training images that a model file carries: see `leukdetect.similar`."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from leukdetect.similar import Index
+
+MOST = 512  # images, as many of each class; with thumbnails about half a megabyte
+COMPONENTS = 32  # directions
+SIDE = 64  # pixels of a thumbnail
+QUALITY = 75  # of its WebP: no header of 600 bytes, as JPEG has
+ID = 12  # hex digits: no two of a hundred thousand files share them, but for one chance in 50,000
+
+
+def choose(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Which of the training images with these classes [n] go into the index: all, or MOST of them by chance.
+
+    Classes give the same number each, as far as they have so many.
+    """
+    rng = np.random.default_rng(seed)
+    turns = np.empty(len(labels), int)  # an image's place in the queue of its class
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        turns[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, turns))[:MOST])
+
+
+def fit(embedding: np.ndarray, labels: np.ndarray, sha256: Sequence[str], pixels: np.ndarray | None) -> Index:
+    """The index of n images.
+
+    Args:
+        embedding: [n, D], as this very model file answers.
+        labels: [n], in the contract's order.
+        sha256: of the image files.
+        pixels: uint8 [n, S, S, 3] for thumbnails; None where the data's licence lets none travel.
+    """
+    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+    mean = unit.mean(axis=0)
+    _, _, directions = np.linalg.svd(unit - mean, full_matrices=False)
+    directions = directions[:COMPONENTS].T
+    return Index(
+        mean=mean,
+        directions=directions,
+        places=(unit - mean) @ directions,
+        classes=labels,
+        ids=[each[:ID] for each in sha256],
+        thumbnails=None if pixels is None else [_thumbnail(image) for image in pixels],
+    )
+
+
+def _thumbnail(image: np.ndarray) -> bytes:
+    picture = Image.fromarray(image)
+    picture.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()

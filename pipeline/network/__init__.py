@@ -1,0 +1,1 @@
+"""The network: backbones, classifier, augmentation, views, training, conversion to ONNX."""

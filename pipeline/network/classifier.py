@@ -1,0 +1,230 @@
+"""The network: a backbone of `keras.applications` with the paper's head, and the parts of it that training uses.
+
+The whole model is `.keras`-loadable without any of this code: it takes uint8 RGB, and normalises inside.
+`keras.applications` swaps the channels to BGR before a ResNet-50 or a VGG16; here the first convolution's kernel is
+swapped instead when weights are loaded, which is the same arithmetic and leaves no odd step in the graph.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from pipeline.network.backbones import BACKBONES
+from pipeline.stage import Problem
+
+NORMALISED = "normalise"
+POOLED = "avg_pool"
+
+
+def strategy() -> tf.distribute.Strategy:
+    """Mirrors the model over all GPUs where there are several."""
+    several = len(tf.config.list_logical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def precision() -> str:
+    """What training computes in here, as a Keras policy; the weights stay in float32.
+
+    Half precision where the processor multiplies in it: a GPU; AMX (Intel, from 2023), where bfloat16 trains twice as
+    fast as float32; AVX-512 BF16 (AMD, from 2022), where it takes two thirds to three quarters of the time.
+    """
+    if tf.config.list_logical_devices("GPU"):
+        return "mixed_float16"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
+    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
+
+
+def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
+    """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
+
+    Head: the paper's. GAP, Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
+    """
+    network = BACKBONES[backbone]
+    image = keras.Input((size, size, 3), dtype="uint8", name="image")
+    variance = [deviation**2 for deviation in network.deviation]
+    x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
+    base = network.base(input_tensor=x)
+    x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
+    x = keras.layers.Dense(256, name="head_dense_1")(x)
+    # 0.9 and not Keras's 0.99: the averages must follow within a few hundred steps.
+    x = keras.layers.BatchNormalization(momentum=0.9, name="head_bn")(x)
+    x = keras.layers.ReLU(name="head_relu_1")(x)
+    x = keras.layers.Dropout(0.4, name="head_dropout_1")(x)
+    x = keras.layers.Dense(128, name="head_dense_2")(x)
+    x = keras.layers.ReLU(name="head_relu_2")(x)
+    x = keras.layers.Dropout(0.3, name="head_dropout_2")(x)
+    x = keras.layers.Dense(classes, name="logits")(x)
+    return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
+
+
+def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
+    """Puts a backbone's pretrained weights (no top) under the head.
+
+    Args:
+        weights: `imagenet` (downloaded by Keras, once), or a path of a file that was saved for
+            `keras.applications.<backbone>(include_top=False)` and its own `preprocess_input`.
+
+    Raises:
+        Problem: no network, no such file, or a file of another network.
+    """
+    network = BACKBONES[backbone]
+    if weights == "imagenet":
+        try:
+            base = network.base(weights="imagenet", input_shape=(224, 224, 3))
+        except Exception as error:  # Keras raises a bare Exception where the download fails
+            raise Problem(
+                f"the ImageNet weights could not be downloaded ({error}). Check the network or the proxy, or fetch "
+                f"the {backbone} no-top file elsewhere and set features.weights in params.yaml to its path."
+            ) from error
+    else:
+        base = network.base(input_shape=(224, 224, 3))
+        if not Path(weights).is_file():
+            raise Problem(f"features.weights: there is no file {weights}; give a path, imagenet or none")
+        try:
+            with warnings.catch_warnings():  # Keras warns of each part it misses, then raises
+                warnings.simplefilter("ignore")
+                base.load_weights(weights)
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise Problem(
+                f"features.weights: {weights} does not fit {backbone} without its top ({reason}). It must be what "
+                f"keras.applications.{backbone}(include_top=False).save_weights() writes."
+            ) from error
+    for layer in base.layers:
+        if layer.weights:
+            values = layer.get_weights()
+            if layer.name == network.bgr_kernel:
+                values[0] = values[0][:, :, ::-1, :]  # trained on BGR, fed RGB
+            model.get_layer(layer.name).set_weights(values)
+
+
+def feature_maps(model: keras.Model) -> keras.KerasTensor:
+    """The base's last maps [N, h, w, D], which global average pooling reads and Grad-CAM looks at."""
+    return model.get_layer(POOLED).input
+
+
+def low_level(model: keras.Model) -> keras.KerasTensor:
+    """What unlikeness is measured on, [N, L]: maps of `Backbone.low_level`, averaged over positions, at length 1."""
+    names = {layer.name for layer in model.layers}
+    layer = next(network.low_level for network in BACKBONES.values() if network.low_level in names)
+    pooled = keras.layers.GlobalAveragePooling2D()(model.get_layer(layer).output)
+    return keras.layers.UnitNormalization()(pooled)
+
+
+def boundary(model: keras.Model, trainable_from: str) -> str | None:
+    """The last layer below the first trainable one that is the only way from what is before it to what is after it.
+
+    Returns:
+        Its name; None if every layer is to train.
+
+    Raises:
+        Problem: no such layer in the base.
+    """
+    if trainable_from == "all":
+        return None
+    names = base_layers(model)
+    if trainable_from not in names:
+        raise Problem(
+            f"fine_tune.trainable_from: the base has no layer {trainable_from!r}; give all, or the name of one of its "
+            f"{len(names)} layers, such as {names[-30]} (the last 30)"
+        )
+    layers = model.layers  # in the order of the graph
+    place = {id(layer.output): i for i, layer in enumerate(layers)}
+    oldest_read = [min((place[id(t)] for t in keras.tree.flatten(layer.input)), default=0) for layer in layers]
+    first, end = (next(i for i, layer in enumerate(layers) if layer.name == n) for n in (names[0], trainable_from))
+    for i in reversed(range(first, end)):
+        if min(oldest_read[i + 1 :]) >= i and any(layer.weights for layer in layers[first : i + 1]):
+            return str(layers[i].name)
+    raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; say all")
+
+
+def base_layers(model: keras.Model) -> list[str]:
+    """The base's layer names in the order of the graph, from what reads the normalised image up to the pooling."""
+    names = [layer.name for layer in model.layers]
+    return names[names.index(NORMALISED) + 1 : names.index(POOLED)]
+
+
+def halves(model: keras.Model, cut: str) -> bool:
+    """Whether all that reads `cut` are 1×1 convolutions of stride 2: then three quarters of it are never read.
+
+    Keeping every second row and column and dropping the stride is exact.
+    """
+    readers = _readers(model, cut)
+    return all(isinstance(r, keras.layers.Conv2D) and r.kernel_size == (1, 1) and r.strides == (2, 2) for r in readers)
+
+
+def frozen_part(model: keras.Model, cut: str) -> keras.Model:
+    """From the image to the activations at `cut`, every second row and column of them where `halves` says so."""
+    out = model.get_layer(cut).output
+    return keras.Model(model.input, out[:, ::2, ::2, :] if halves(model, cut) else out, name="frozen")
+
+
+def trainable_part(
+    model: keras.Model, cut: str | None, bn_momentum: float | None = None, precision: str = "float32"
+) -> keras.Model:
+    """A copy, with the same weights, of what comes after `cut` (None: of everything).
+
+    `copy_weights` brings what it learned back to the float32 model.
+
+    Args:
+        bn_momentum: for the base's batch normalisation, where it is to train on little data.
+        precision: the Keras policy that it computes in.
+    """
+    if cut is None:
+        skipped, source = {"image"}, model.input
+        x = keras.Input(source.shape[1:], dtype="uint8", name="image")
+    else:
+        names = [layer.name for layer in model.layers]
+        skipped, source = set(names[: names.index(cut) + 1]), model.get_layer(cut).output
+        height, width, channels = source.shape[1:]
+        if halves(model, cut):
+            height, width = -(-height // 2), -(-width // 2)
+        x = keras.Input((height, width, channels), name="activations")
+    unstrided = {r.name for r in _readers(model, cut)} if cut is not None and halves(model, cut) else set()
+
+    made = {id(source): x}
+    for layer in model.layers:
+        if layer.name in skipped:
+            continue
+        config = layer.get_config()
+        if layer.name not in (NORMALISED, "probabilities"):  # 0..255 and a softmax want float32
+            config["dtype"] = precision
+        if layer.name in unstrided:
+            config["strides"] = (1, 1)
+        if bn_momentum is not None and isinstance(layer, keras.layers.BatchNormalization):
+            config["momentum"] = bn_momentum
+        copy = type(layer).from_config(config)
+        inputs = [made[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
+        made[id(layer.output)] = copy(inputs if len(inputs) > 1 else inputs[0])
+    part = keras.Model(x, made[id(model.output)], name="trainable")
+    copy_weights(model, part)
+    return part
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of every layer that both models have, by name."""
+    known = {layer.name for layer in source.layers}
+    for layer in target.layers:
+        if layer.weights and layer.name in known:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+
+
+def set_trainable(part: keras.Model, chosen: Callable[[str], bool], batch_norm: bool) -> None:
+    """Lets the base's layers train for which `chosen(name)` holds, and the head always.
+
+    Args:
+        batch_norm: False keeps the base's batch normalisation as it is, in inference mode.
+    """
+    for layer in part.layers:
+        is_head = layer.name.startswith(("head_", "logits"))
+        frozen_bn = isinstance(layer, keras.layers.BatchNormalization) and not batch_norm
+        layer.trainable = is_head or (chosen(layer.name) and not frozen_bn)
+
+
+def _readers(model: keras.Model, name: str) -> list[keras.layers.Layer]:
+    output = model.get_layer(name).output
+    return [layer for layer in model.layers if any(t is output for t in keras.tree.flatten(layer.input))]

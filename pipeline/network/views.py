@@ -1,0 +1,86 @@
+"""A batch of a view: from pixels to what is stored of them, on this machine or on a worker of a cluster.
+
+Imports neither TensorFlow nor MLflow, so that a worker is there at once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+
+from pipeline.network import augment
+from pipeline.params import Augment
+from pipeline.stage import Problem
+
+Stored = dict[str, np.ndarray]
+Forward = Callable[[np.ndarray], Stored]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to begin with. `view` is which one is wanted; None: not augmented."""
+
+    view: int | None
+    pixels: np.ndarray  # uint8 [n, S, S, 3]
+    sha256: Sequence[str]  # of their files
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is the same for every batch. `graph` is what every image goes through; None: the images are stored."""
+
+    augment: Augment
+    seed: int
+    graph: np.ndarray | None = None  # uint8: an ONNX file's bytes
+    sha256: str = ""  # of them
+
+
+def augmented(work: Work, batch: Batch) -> np.ndarray:
+    """The view's images, uint8 [n, S, S, 3]."""
+    if batch.view is None:
+        return batch.pixels
+    return np.stack(
+        [
+            augment.view(image, work.augment, work.seed, batch.view, sha256)
+            for image, sha256 in zip(batch.pixels, batch.sha256, strict=True)
+        ]
+    )
+
+
+_received: dict[str, Forward] = {}  # by sha256, of this worker's process
+
+
+def on_a_worker(work: Work, batch: Batch) -> Stored:
+    """What is stored of a batch, with one processor of a cluster."""
+    images = augmented(work, batch)
+    if work.graph is None:
+        return {"inputs": images}
+    if work.sha256 not in _received:
+        _received[work.sha256] = session(work.graph.tobytes(), threads=1)
+    return stored(images, _received[work.sha256](images))
+
+
+def stored(images: np.ndarray, found: Stored) -> Stored:
+    """`inputs` in float16, or the images themselves where none were computed, since nothing is frozen; and the rest.
+
+    Raises:
+        Problem: float16 cannot hold them.
+    """
+    if "inputs" not in found:
+        return {"inputs": images, **found}
+    most = np.finfo(np.float16).max
+    if not (-most <= found["inputs"].min() and found["inputs"].max() <= most):  # so that NaN fails too
+        raise Problem("activations are NaN or beyond float16: these weights do not fit this network's normalisation")
+    return {**found, "inputs": found["inputs"].astype(np.float16)}
+
+
+def session(graph: bytes, threads: int) -> Forward:
+    """A function from images to a graph's outputs, by onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A thread that waits gives its processor to the augmentation of the next batch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    opened = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in opened.get_outputs()]
+    return lambda images: dict(zip(names, opened.run(names, {"image": images}), strict=True))

@@ -1,0 +1,1 @@
+"""MLflow: tracking, gate, versions, pyfunc, servers."""

@@ -1,0 +1,227 @@
+"""The figures that a person looks at, and the same data as tables for `dvc plots`.
+
+Colours are Okabe & Ito's (2008), told apart by people with any colour vision. Figures are drawn without
+pyplot: no window, no open figures to close. Draw and `save` them inside `matplotlib.rc_context(STYLE)`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
+from sklearn.metrics import roc_curve
+
+from pipeline.evaluation import metrics
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+INK, FAINT = "#222222", "#767676"
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "savefig.dpi": 150,
+}
+SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
+MOST_MISTAKES = 12
+_HEAD, _MARGIN = 1.0, 0.2  # inches: the strip for titles above each figure, and their distance from its left
+_TITLE, _STAMP = 0.18, 0.24  # inches of that strip: above the title, and for a synthetic figure's stamp
+
+
+def save(figure: Figure, path: Path, sample: str, *, synthetic: bool) -> None:
+    """Writes a PNG, saying below the title what was measured. Equal figures give equal bytes.
+
+    Args:
+        figure: one of this module's.
+        path: of the PNG.
+        sample: what was measured: the split and its size.
+        synthetic: stamps the figure, so that nobody shows it as a clinical result.
+    """
+    width, height = figure.get_size_inches()
+    spare = 0 if synthetic else _STAMP  # cut off above the title, which comes down by as much
+    figure.texts[0].set_y(1 - (_TITLE + spare) / height)
+    figure.text(_MARGIN / width, 1 - (0.48 + spare) / height, sample, fontsize=9.5, va="top")
+    if synthetic:
+        figure.text(_MARGIN / width, 1 - 0.72 / height, SYNTHETIC, fontsize=9.5, va="top", color=RED, weight="bold")
+    kept = Bbox([[0, 0], [width, height - spare]])
+    figure.savefig(path, format="png", facecolor="white", metadata={"Software": None}, bbox_inches=kept)
+
+
+def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:
+    """The corners of the ROC curve of malignant (bool [N]) against benign, by P(malignant) [N]."""
+    fpr, tpr, _ = roc_curve(is_malignant, p_malignant)
+    return pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr})
+
+
+def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Mean confidence, accuracy and number of images in each bin that `metrics.ece` sums over."""
+    frame = pd.DataFrame({"bin": metrics.confidence_bins(confidence), "confidence": confidence, "correct": correct})
+    return frame.groupby("bin", as_index=False).agg(
+        confidence=("confidence", "mean"), accuracy=("correct", "mean"), images=("correct", "size")
+    )
+
+
+def history_table(phases: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The phases' curves one after the other; `step` counts epochs through all of them."""
+    frame = pd.concat([history.assign(phase=phase) for phase, history in phases.items()], ignore_index=True)
+    frame["step"] = np.arange(1, len(frame) + 1)
+    return frame[["step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]]
+
+
+def confusion_matrix(counts: np.ndarray, names: list[str]) -> Figure:
+    """Counts [C, C], rows actual, in cells that are shaded by their share of the row."""
+    side = 0.95 * len(names)  # inches
+    figure = blank(side + 3.0, side + 1.4, "Confusion matrix")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdims=True)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        ink = "white" if shares[row, column] > 0.55 else INK
+        look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "color": ink}
+        axes.annotate(f"{count:.0f}", (column, row), xytext=(0, 5), fontsize=14, **look)
+        axes.annotate(f"{shares[row, column]:.0%}", (column, row), xytext=(0, -11), fontsize=8.5, **look)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [f"{name}\nn = {n:.0f}" for name, n in zip(names, counts.sum(1), strict=True)])
+    axes.set(xlabel="Predicted", ylabel="Actual")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, label="Share of the actual class", format="{x:.0%}")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def roc(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    names: list[str],
+    malignant: np.ndarray,
+    threshold: float,
+    auroc: metrics.Estimate,
+) -> Figure:
+    """Malignant against benign with its operating point, and each class against the rest.
+
+    Args:
+        probabilities: [N, C]; labels: [N]; names and malignant (bool): [C].
+        threshold: of P(malignant), at and above which an image is called malignant.
+        auroc: of malignant against benign.
+    """
+    figure = blank(6.4, 6.2, "ROC")
+    axes = figure.subplots()
+    p_malignant, is_malignant = probabilities[:, malignant].sum(1), malignant[labels]
+    called = p_malignant >= threshold
+    sensitivity, false_alarms = called[is_malignant].mean(), called[~is_malignant].mean()
+    overall = roc_table(p_malignant, is_malignant)
+    looks = [(BLUE, "--"), (ORANGE, "-."), (GREEN, (0, (1, 1))), (PURPLE, (0, (5, 1, 1, 1))), (SKY, (0, (8, 3)))]
+
+    panels = [axes]
+    if auroc.value > 0.95:  # the curves crowd the corner: show it larger
+        panels.append(axes.inset_axes((0.42, 0.36, 0.55, 0.55)))
+        panels[-1].set(xlim=(0, 0.2), ylim=(0.8, 1.005), xticks=[0, 0.1, 0.2], yticks=[0.8, 0.9, 1])
+    for panel in panels:
+        for index, name in enumerate(names):
+            fpr, tpr, _ = roc_curve(labels == index, probabilities[:, index])
+            area = metrics.auroc(probabilities[:, index], labels == index, np.ones((1, len(labels))))[0]
+            colour, dashes = looks[index % len(looks)]
+            label = f"{name} against the rest: {area:.3f}"
+            panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
+        label = f"Malignant against benign: {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]"
+        panel.plot(overall["false_positive_rate"], overall["true_positive_rate"], color=INK, linewidth=2.2, label=label)
+        label = f"Operating point: sensitivity {sensitivity:.3f}, specificity {1 - false_alarms:.3f}"
+        panel.scatter(false_alarms, sensitivity, 80, color=RED, edgecolor="white", zorder=5, label=label)
+        panel.grid(True)
+
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
+    axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), aspect="equal", xlabel="1 − specificity", ylabel="Sensitivity")
+    axes.legend(loc="lower right", title="Area under the curve", alignment="left", title_fontsize=9)
+    return figure
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, ece: metrics.Estimate) -> Figure:
+    """Accuracy against confidence in equal-mass bins; below, how many images have which confidence."""
+    figure = blank(5.8, 6.6, f"Reliability: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    table = reliability_table(confidence, correct)
+    above.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="Perfectly calibrated")
+    above.vlines(table["confidence"], table["confidence"], table["accuracy"], color=ORANGE, linewidth=2, label="Gap")
+    fewest, most = table["images"].min(), table["images"].max()
+    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    label = f"Bin of {each} images"
+    above.plot(table["confidence"], table["accuracy"], "o", color=BLUE, markersize=6, label=label)
+    start = np.floor(min(confidence.min(), table["accuracy"].min()) * 10) / 10
+    above.set(xlim=(start, 1.01), ylim=(start - 0.02, 1.02), ylabel="Accuracy")
+    above.grid(True)
+    above.legend(loc="upper left")
+
+    apart = [confidence[correct], confidence[~correct]]
+    bins, colours = np.linspace(start, 1, 21).tolist(), [SKY, RED]
+    below.hist(apart, bins, color=colours, label=["right", "wrong"])
+    below.set_yscale("symlog", linthresh=1)  # the few that are wrong, beside hundreds
+    below.set(
+        xlabel="Confidence (highest probability)", ylabel="Images", yticks=[0, 1, 10, 100], yticklabels=[0, 1, 10, 100]
+    )
+    below.grid(True, axis="y")
+    below.legend(loc="upper left")
+    return figure
+
+
+def training_curves(table: pd.DataFrame) -> Figure:
+    """Loss and accuracy over the epochs of `history_table`, with the boundary between its phases."""
+    figure = blank(10, 4, "Training curves")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(table["step"], table[metric], color=ORANGE, linestyle="--", marker=".", label="training")
+        axes.plot(table["step"], table[f"val_{metric}"], color=BLUE, marker="o", markersize=4, label="validation")
+        for phase, steps in table.groupby("phase", sort=False)["step"]:
+            if steps.iloc[0] > 1:
+                axes.axvline(steps.iloc[0] - 0.5, color=FAINT, linewidth=1)
+            middle = (steps.iloc[0] + steps.iloc[-1]) / 2
+            axes.text(middle, 1.02, phase, transform=axes.get_xaxis_transform(), ha="center", fontsize=9, color=FAINT)
+        axes.set(xlabel="Epoch", ylabel=metric.capitalize(), xlim=(0.5, len(table) + 0.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(True)
+        axes.legend()
+    return figure
+
+
+def mistakes(
+    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, names: list[str]
+) -> Figure:
+    """The most confident wrong answers as images [N, S, S, 3]; below each: actual → predicted, confidence."""
+    wrong = np.flatnonzero(predicted != labels)
+    if not len(wrong):
+        figure = blank(6, 1.5, "No mistakes")
+        figure.text(0.5, 0.3, f"All {len(labels)} images were classified correctly.", ha="center", va="center")
+        return figure
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
+    columns = min(4, len(worst))
+    rows = -(-len(worst) // columns)
+    title = f"The {len(worst)} most confident of {len(wrong)} mistakes" if len(wrong) > 1 else "The only mistake"
+    figure = blank(max(6.0, 2.5 * columns), 3.0 * rows, title)
+    for place, index in enumerate(worst, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(images[index], interpolation="bicubic")
+        text = f"{names[labels[index]]}\n→ {names[predicted[index]]}, {confidence[index]:.2f}"
+        axes.set_xlabel(text, fontsize=9, linespacing=1.35)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def blank(width: float, height: float, title: str) -> Figure:
+    """A figure of so many inches; above it the title, and room for what `save` puts there."""
+    total, pad = height + _HEAD, _MARGIN / 2  # half the margin is the layout's own
+    inside = (pad / width, pad / total, 1 - 2 * pad / width, (height - pad) / total)
+    figure = Figure(figsize=(width, total), layout=ConstrainedLayoutEngine(rect=inside, w_pad=pad, h_pad=pad))
+    figure.text(_MARGIN / width, 1 - _TITLE / total, title, fontsize=13, weight="bold", va="top")
+    return figure

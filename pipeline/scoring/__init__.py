@@ -1,0 +1,1 @@
+"""Scores a folder, a list or a bucket as one batch job."""

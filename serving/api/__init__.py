@@ -1,0 +1,1 @@
+"""What clients ask: predict, explain, feedback, health, status, admin, the Open Inference Protocol."""

@@ -1,0 +1,112 @@
+"""What the server says of itself: health and probes, the model, metrics."""
+
+import json
+import time
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from leukdetect.contract import DATASHEET_FILE, METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
+from leukdetect.model_file import Model
+from serving import problems
+from serving.inference import answers
+from serving.service import of
+
+router = APIRouter(tags=["state"])
+
+
+@router.get("/health")
+async def health(request: Request) -> answers.Health:
+    """The status a person wants: which model serves, and how it is doing."""
+    service = of(request)
+    models = service.models
+    contract = models.champion.contract
+    return answers.Health(
+        status="stopping" if service.draining else "degraded" if models.note or not service.engine.alive else "ok",
+        note=models.note,
+        model=answers.identity(models.champion),
+        previous=answers.identity(models.previous) if models.previous else None,
+        challenger=answers.identity(models.challenger) if models.challenger else None,
+        classes=[{"key": each.key, "label": each.label, "malignant": each.malignant} for each in contract.classes],
+        operating_point=contract.thresholds.malignant,
+        uptime_seconds=round(time.monotonic() - service.since, 1),
+        queue_depth=service.engine.depth,
+        estimated_wait_ms=round(service.engine.estimated_wait * 1000, 1),
+        threads=models.champion.tuning.threads,
+        best_batch=models.champion.tuning.batch,
+        intended_use=contract.intended_use,
+        disclaimer=answers.disclaimer(models.champion),
+    )
+
+
+@router.get("/livez", responses=problems.documented(503))
+async def livez(request: Request) -> answers.State:
+    """The process answers, and its inference thread runs; where it does not, only a restart helps."""
+    service = of(request)
+    if not service.engine.alive and not service.draining:
+        raise problems.ProblemError(503, "dead", "Not alive", "The model's thread is not running.")
+    return answers.State()
+
+
+@router.get("/readyz", responses=problems.documented(503))
+async def readyz(request: Request) -> answers.State:
+    """Send requests here: the model is warm, its thread alive, and nobody asked to stop. Overload changes nothing."""
+    if not of(request).ready:
+        raise problems.ProblemError(503, "not-ready", "Not ready", "The server is stopping.")
+    return answers.State()
+
+
+@router.get("/model")
+async def model(request: Request) -> answers.ModelAnswer:
+    """The model in service: its contract, the metrics it was registered with, its model card."""
+    champion = of(request).models.champion
+    folder = _folder(champion)
+    metrics, card = _text(folder / METRICS_FILE), _text(folder / MODEL_CARD_FILE)
+    return answers.ModelAnswer(
+        model=answers.identity(champion),
+        contract=champion.contract.model_dump(mode="json", exclude={"golden"}),
+        metrics=json.loads(metrics) if metrics else None,
+        model_card=card,
+    )
+
+
+@router.get("/model/report", response_class=HTMLResponse, responses=problems.documented(404))
+async def report(request: Request) -> HTMLResponse:
+    """The evaluation of the model in service as one page: model card, plots, datasheet."""
+    return _page(of(request).models.champion, REPORT_FILE, "report")
+
+
+@router.get("/model/datasheet", response_class=HTMLResponse, responses=problems.documented(404))
+async def datasheet(request: Request) -> HTMLResponse:
+    """The sheet of the data that the model in service learned from: origin, licence, splits, what to beware of."""
+    return _page(of(request).models.champion, DATASHEET_FILE, "datasheet")
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    return Response(of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _page(model: Model, file: str, what: str) -> HTMLResponse:
+    found = _text(_folder(model) / file)
+    if found is None:
+        detail = f"This model was not registered with a {what}; `python -m pipeline.evaluate` writes one."
+        raise problems.ProblemError(404, f"no-{what}", f"No {what}", detail)
+    # The page names its own style's hash in a policy of its own, which holds beside this one.
+    csp = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    return HTMLResponse(found, headers={"Content-Security-Policy": csp})
+
+
+def _folder(model: Model) -> Path:
+    """Where what was registered with the model lies."""
+    return model.located.path if model.located.path.is_dir() else model.located.path.parent
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

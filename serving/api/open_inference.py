@@ -1,0 +1,306 @@
+"""The Open Inference Protocol, version 2 over HTTP: tensors in, tensors out, for the clients of KServe and Triton.
+
+https://github.com/kserve/open-inference-protocol, with Triton's binary tensor data extension. Here an image is
+already decoded and resized, by the client, as the contract at GET /model says; the answer is the model's own, with no
+decision. Errors have the protocol's form {"error": "…"} and not RFC 9457's, since its clients read nothing else.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from leukdetect.contract import OUTPUTS
+from leukdetect.model_file import Model
+from serving import problems
+from serving.api import tensors
+from serving.api.predict import BATCH_AT_ONCE
+from serving.api.tensors import InferAnswer
+from serving.inference.engine import Lane, Scores
+from serving.problems import ProblemError
+from serving.request import auth, upload
+from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
+from serving.service import Service, of
+
+SERVER, SERVER_VERSION = "leukdetect", "0.1.0"
+
+NAMED = "/v2/models/{name}"
+VERSIONED = NAMED + "/versions/{version}"
+
+# One at a time: what holds the interpreter is milliseconds long, and must not line up before /livez.
+_packing = ThreadPoolExecutor(1, thread_name_prefix="tensors")
+
+
+class ErrorAnswer(BaseModel):
+    """An error, in the protocol's form."""
+
+    error: str = Field(description="what was wrong with this request, and what to do")
+
+
+class Live(BaseModel):
+    """Whether the server lives."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether the server takes requests."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Whether the model takes requests."""
+
+    name: str
+    ready: bool
+
+
+class ServerMetadata(BaseModel):
+    """The server, and what it can do beyond the protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor of the model."""
+
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: any")
+
+
+class ModelMetadata(BaseModel):
+    """The model in service."""
+
+    name: str
+    versions: list[str] = Field(description="the one in service; empty for a file that was named directly")
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class _Route(APIRoute):
+    """Tells problems in the protocol's form."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except ProblemError as error:
+                request.state.reason = error.code  # for the metrics
+                return JSONResponse({"error": error.detail}, error.status, error.headers)
+
+        return answer
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    return {status: {"model": ErrorAnswer} for status in statuses}
+
+
+async def _model(request: Request, name: str) -> Model:
+    """The champion of this moment, if it has this name."""
+    champion = of(request).models.champion
+    if name != champion.contract.name:
+        detail = f"No model of that name is served here; '{champion.contract.name}' is."
+        raise ProblemError(404, "unknown-model", "No such model", detail)
+    return champion
+
+
+async def _in_service(model: Annotated[Model, Depends(_model)], version: str) -> None:
+    if version != model.located.version:
+        here = f"version '{model.located.version}'" if model.located.version else "a file without a version"
+        detail = f"That version is not in service; {here} is. Leave /versions/… out for whichever is."
+        raise ProblemError(404, "unknown-model", "No such version", detail)
+
+
+Served = Annotated[Model, Depends(_model)]
+_KEY = Depends(auth.require("predict"))
+_VERSION = Depends(_in_service)
+
+router = APIRouter(tags=["Open Inference Protocol"], route_class=_Route)
+
+
+@router.get("/v2", dependencies=[_KEY], responses=_errors(401, 403, 429))
+async def server_metadata() -> ServerMetadata:
+    """The server."""
+    return ServerMetadata(name=SERVER, version=SERVER_VERSION, extensions=["binary_tensor_data"])
+
+
+@router.get("/v2/health/live", response_model=Live, responses={503: {"model": Live}})
+async def live(request: Request) -> Response:
+    """As /livez."""
+    service = of(request)
+    alive = service.engine.alive or service.draining
+    return JSONResponse({"live": alive}, 200 if alive else 503)
+
+
+@router.get("/v2/health/ready", response_model=Ready, responses={503: {"model": Ready}})
+async def ready(request: Request) -> Response:
+    """As /readyz."""
+    is_ready = of(request).ready
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+
+@router.get(NAMED, dependencies=[_KEY], responses=_errors(401, 403, 404, 429))
+@router.get(VERSIONED, dependencies=[_KEY, _VERSION], responses=_errors(401, 403, 404, 429))
+async def model_metadata(model: Served) -> ModelMetadata:
+    """The model's tensors."""
+    size = model.contract.decode.size
+    nodes = {node.name: node for node in model.session.get_outputs()}
+    outputs = [
+        TensorMetadata(
+            name=name,
+            datatype="FP32",
+            shape=[side if isinstance(side, int) else -1 for side in nodes[name].shape],
+        )
+        for name in OUTPUTS
+    ]
+    return ModelMetadata(
+        name=model.contract.name,
+        versions=[model.located.version] if model.located.version else [],
+        platform="onnxruntime_onnx",
+        inputs=[TensorMetadata(name=tensors.INPUT, datatype="UINT8", shape=[-1, size, size, 3])],
+        outputs=outputs,
+    )
+
+
+_READY = _errors(404) | {503: {"model": ModelReady}}
+
+
+@router.get(NAMED + "/ready", response_model=ModelReady, responses=_READY)
+@router.get(VERSIONED + "/ready", response_model=ModelReady, responses=_READY, dependencies=[_VERSION])
+async def model_ready(request: Request, model: Served) -> Response:
+    """As /readyz."""
+    is_ready = of(request).ready
+    return JSONResponse({"name": model.contract.name, "ready": is_ready}, 200 if is_ready else 503)
+
+
+_INFER_RESPONSES = _errors(400, 401, 403, 404, 408, 413, 415, 429, 503, 504) | problems.documented(500)
+_INFER_EXTRA = {
+    "parameters": [
+        DEADLINE_PARAMETER,
+        {
+            "name": tensors.HEADER_LENGTH,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1},
+            "description": "Bytes of JSON at the body's beginning, where a binary tensor follows it.",
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                        "parameters": {"type": "object"},
+                    },
+                },
+                "example": {
+                    "id": "42",
+                    "inputs": [
+                        {
+                            "name": tensors.INPUT,
+                            "datatype": "UINT8",
+                            "shape": [1, 224, 224, 3],
+                            "data": "150528 numbers, 0 to 255, in an array: flat, or nested as the shape says",
+                        }
+                    ],
+                    "outputs": [{"name": "probabilities"}],
+                },
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+
+
+@router.post(
+    NAMED + "/infer",
+    response_model=InferAnswer,
+    response_model_exclude_none=True,
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_EXTRA,
+    dependencies=[_KEY],
+)
+@router.post(
+    VERSIONED + "/infer",
+    response_model=InferAnswer,
+    response_model_exclude_none=True,
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_EXTRA,
+    dependencies=[_KEY, _VERSION],
+)
+async def infer(request: Request, model: Served) -> Response:
+    """Runs the model on images of its own size, as one UINT8 tensor, in JSON or binary.
+
+    Without `outputs`, the answer is `probabilities` and `unlikeness`: `cam` waits for predictions, and `embedding` is
+    long. The deadline is each image's own, from when its turn comes. Not counted among the predictions.
+    """
+    service = of(request)
+    settings = service.settings
+    size = model.contract.decode.size
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise ProblemError(415, "compressed", "Compressed", "Send the body without Content-Encoding.")
+    read_deadline(request, settings)  # a bad one is told before the work
+    most = min(settings.max_batch_bytes, tensors.MAX_JSON_BYTES + settings.max_batch_files * math.prod((size, size, 3)))
+    in_thread = asyncio.get_running_loop().run_in_executor
+    async with upload.body(request, service.buffered, most, settings.read_seconds) as content:
+        with while_connected(request):
+            json_bytes = tensors.json_bytes(request, content)
+            asked = await in_thread(_packing, tensors.read, content, json_bytes, size, settings.max_batch_files)
+            scores = await _scores(request, service, model, asked)
+            return await in_thread(_packing, tensors.pack, model, asked, scores)
+
+
+async def _scores(request: Request, service: Service, model: Model, asked: tensors.Asked) -> list[Scores]:
+    """Runs every image, a few at a time, in places that are kept until the last is done.
+
+    Raises:
+        ProblemError: 503 where there is no place, 504 where an image's turn comes too late: then none is answered.
+    """
+    lane: Lane = "explain" if "cam" in asked.outputs else "predict"
+    outputs = tuple(name for name in OUTPUTS if name in asked.outputs)  # the same order shares a run with others
+    turns = iter(range(len(asked.pixels)))
+    scores: dict[int, Scores] = {}
+
+    async def work() -> None:
+        for index in turns:
+            deadline = read_deadline(request, service.settings)
+            pixels = asked.pixels[index]
+            scores[index] = await service.engine.run(model, pixels, deadline, lane=lane, outputs=outputs)
+
+    with ExitStack() as places:
+        admitted = 0
+        try:
+            while admitted < min(BATCH_AT_ONCE, len(asked.pixels)):
+                places.enter_context(service.engine.admitted(read_deadline(request, service.settings), lane))
+                admitted += 1
+        except ProblemError:
+            if not admitted:  # one will do
+                raise
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(admitted):
+                    group.create_task(work())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+    return [scores[index] for index in range(len(asked.pixels))]

@@ -1,0 +1,152 @@
+"""POST /predict and /predict/batch: upload, decode pool, engine, decision, answer."""
+
+import asyncio
+import logging
+import time
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from leukdetect.decision import decide
+from leukdetect.model_file import Model
+from serving import problems
+from serving.inference import answers
+from serving.inference.answers import BatchAnswer, BatchItem, Prediction
+from serving.inference.decode_pool import Decoded
+from serving.inference.engine import Scores
+from serving.inference.examine import examine
+from serving.request import auth, upload
+from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
+from serving.service import Service, of
+
+BATCH_AT_ONCE = 4  # of one client's batch: enough to keep the model busy, and others find room
+
+_IMAGE = {"type": "string", "format": "binary"}
+ONE_IMAGE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _IMAGE}}},
+            "image/*": {"schema": _IMAGE},
+        },
+    }
+}
+_MANY_IMAGES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": _IMAGE}},
+                }
+            }
+        },
+    }
+}
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
+
+
+@router.post(
+    "/predict",
+    response_model=Prediction,
+    responses=problems.documented(400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=ONE_IMAGE | {"parameters": [DEADLINE_PARAMETER]},
+)
+async def predict(request: Request) -> Response:
+    """Classifies one image: the multipart field `file`, or the image itself as the body.
+
+    JPEG, PNG, BMP, TIFF or WebP, known by content. The image is not kept. The answer may be to refer.
+    """
+    service = of(request)
+    settings = service.settings
+    begun = time.perf_counter()
+    async with upload.body(request, service.buffered, settings.max_body_bytes, settings.read_seconds) as content:
+        deadline = read_deadline(request, settings)
+        data = upload.one_file(request, content)
+        read_seconds = time.perf_counter() - begun
+        with while_connected(request):
+            prediction = await answer(service, request.state.request_id, data, deadline, read_seconds)
+    request.state.decided = time.perf_counter()
+    return Response(prediction.model_dump_json(by_alias=True), media_type="application/json")
+
+
+@router.post(
+    "/predict/batch",
+    response_model=BatchAnswer,
+    responses=problems.documented(400, 401, 403, 408, 413, 415, 422, 429, 500, 503),
+    openapi_extra=_MANY_IMAGES | {"parameters": [DEADLINE_PARAMETER]},
+)
+async def predict_batch(request: Request) -> Response:
+    """Classifies many images: one multipart field `file` each. One result or problem each, in the order sent.
+
+    The deadline is each image's own, from when its turn comes. `request_id` of the n-th prediction ends in `-n`.
+    """
+    service = of(request)
+    settings = service.settings
+    read_deadline(request, settings)  # a bad one is the whole request's fault
+    async with upload.body(request, service.buffered, settings.max_batch_bytes, settings.read_seconds) as content:
+        # In a thread: a hundred megabytes are a tenth of a second, for which /livez would not answer.
+        files = await asyncio.to_thread(upload.all_files, request, content)
+        if not 1 <= len(files) <= settings.max_batch_files:
+            detail = f"The form has {len(files)} fields named '{upload.FIELD}'; send 1 to {settings.max_batch_files}."
+            raise problems.ProblemError(413 if files else 422, "batch-size", "Not that many images", detail)
+        turn = asyncio.Semaphore(BATCH_AT_ONCE)
+
+        async def one(index: int, data: bytes) -> BatchItem:
+            request_id = f"{request.state.request_id}-{index}"
+            async with turn:
+                try:
+                    if len(data) > settings.max_body_bytes:
+                        raise problems.body_too_large(settings.max_body_bytes)
+                    deadline = read_deadline(request, settings)
+                    return BatchItem(index=index, prediction=await answer(service, request_id, data, deadline))
+                except problems.ProblemError as error:
+                    return BatchItem(index=index, problem=problems.details(request_id, error))
+                except Exception:  # our own fault, of which the others know nothing
+                    log.exception("a request failed", extra={"request_id": request_id})
+                    service.metrics.requests.labels(request.scope["route"].path, 500, "failed").inc()  # as if alone
+                    return BatchItem(index=index, problem=problems.details(request_id, problems.failed()))
+
+        with while_connected(request):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]
+    results = BatchAnswer(results=[task.result() for task in tasks])
+    return Response(results.model_dump_json(by_alias=True), media_type="application/json")
+
+
+async def answer(
+    service: Service, request_id: str, data: bytes, deadline: float, read_seconds: float = 0.0
+) -> Prediction:
+    """One image's way from bytes to answer.
+
+    Raises:
+        ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
+    """
+    model = service.models.champion
+    with service.engine.admitted(deadline):
+        image, scores, decode_seconds = await examine(service, model, data, deadline)
+    answer = conclude(request_id, model, image, scores, read_seconds, decode_seconds)
+    service.metrics.count(answer)
+    service.feedback.record(request_id, answer.class_, answer.model.version)
+    service.shadow.offer(image.pixels, answer)
+    service.window.add(model, image, scores)
+    return answer
+
+
+def conclude(
+    request_id: str, model: Model, image: Decoded, scores: Scores, read_seconds: float, decode_seconds: float
+) -> Prediction:
+    """Holds the scores against the model's thresholds and puts the answer together."""
+    decision = decide(
+        scores.outputs["probabilities"],
+        float(scores.outputs["unlikeness"]),
+        image.brightness,
+        image.sharpness,
+        image.stain,
+        model.contract,
+    )
+    return answers.prediction(request_id, model, image, scores, decision, read=read_seconds, decode=decode_seconds)

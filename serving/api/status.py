@@ -1,0 +1,220 @@
+"""GET /status: latency, requests, answers and drift of the last minutes, for those without Grafana.
+
+Everything is read from the metrics that Prometheus would scrape.
+"""
+
+import asyncio
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from leukdetect import drift
+from serving.api import health
+from serving.inference import answers
+from serving.metrics import SECONDS
+from serving.observability import history
+from serving.observability.history import Sample, Samples, difference
+from serving.service import Service, of
+
+WORK = ("/predict", "/explain", "/feedback", "/v2/models")  # what clients come for; probes and pages are not counted
+STAGES = ("read", "decode", "queue", "infer", "respond")
+
+router = APIRouter(tags=["state"])
+
+
+class Latency(BaseModel):
+    """Of one kind. Read off the metrics' buckets, so about right; never above the highest bucket's bound."""
+
+    count: int
+    p50_ms: float | None = Field(description="half were faster; null: there were none")
+    p95_ms: float | None
+
+
+class Point(BaseModel):
+    """A few seconds of the trend."""
+
+    seconds_ago: float
+    per_minute: float = Field(description="requests for predictions and the like")
+    predict: Latency = Field(description="POST /predict, from the first byte in to the last byte out")
+
+
+class Outcome(BaseModel):
+    """Requests that ended alike."""
+
+    code: int
+    reason: str = Field(description="the problem's code; empty for a success")
+    count: int
+
+
+class Test(BaseModel):
+    """One way to compare a signal's window with the validation images."""
+
+    test: str = Field(description="psi, excess, ks or mmd")
+    statistic: float
+    threshold: float
+
+
+class Signal(BaseModel):
+    """Whether one thing about the images or answers has changed since the model was validated."""
+
+    signal: str
+    alarm: bool = Field(description="a statistic is beyond its threshold")
+    meaning: str
+    tests: list[Test]
+    window: list[float] | None = Field(
+        description="shares of the window in the cells of the reference's quantiles, or in classes; of the worker that "
+        "was asked. The embedding has none"
+    )
+
+
+class Drift(BaseModel):
+    """The last answers against the validation images."""
+
+    images: int = Field(description="that were compared, or have been gathered so far")
+    needed: int = Field(description="below that many nothing is said")
+    signals: list[Signal] = Field(description="empty while nothing is said")
+
+
+class Status(BaseModel):
+    """How the server has been doing."""
+
+    health: answers.Health
+    seconds: float = Field(description="what the figures cover, up to now; five minutes at most")
+    in_flight: int
+    per_minute: float = Field(description="requests for predictions and the like")
+    lowest_ms: float = Field(description="a latency below this means just that: no bucket is finer")
+    highest_ms: float = Field(description="a latency of this means: this or more")
+    routes: dict[str, Latency]
+    stages: dict[str, Latency] = Field(description="a prediction's time")
+    outcomes: list[Outcome] = Field(description="the most frequent first")
+    classes: dict[str, int] = Field(description="answers by the highest class")
+    refusals: dict[str, int] = Field(description="answers that referred, by reason")
+    trend: list[Point]
+    drift: Drift
+
+
+@router.get("/status", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(Path(__file__).parents[1] / "static" / "status.html")
+
+
+@router.get("/status.json")
+async def status(request: Request) -> Status:
+    """What /status shows: the last five minutes' latency, requests and answers, and drift."""
+    summary = await health.health(request)
+    return await asyncio.to_thread(_status, of(request), summary)  # adding up takes milliseconds
+
+
+def _status(service: Service, health: answers.Health) -> Status:
+    points = service.history.points()
+    (then, before), (now, after) = points[0], points[-1]
+    change = difference(before, after)
+    seconds = max(now - then, 1e-3)
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for (route, code, reason), count in _each(change, "requests_total", "route", "code", "reason"):
+        if route.startswith(WORK):
+            outcomes[code, reason] += count
+    routes = sorted({route for (route,), _ in _each(change, "request_seconds_count", "route")})
+    return Status(
+        health=health,
+        seconds=round(seconds, 1),
+        in_flight=int(after.get(Sample("in_flight", ()), 0)),
+        per_minute=_per_minute(change, seconds),
+        lowest_ms=1000 * SECONDS[0],
+        highest_ms=1000 * SECONDS[-1],
+        routes={route: latency(change, "request_seconds", route=route) for route in routes if route.startswith(WORK)},
+        stages={stage: latency(change, "stage_seconds", stage=stage) for stage in STAGES},
+        outcomes=[Outcome(code=int(code), reason=reason, count=n) for (code, reason), n in outcomes.most_common()],
+        classes=_totals(change, "predictions_total", "class"),
+        refusals=_totals(change, "refusals_total", "reason"),
+        trend=[_point(now, *pair) for pair in pairwise(points) if pair[1][0] - pair[0][0] > history.STEP / 2],
+        drift=_drift(service, after),
+    )
+
+
+def _point(now: float, earlier: tuple[float, Samples], later: tuple[float, Samples]) -> Point:
+    change, seconds = difference(earlier[1], later[1]), later[0] - earlier[0]
+    return Point(
+        seconds_ago=round(now - later[0], 1),
+        per_minute=_per_minute(change, seconds),
+        predict=latency(change, "request_seconds", route="/predict"),
+    )
+
+
+def latency(change: Samples, name: str, **labels: str) -> Latency:
+    """Median and 95th percentile from a histogram's buckets, as Prometheus' histogram_quantile has them."""
+    wanted = labels.items()
+    buckets: Counter[float] = Counter()
+    for sample, count in change.items():
+        mine = dict(sample.labels)
+        if sample.name == f"{name}_bucket" and wanted <= mine.items():
+            buckets[float(mine["le"])] += int(count)
+    bounds = (*SECONDS, float("inf"))
+    # A bucket that has not grown is left out of the change, so its count is 0.
+    cumulative = [buckets[bound] for bound in bounds]
+    return Latency(
+        count=cumulative[-1], p50_ms=_quantile(bounds, cumulative, 0.5), p95_ms=_quantile(bounds, cumulative, 0.95)
+    )
+
+
+def _quantile(bounds: tuple[float, ...], cumulative: list[int], share: float) -> float | None:
+    rank = share * cumulative[-1]
+    if not rank:
+        return None
+    low, below = 0.0, 0
+    for bound, count in zip(bounds, cumulative, strict=True):
+        if count >= rank:
+            seconds = low if bound == float("inf") else low + (bound - low) * (rank - below) / (count - below)
+            return round(1000 * seconds, 1)
+        low, below = bound, count
+    return None
+
+
+def _each(samples: Samples, name: str, *labels: str) -> list[tuple[tuple[str, ...], int]]:
+    """The values of a metric, and those of its labels."""
+    found = ((dict(sample.labels), value) for sample, value in samples.items() if sample.name == name)
+    return [(tuple(mine[label] for label in labels), int(value)) for mine, value in found]
+
+
+def _totals(change: Samples, name: str, label: str) -> dict[str, int]:
+    totals: Counter[str] = Counter()
+    for (value,), count in _each(change, name, label):
+        totals[value] += count
+    return dict(totals)
+
+
+def _per_minute(change: Samples, seconds: float) -> float:
+    work = sum(count for (route,), count in _each(change, "requests_total", "route") if route.startswith(WORK))
+    return round(60 * work / seconds, 1)
+
+
+def _drift(service: Service, samples: Samples) -> Drift:
+    reference = service.models.champion.contract.reference
+    images, needed = int(samples.get(Sample("drift_window_images", ()), 0)), reference.windows[0].images
+    if images < needed:
+        return Drift(images=images, needed=needed, signals=[])
+    shares = service.window.shares
+    window = {} if shares is None else drift.parts(shares, len(reference.class_shares)) | {"embedding": None}
+    signals = [
+        Signal(
+            signal=signal,
+            alarm=samples[Sample("drift_alarm", (("signal", signal),))] > 0,
+            meaning=meaning,
+            tests=[
+                Test(
+                    test=test,
+                    statistic=samples[Sample("drift_statistic", (("signal", signal), ("test", test)))],
+                    threshold=samples[Sample("drift_threshold", (("signal", signal), ("test", test)))],
+                )
+                for name, test in drift.TESTS
+                if name == signal
+            ],
+            window=mine.tolist() if (mine := window.get(signal)) is not None else None,
+        )
+        for signal, meaning in drift.MEANING.items()
+    ]
+    return Drift(images=images, needed=needed, signals=signals)

@@ -1,0 +1,215 @@
+"""What the API answers, as types: `/docs` and `/openapi.json` come from these."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from leukdetect.contract import DISCLAIMER
+from leukdetect.decision import Decision, ReasonCode
+from leukdetect.model_file import Model
+from serving.inference.decode_pool import Decoded
+from serving.inference.engine import Scores
+from serving.problems import ProblemDetails
+
+
+class ModelIdentity(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str | None = Field(description="in the registry; null for a file that was named directly")
+    alias: str | None
+    file_sha256: str
+    precision: Literal["fp32", "int8"]
+    synthetic: bool = Field(description="trained on rendered images: its answers have no clinical meaning")
+
+
+class ReasonAnswer(BaseModel):
+    """One reason why an image is referred."""
+
+    code: ReasonCode
+    detail: str
+
+
+class Quality(BaseModel):
+    """Measured on the image as the model sees it."""
+
+    brightness: float = Field(description="mean luma, 0..255")
+    sharpness: float = Field(description="variance of the Laplacian; small means blurred")
+    stain: float = Field(description="optical density of the darkest stain in red; small means no stained nucleus")
+
+
+class ImageIdentity(BaseModel):
+    """The file that was sent. It is not kept."""
+
+    sha256: str
+    format: str
+    width: int
+    height: int
+
+
+class Timings(BaseModel):
+    """Milliseconds; each includes its own wait."""
+
+    read: float = Field(description="the upload")
+    decode: float
+    queue: float = Field(description="waiting for the model")
+    infer: float
+
+
+_EXAMPLE: JsonValue = {
+    "request_id": "4b825dc642cb6eb9a060e54bf8d69288",
+    "class": "pre",
+    "label": "Pre-B ALL",
+    "probabilities": {"benign": 0.021, "early": 0.108, "pre": 0.842, "pro": 0.029},
+    "p_malignant": 0.979,
+    "malignant": True,
+    "not_excluded": ["early", "pre"],
+    "decision": "report",
+    "reasons": [],
+    "wording": "Resembles Pre-B ALL; confirm by flow cytometry.",
+    "unlikeness": 0.41,
+    "quality": {"brightness": 171.3, "sharpness": 212.8, "stain": 0.94},
+    "image": {"sha256": "9f86d08…", "format": "JPEG", "width": 224, "height": 224},
+    "model": {
+        "name": "leukdetect",
+        "version": "3",
+        "alias": "champion",
+        "file_sha256": "e3b0c44…",
+        "precision": "fp32",
+        "synthetic": False,
+    },
+    "timings_ms": {"read": 0.4, "decode": 1.9, "queue": 0.1, "infer": 51.7},
+    "disclaimer": DISCLAIMER,
+}
+
+
+class Prediction(BaseModel):
+    """The answer to one image."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    request_id: str
+    class_: str = Field(serialization_alias="class", description="the key of the highest class, reported or not")
+    label: str = Field(description="the same for people")
+    probabilities: dict[str, float] = Field(description="calibrated, for every class")
+    p_malignant: float = Field(description="the malignant classes together")
+    malignant: bool = Field(description="p_malignant is at or above the model's operating point")
+    not_excluded: list[str] | None = Field(
+        description="keys of the classes that cannot be excluded: a conformal prediction set, made to lack the true "
+        "class in prediction_sets.error (see /model) of images like the validation images. For information: it selects "
+        "nothing. null: the model file is from before there were any"
+    )
+    decision: Literal["report", "refer"] = Field(description="refer: the server declines, a haematologist must look")
+    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")
+    wording: str = Field(description="the answer in words fit for a person")
+    unlikeness: float = Field(description="distance from the training images; beyond 1 it refers")
+    quality: Quality
+    image: ImageIdentity
+    model: ModelIdentity
+    timings_ms: Timings
+    disclaimer: str
+
+
+class BatchItem(BaseModel):
+    """One image's answer, or its problem."""
+
+    index: int = Field(description="its place among the files sent, from 0")
+    prediction: Prediction | None = None
+    problem: ProblemDetails | None = None
+
+
+class BatchAnswer(BaseModel):
+    """The answers to many images, in the order sent."""
+
+    results: list[BatchItem]
+
+
+class Health(BaseModel):
+    """The server's state, for a person."""
+
+    status: Literal["ok", "degraded", "stopping"]
+    note: str | None = Field(description="why it is degraded")
+    model: ModelIdentity
+    previous: ModelIdentity | None = Field(description="kept for a rollback")
+    challenger: ModelIdentity | None = Field(description="answers some requests too, unseen")
+    classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
+    operating_point: float = Field(description="malignant from this p_malignant on")
+    uptime_seconds: float
+    queue_depth: int = Field(description="images admitted and not yet answered")
+    estimated_wait_ms: float = Field(description="what one more prediction would wait")
+    threads: int = Field(description="of the model, as measured at start-up")
+    best_batch: int = Field(description="largest batch, as measured at start-up")
+    intended_use: str
+    disclaimer: str
+
+
+class ModelAnswer(BaseModel):
+    """The model in service, in full."""
+
+    model: ModelIdentity
+    contract: dict[str, JsonValue] = Field(description="what the model file promises; without its golden images")
+    metrics: dict[str, JsonValue] | None = Field(description="from its evaluation, where it was registered with them")
+    model_card: str | None = Field(description="Markdown")
+
+
+class State(BaseModel):
+    """The answer to a probe that succeeds."""
+
+    status: Literal["ok"] = "ok"
+
+
+def identity(model: Model) -> ModelIdentity:
+    """Names the model."""
+    return ModelIdentity(
+        name=model.contract.name,
+        version=model.located.version,
+        alias=model.located.alias,
+        file_sha256=model.sha256,
+        precision=model.contract.precision,
+        synthetic=model.contract.provenance.synthetic,
+    )
+
+
+def prediction(
+    request_id: str, model: Model, image: Decoded, scores: Scores, decision: Decision, read: float, decode: float
+) -> Prediction:
+    """Puts the answer together; `read` and `decode` in seconds."""
+    contract = model.contract
+    top = contract.classes[decision.top]
+    shares = zip(contract.classes, scores.outputs["probabilities"].tolist(), strict=True)
+    return Prediction(
+        request_id=request_id,
+        class_=top.key,
+        label=top.label,
+        probabilities={each.key: round(share, 6) for each, share in shares},
+        p_malignant=round(decision.p_malignant, 6),
+        malignant=decision.malignant,
+        not_excluded=None
+        if decision.not_excluded is None
+        else [contract.classes[index].key for index in decision.not_excluded],
+        decision=decision.kind,
+        reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in decision.reasons],
+        wording=decision.wording,
+        unlikeness=round(float(scores.outputs["unlikeness"]), 4),
+        quality=Quality(
+            brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1), stain=round(image.stain, 3)
+        ),
+        image=ImageIdentity(
+            sha256=image.sha256, format=image.header.format, width=image.header.width, height=image.header.height
+        ),
+        model=identity(model),
+        timings_ms=Timings(
+            read=_ms(read), decode=_ms(decode), queue=_ms(scores.queue_seconds), infer=_ms(scores.infer_seconds)
+        ),
+        disclaimer=disclaimer(model),
+    )
+
+
+def disclaimer(model: Model) -> str:
+    """The model's own disclaimer, after the one that a model without clinical meaning needs first."""
+    own = model.contract.disclaimer
+    return f"Trained on rendered images: no clinical meaning. {own}" if model.contract.provenance.synthetic else own
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

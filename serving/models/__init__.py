@@ -1,0 +1,1 @@
+"""Which version serves: start, updates, last known good."""

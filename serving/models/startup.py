@@ -1,0 +1,88 @@
+"""Which model a server starts with: the one that is asked for, or else the last known good."""
+
+import ctypes
+import logging
+from pathlib import Path
+
+from leukdetect import model_file, registry
+from leukdetect.model_file import Model
+from leukdetect.registry import Located, RegistryError
+from leukdetect.runtime import cpus
+from serving.models import last_known_good
+from serving.models.served import Models
+from serving.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def start(settings: Settings) -> Models:
+    """Resolves and loads the model. When the registry is down, or its model is refused, the last known good serves.
+
+    Raises:
+        RegistryError, RefusedError: and there is no last known good, or it is the one that was refused.
+    """
+    located = None
+    try:
+        located = resolve(settings)
+        try:
+            chosen = load(settings, located)
+        except model_file.RefusedError as error:
+            held = last_known_good.hold(settings)
+            if located != last_known_good.last_known_good(settings) or (held and held.instead == located):
+                raise  # never served here, or the registry names another that is not to serve
+            # What a disk has done to it since is the likeliest cause.
+            log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
+            registry.discard(located)
+            located = resolve(settings)
+            chosen = load(settings, located)
+    except (RegistryError, model_file.RefusedError) as error:
+        fallback = last_known_good.last_known_good(settings)
+        if fallback is None or (located is not None and fallback.path == located.path):
+            raise
+        why = f"version {located.version} was refused" if located else "the registry could not be asked"
+        note = f"Version {fallback.version}, the last known good, serves, since {why}."
+        log.warning(note, extra={"error": str(error)})  # the note is for everyone, and names no path and no address
+        return Models(load(settings, fallback), note)
+    try:
+        last_known_good.remember(settings, located)
+    except OSError as error:  # a disk that is full or may not be written to; it serves all the same
+        log.error("the model could not be noted for the next start", extra={"error": str(error)})
+    hold = last_known_good.hold(settings)
+    return Models(chosen, hold.note if hold and hold.instead == located else None)
+
+
+def resolve(settings: Settings) -> Located:
+    """Finds what `settings.model` names; a registered version is downloaded once and kept.
+
+    A version that was rolled back from stays out: what was put in its place is found instead.
+
+    Raises:
+        RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
+    """
+    if not registry.is_registered(settings):
+        path = Path(settings.model)
+        if not path.is_file():
+            raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
+        return Located(path)
+    registered = registry.ask(settings)
+    if registered is None:
+        raise RegistryError(f"{settings.model}: the registry at {registry.shown(settings)} has no such alias")
+    held = last_known_good.hold(settings)
+    return held.instead if held and held.holds(registered) else registry.fetch(settings, registered)
+
+
+def load(settings: Settings, located: Located, like: Model | None = None) -> Model:
+    """Loads what was found, for this process's share of the processors; see `model.load`."""
+    loaded = model_file.load(located, settings.precision, max(1, cpus() // settings.workers), like)
+    give_back_memory()
+    return loaded
+
+
+def give_back_memory() -> None:
+    """Returns to the system what a load needed for a moment, or a model that went has left.
+
+    glibc keeps it, in an arena of each thread: without this ten swaps of the INT8 model took 340 MB to 540.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim:
+        trim(0)

@@ -1,0 +1,1 @@
+"""What is kept of answers: drift window, history, shadow, feedback store."""

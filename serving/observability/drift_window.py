@@ -1,0 +1,116 @@
+"""The last answers, held against the model's drift reference every few seconds, in a thread of its own."""
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from leukdetect import drift
+from leukdetect.contract import OBSERVED
+from leukdetect.model_file import Model
+from serving.inference.decode_pool import Decoded
+from serving.inference.engine import Scores
+from serving.metrics import Metrics
+
+SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    model: Model
+    sampled: np.ndarray  # some of the pixels, for their colour; gone after the next comparison
+    brightness: float
+    sharpness: float
+    outputs: dict[str, np.ndarray]
+
+
+class Window:
+    """As many answers as the reference's largest window has, each as a row of a few hundred numbers.
+
+    With several workers each compares its own; the gauges show the highest.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.shares: np.ndarray | None = None  # mean of the rows that were compared last
+        self._metrics = metrics
+        self._arrived: deque[_Answer] = deque(maxlen=1000)  # more than any server answers in SECONDS, nearly
+        self._rows: deque[np.ndarray] = deque()
+        self._model: Model | None = None
+        self._drifted: set[str] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="drift", daemon=True)
+
+    def start(self) -> None:
+        """Compares from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def add(self, model: Model, image: Decoded, scores: Scores) -> None:
+        """Takes note of an answer, in a few microseconds; the work is done later and elsewhere."""
+        sampled = drift.sample(image.pixels)
+        self._arrived.append(_Answer(model, sampled, image.brightness, image.sharpness, scores.outputs))
+
+    def compare(self) -> None:
+        """Takes in what has arrived, and compares the largest window that is full."""
+        arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
+        for model, answers in groupby(arrived, key=lambda answer: answer.model):
+            self._take_in(model, list(answers))
+        if not arrived or not self._model:
+            return
+        reference = self._model.contract.reference
+        full = [window for window in reference.windows if window.images <= len(self._rows)]
+        self._metrics.drift_window.set(full[-1].images if full else len(self._rows))
+        if not full:
+            return
+        rows = np.stack(list(self._rows)[-full[-1].images :])
+        self.shares = rows.mean(axis=0, dtype=np.float64)
+        found = drift.statistics(self.shares, drift.mean(reference), len(reference.class_shares))
+        self._tell({key: float(value) for key, value in found.items()}, full[-1].thresholds)
+
+    def _take_in(self, model: Model, answers: list[_Answer]) -> None:
+        reference = model.contract.reference
+        if self._model is None or model.sha256 != self._model.sha256:  # another model, another reference
+            self._rows = deque(maxlen=reference.windows[-1].images)
+            self.shares = None
+            self._tell({}, {})
+        self._model = model
+        saturation, hue = drift.colour(np.stack([each.sampled for each in answers]))
+        brightness, sharpness = ([getattr(each, name) for each in answers] for name in ("brightness", "sharpness"))
+        looks = np.column_stack([brightness, saturation, sharpness, hue])
+        outputs = {name: np.stack([each.outputs[name] for each in answers]) for name in OBSERVED}
+        self._rows.extend(drift.encoder(reference)(drift.signals(looks, **outputs)))
+
+    def _tell(self, found: dict[tuple[str, str], float], thresholds: dict[str, dict[str, float]]) -> None:
+        """Sets the gauges; nothing found is 0, and no alarm."""
+        drifted = set()
+        for signal, test in drift.TESTS:
+            threshold = thresholds.get(signal, {}).get(test)
+            # A file that is older than a test has no threshold for it.
+            statistic = 0.0 if threshold is None else found.get((signal, test), 0.0)
+            if threshold is not None and statistic > threshold:
+                drifted.add(signal)
+            self._metrics.drift_statistic.labels(signal, test).set(statistic)
+            self._metrics.drift_threshold.labels(signal, test).set(threshold or 0.0)
+        for signal in drift.MEANING:
+            self._metrics.drift_alarm.labels(signal).set(signal in drifted)
+        if drifted - self._drifted:
+            log.warning("drift", extra={"signals": sorted(drifted)})
+        elif self._drifted - drifted:
+            log.info("drift has ended or changed", extra={"signals": sorted(drifted)})
+        self._drifted = drifted
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(SECONDS):
+            try:
+                self.compare()
+            except Exception:  # a fault here must not end the watch, and is no reason to answer nobody
+                log.exception("the drift window failed")

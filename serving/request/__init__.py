@@ -1,0 +1,1 @@
+"""What every request passes: connections, middleware, keys and rates, upload, deadline."""

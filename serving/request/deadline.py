@@ -1,0 +1,77 @@
+"""How long a client waits: until its deadline, or until it goes away."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from serving.problems import ProblemError
+from serving.settings import Settings
+
+HEADER = "X-Deadline-Ms"
+# Seconds before anybody looks whether the client is still there: what is answered by then has nothing to save, and a
+# task for each of those would cost more than they do.
+WATCH_AFTER = 0.01
+DEADLINE_PARAMETER = {  # for OpenAPI
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+    "description": "Milliseconds that the answer may take once the request has been read; the server caps it.",
+}
+
+
+def read_deadline(request: Request, settings: Settings) -> float:
+    """When this request's answer is no longer of use, on the clock of time.perf_counter; counted from now.
+
+    Raises:
+        ProblemError: 400 where the header is no positive whole number.
+    """
+    asked = request.headers.get(HEADER)
+    if asked is None:
+        return time.perf_counter() + settings.deadline_ms / 1000
+    if not (asked.isascii() and asked.isdigit() and len(asked) < 10 and int(asked) > 0):
+        detail = f"{HEADER} is the time the answer may take, in milliseconds: a positive whole number."
+        raise ProblemError(400, "bad-deadline", "The deadline is no number", detail)
+    return time.perf_counter() + min(int(asked), settings.max_deadline_ms) / 1000
+
+
+@contextmanager
+def while_connected(request: Request) -> Iterator[None]:
+    """Cancels the block when the client goes away; its body must have been read.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(WATCH_AFTER, begin)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        timer.cancel()
+        if watcher:
+            watcher.cancel()

@@ -1,0 +1,171 @@
+"""From a request's body to an image file's bytes, and the look at their header: everything cheap comes first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.requests import ClientDisconnect
+
+from leukdetect import images
+from serving.problems import ProblemError, body_too_large, overloaded
+
+FIELD = "file"
+_FORM = b"multipart/form-data"
+MAX_BOUNDARY = 70  # RFC 2046
+MAX_HEAD_BYTES = 8192  # of one part
+MAX_PARTS = 1000  # other fields included; far more than any client means to send, and few enough to look at
+# A strip of a few rows can hold millions of columns within max_pixels; resizing it would take gigabytes.
+MAX_SIDE = 32_768
+LARGE_BYTES = 2**23  # to put more than this together takes a thread, which lets go of the interpreter meanwhile
+
+
+class Buffered:
+    """How many bytes of bodies are in memory, over all requests."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def take(self, count: int) -> None:
+        """Raises:
+        ProblemError: 503, where they would be too many together.
+        """
+        if self._held + count > self._most:
+            raise overloaded("Too many uploads are under way. Try again in a second.")
+        self._held += count
+
+    def give_back(self, count: int) -> None:
+        """They are answered."""
+        self._held -= count
+
+
+@asynccontextmanager
+async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
+    """The request's body, while the block lasts.
+
+    Raises:
+        ProblemError: 413 when it is longer than `max_bytes`, declared or in fact; 408 when it takes the client longer
+            than `seconds` to send; 503 where too many bodies are held already.
+        ClientDisconnect: the client went away.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise body_too_large(max_bytes)
+    chunks: list[bytes] = []
+    held = 0
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    buffered.take(len(chunk))
+                    held += len(chunk)
+                    chunks.append(chunk)
+                    if held > max_bytes:
+                        raise body_too_large(max_bytes)
+        except TimeoutError as error:
+            detail = f"The whole request must arrive within {seconds:g} s."
+            raise ProblemError(408, "too-slow", "The request took too long to arrive", detail) from error
+        content = b"".join(chunks) if held < LARGE_BYTES else await asyncio.to_thread(b"".join, chunks)
+        chunks.clear()  # else it would be in memory twice while it is answered
+        yield content
+    finally:
+        buffered.give_back(held)
+
+
+def one_file(request: Request, content: bytes) -> bytes:
+    """The uploaded image file: the multipart field `file`, or else the whole body.
+
+    Raises:
+        ProblemError: 400 or 422 for a form that is broken or does not hold exactly one file.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != _FORM:
+        return content
+    files = _files(content, options.get(b"boundary", b""))
+    if len(files) != 1:
+        detail = f"The form has {len(files)} fields named '{FIELD}'; send exactly one, with one image."
+        raise ProblemError(422, "one-image", "One image a request", detail)
+    return files[0]
+
+
+def all_files(request: Request, content: bytes) -> list[bytes]:
+    """Every multipart field `file`, in the order in which they were sent.
+
+    Raises:
+        ProblemError: 415 where the body is no form; 400 for a form that is broken.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != _FORM:
+        detail = f"Send a multipart form with one field named '{FIELD}' for each image."
+        raise ProblemError(415, "no-form", "Not a multipart form", detail)
+    return _files(content, options.get(b"boundary", b""))
+
+
+def check(header: images.Header, max_pixels: int) -> None:
+    """Refuses by the header alone an image that is too large to decode.
+
+    Raises:
+        ProblemError: 413.
+    """
+    if header.width * header.height > max_pixels or max(header.width, header.height) > MAX_SIDE:
+        detail = (
+            f"The image has {header.width} × {header.height} pixels; at most {max_pixels / 1e6:g} megapixels "
+            f"and {MAX_SIDE} pixels a side are accepted. Crop it or make it smaller."
+        )
+        raise ProblemError(413, "too-many-pixels", "The image is too large", detail)
+
+
+def unusable(error: images.ImageError) -> ProblemError:
+    """The problem that says why the bytes are no usable image."""
+    detail = str(error)[0].upper() + str(error)[1:] + "."
+    if isinstance(error, images.UnsupportedImage):
+        return ProblemError(415, "unsupported-image", "Not an image of a known type", detail)
+    return ProblemError(422, "broken-image", "The image cannot be read", detail)
+
+
+def _files(body: bytes, boundary: bytes) -> list[bytes]:
+    """The contents of every part named `file` (RFC 2046, 5.1.1).
+
+    The body is in memory, so searching it for the boundary is all that is left to do; a parser of streams takes
+    several times as long, and the framework's own would spool the files to disk.
+    """
+    if not 1 <= len(boundary) <= MAX_BOUNDARY:
+        raise _broken_form()
+    delimiter = b"\r\n--" + boundary
+    begin = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)  # nothing, or a preamble, before the first
+    if begin == -1:
+        raise _broken_form()
+    at = begin + len(delimiter)
+    files: list[bytes] = []
+    for _ in range(MAX_PARTS):
+        if body.startswith(b"--", at):
+            return files
+        head_end = body.find(b"\r\n\r\n", at, at + MAX_HEAD_BYTES)
+        end = body.find(delimiter, head_end + 2)  # an empty part's delimiter begins with the head's last CRLF
+        if not body.startswith(b"\r\n", at) or head_end < 0 or end < 0:
+            raise _broken_form()
+        if _name(body[at + 2 : head_end]) == FIELD.encode():
+            files.append(body[head_end + 4 : end])
+        at = end + len(delimiter)
+    raise _broken_form()
+
+
+def _name(head: bytes) -> bytes | None:
+    """What a part's header calls it."""
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            return parse_options_header(value.strip())[1].get(b"name")
+    return None
+
+
+def _broken_form() -> ProblemError:
+    detail = "The multipart form is broken. Send a form with one file, or the image itself as the body."
+    return ProblemError(400, "broken-form", "The form cannot be read", detail)

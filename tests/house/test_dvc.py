@@ -1,0 +1,91 @@
+"""dvc.yaml against the code: DVC runs a stage again only for what is named there."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DVC = yaml.safe_load(Path("dvc.yaml").read_text())
+STAGES: dict[str, dict[str, Any]] = DVC["stages"]
+OURS = ("leukdetect", "pipeline", "serving")
+IN_GIT = {"reports/cross_validation.json"}  # no stage's: `python -m pipeline.cross_validate` trains many times
+
+
+def modules(path: Path) -> set[str]:
+    """The files of ours that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = Path(*name.split(".")).with_suffix(".py")
+            if name.split(".")[0] in OURS and file.is_file():
+                found.add(file.as_posix())
+    return found
+
+
+def names(entries: list[Any]) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_one_file_of_that_name(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m pipeline.{stage}"
+    assert Path(f"pipeline/{stage}.py").is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_what_the_stage_imports_and_what_its_helpers_import(stage: str) -> None:
+    deps = {dep for dep in names(STAGES[stage]["deps"]) if dep.endswith(".py")}
+    needed: set[str] = set()
+    found = {f"pipeline/{stage}.py"}
+    while new := found - needed:
+        needed |= new
+        # Another stage's file is imported for its paths and readers; what it imports in turn is its own affair.
+        readers = {file for file in new if Path(file).stem in STAGES and Path(file).stem != stage}
+        found = {module for file in new - readers for module in modules(Path(file))}
+    needed |= {"pipeline/registry/pyfunc.py"} if stage == "register" else set()  # logged as a file, never imported
+    assert deps == needed, f"missing in dvc.yaml: {needed - deps}; not imported: {deps - needed}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_data_dependency_is_some_stages_output(stage: str) -> None:
+    outputs = {out for s in STAGES.values() for key in ("outs", "metrics", "plots") for out in names(s.get(key, []))}
+    data = {dep for dep in names(STAGES[stage]["deps"]) if not dep.endswith(".py")}
+    assert data <= outputs | IN_GIT
+
+
+def test_params_named_in_dvc_yaml_are_sections_or_keys_that_exist() -> None:
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    for stage in STAGES.values():
+        for name in stage["params"]:
+            value = recipe
+            for part in name.split("."):
+                value = value[part]
+
+
+def test_every_section_of_params_is_some_stages_parameter() -> None:
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    assert set(recipe) == {name.split(".")[0] for stage in STAGES.values() for name in stage["params"]}
+
+
+def attributes(file: Path) -> set[str]:
+    """Every `recipe.<section>` that a file reads (validate_ and register_ are sections whose names were taken)."""
+    return {
+        node.attr.rstrip("_")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "recipe"
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_every_section_it_reads(stage: str) -> None:
+    sections = set(yaml.safe_load(Path("params.yaml").read_text()))
+    declared = {name.split(".")[0] for name in STAGES[stage]["params"]}
+    read = attributes(Path(f"pipeline/{stage}.py")) & sections
+    assert read <= declared | {"prepare"}, f"not declared: {read - declared}"

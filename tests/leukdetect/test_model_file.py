@@ -1,0 +1,95 @@
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from leukdetect import contract, images, model_file
+from leukdetect.registry import Located
+from leukdetect.runtime import cpus
+from tests import tiny_model
+
+
+def load(path: Path) -> model_file.Model:
+    return model_file.load(Located(path), "fp32", 2)
+
+
+def test_a_good_file_loads_and_answers(tmp_path: Path) -> None:
+    promise = tiny_model.write(tmp_path / "m.onnx")
+    loaded = load(tmp_path / "m.onnx")
+    pixels = images.resize(images.decode(base64.b64decode(promise.golden[0].image)), tiny_model.SIZE)
+    probabilities, unlikeness = loaded.run(np.stack([pixels, pixels]))
+    assert probabilities.shape == (2, 4)
+    assert unlikeness.shape == (2,)
+    np.testing.assert_allclose(probabilities[1], promise.golden[0].probabilities, atol=1e-5)
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    tiny_model.write(path)
+    file = onnx.load(path)
+    change(file)
+    onnx.save(file, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.ClearField("metadata_props"), "contract: .*carries no"),
+        (lambda f: f.graph.output.pop(), "graph: it has no cam"),
+        (lambda f: setattr(f.graph.input[0].type.tensor_type, "elem_type", 1), "graph: image is tensor"),
+        (lambda f: setattr(f.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 64), "graph: image is .*64"),
+        (lambda f: setattr(f.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 1), r"graph: image is .*\[1, "),
+    ],
+    ids=["no contract", "an output missing", "another type", "another size", "a fixed batch"],
+)
+def test_a_file_that_breaks_its_promise_is_refused_by_the_check_it_fails(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], object], message: str
+) -> None:
+    with pytest.raises(model_file.RefusedError, match=message):
+        load(changed(tmp_path / "m.onnx", change))
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    with pytest.raises(model_file.RefusedError, match="file: onnxruntime cannot open"):
+        load(tmp_path / "m.onnx")
+
+
+def test_another_decoder_is_refused(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour="0" * 64))
+    with pytest.raises(model_file.RefusedError, match="decoder: this server decodes images otherwise"):
+        load(tmp_path / "m.onnx")
+
+
+def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tmp_path: Path) -> None:
+    golden = tiny_model.write(tmp_path / "m.onnx").golden
+    wrong = [golden[0], golden[1].model_copy(update={"probabilities": golden[0].probabilities})]
+    tiny_model.write(tmp_path / "m.onnx", golden=wrong)
+    with pytest.raises(model_file.RefusedError, match=r"golden set: a probability differs by [01]\.\d+"):
+        load(tmp_path / "m.onnx")
+
+
+def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    golden = tiny_model.write(tmp_path / "m.onnx").golden
+    tiny_model.write(tmp_path / "m.onnx", golden=[golden[0].model_copy(update={"image": "bm90IGFuIGltYWdl"})])
+    with pytest.raises(model_file.RefusedError, match="golden set: an image cannot be read"):
+        load(tmp_path / "m.onnx")
+
+
+def test_threads_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    assert cpus() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 8), ("max 100000", 8), ("", 8)]
+)
+def test_threads_follow_the_cgroups_quota(monkeypatch: pytest.MonkeyPatch, quota: str, expected: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    with monkeypatch.context() as container:
+        container.setattr(Path, "read_text", lambda path: quota if str(path) == "/sys/fs/cgroup/cpu.max" else None)
+        found = cpus()
+    assert found == expected

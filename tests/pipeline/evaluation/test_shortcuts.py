@@ -1,0 +1,125 @@
+"""The shortcut audit in both directions, on rendered smears: one model reads the cell, one reads the background."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.ensemble import RandomForestClassifier
+
+from pipeline import params
+from pipeline.data import smears
+from pipeline.evaluation import metrics, nuclei, shortcuts
+from pipeline.registry import gate
+from tests.pipeline.registry.test_gate import METRICS
+
+SIZE, PATIENTS, IMAGES = 64, 12, 4
+TINTS = np.array([(0, 0, -45), (0, -45, 0), (-45, 0, 0), (-30, -30, -45)])  # grey levels, a class
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def smear() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rendered images [N, S, S, 3], labels and patients."""
+    cells = [(c, p, i) for c in range(4) for p in range(1, PATIENTS + 1) for i in range(1, IMAGES + 1)]
+    pixels = np.stack([smears.render(smears.CLASSES[c], p, 1, i, SIZE, seed=5) for c, p, i in cells])
+    return pixels, np.array([c for c, _, _ in cells]), np.array([f"{c}-{p}" for c, p, _ in cells])
+
+
+def tinted(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same smears as if each class came from a slide scanner of its own: the class leaks through the background."""
+    bright = pixels.min(axis=3, keepdims=True) > 150
+    return np.clip(pixels + np.where(bright, TINTS[labels][:, None, None], 0), 0, 255).astype(np.uint8)
+
+
+def learn(look: Predict, pixels: np.ndarray, labels: np.ndarray) -> Predict:
+    """A model that sees what `look` makes of images, learnt from even patients."""
+    seen = np.arange(len(labels)) // IMAGES % 2 == 0
+    forest = RandomForestClassifier(200, random_state=0).fit(look(pixels[seen]), labels[seen])
+    return lambda images: np.asarray(forest.predict(look(images)))
+
+
+def cell(pixels: np.ndarray) -> np.ndarray:
+    """The nucleus: its size and how its inside looks; nothing else."""
+    rows = []
+    for image in pixels:
+        inside = nuclei.nuclei(image)
+        red = image[..., 0].astype(float)[inside]
+        edges = ndimage.gaussian_gradient_magnitude(image[..., 0].astype(float), 1)[inside]
+        rows.append([inside.sum(), *(f(x) if len(x) else 0 for x in (red, edges) for f in (np.std, np.mean))])
+    return np.array(rows)
+
+
+def background(pixels: np.ndarray) -> np.ndarray:
+    """The brightest pixels' colour: glass, never a cell."""
+    return np.stack([np.quantile(image.reshape(-1, 3), 0.9, axis=0) for image in pixels])
+
+
+def audited(
+    predict: Predict, pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> dict[str, metrics.Estimate]:
+    held_out = np.arange(len(labels)) // IMAGES % 2 == 1
+    weights = metrics.group_weights(labels[held_out], groups[held_out], 200, 0)
+    pixels, labels = pixels[held_out], labels[held_out]
+    found = shortcuts.measure(predict, pixels, labels, weights, corner=0.25)
+    unchanged = metrics.estimate(metrics.balanced_accuracy(labels, predict(pixels), weights))
+    return {"unchanged": unchanged} | {name: each["balanced_accuracy"] for name, each in found.items()}
+
+
+def refused(cells_masked: metrics.Estimate) -> list[str]:
+    """What the shipped recipe's gate says of a model that is otherwise good."""
+    bounds = params.load().gate
+    measured = METRICS | {"audit": {"cells_masked": {"balanced_accuracy": {"value": cells_masked.value}}}}
+    return [check.name for check in gate.verdict(measured, bounds, None, ("benign", "pro")) if not check.passed]
+
+
+def test_a_model_that_reads_the_background_is_found_out_and_refused(
+    smear: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    pixels, labels, groups = smear
+    leaky = tinted(pixels, labels)
+    found = audited(learn(background, leaky, labels), leaky, labels, groups)
+    assert found["unchanged"].value > 0.8
+    assert found["cells_masked"].value > 0.8
+    assert found["corner_masked"].value > 0.8
+    assert found["grey"].value < 0.5
+    assert refused(found["cells_masked"]) == ["cells painted over"]
+
+
+def test_a_model_that_reads_the_cell_falls_to_chance_without_it_and_passes(
+    smear: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    pixels, labels, groups = smear
+    found = audited(learn(cell, pixels, labels), pixels, labels, groups)
+    assert found["unchanged"].value > 0.6
+    assert found["background_median"].value > 0.6
+    assert found["cells_masked"].value < 0.4
+    assert refused(found["cells_masked"]) == []
+
+
+def test_the_same_share_of_every_image_is_masked_and_it_covers_the_nucleus(
+    smear: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    pixels = smear[0]
+    masks = nuclei.cells(pixels)
+    assert np.ptp(masks.mean(axis=(1, 2))) < 0.03  # ties of a distance
+    dark = np.stack([nuclei.nuclei(image) for image in pixels])
+    assert (dark & ~masks).mean(axis=(1, 2)).max() < 0.01
+
+
+def test_nuclei_are_counted_and_cut_out_black_is_none() -> None:
+    field = np.full((96, 96, 3), 230, np.uint8)
+    across, down = np.meshgrid(np.arange(96), np.arange(96))
+    for x, y in ((20, 20), (70, 25), (45, 70)):
+        field[(across - x) ** 2 + (down - y) ** 2 < 90] = (90, 60, 140)
+    field[(across - 20) ** 2 + (down - 75) ** 2 < 90] = (215, 120, 130)  # a red cell
+    assert nuclei.count(field) == 3
+    field[:, 88:] = 0
+    assert nuclei.count(field) == 3
+    assert nuclei.count(np.full((64, 64, 3), 200, np.uint8)) == 0
+
+
+def test_grey_images_keep_their_luma_and_lose_their_colour() -> None:
+    pixels = np.array([[[[255, 0, 0], [10, 10, 10]]]], np.uint8)
+    assert shortcuts.grey(pixels).tolist() == [[[[76] * 3, [10] * 3]]]

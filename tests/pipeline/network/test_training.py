@@ -1,0 +1,155 @@
+"""The training loop: going on after an interruption, stopping early, and agreeing with itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from pipeline.network import classifier, training
+
+VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
+LABELS = np.random.default_rng(1).integers(0, 3, 96)
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def toy() -> keras.Model:
+    """Dropout, batch normalisation and a schedule: all that a later epoch depends on."""
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((16,))
+    for layer in (keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)):
+        x = layer(x)
+    rate = keras.optimizers.schedules.CosineDecay(0.01, 100)
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
+    return training.compiled(model, keras.optimizers.Adam(rate))
+
+
+def fit(
+    state: Path,
+    epochs: int = 5,
+    patience: int = 10,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+) -> tuple[keras.Model, pd.DataFrame]:
+    network = toy()
+    history = training.fit(
+        network,
+        epoch_data=lambda epoch: training.Views(VIEWS, LABELS, np.ones(96, np.float32), 32, 0, epoch),
+        val=(VIEWS[0], LABELS),
+        epochs=epochs,
+        patience=patience,
+        state=state,
+        on_epoch=on_epoch,
+    )
+    return network, history
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    def interrupt(epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 2:
+            raise PowerCutError
+
+    straight, history = fit(tmp_path / "straight")
+    with pytest.raises(PowerCutError):
+        fit(tmp_path / "broken", on_epoch=interrupt)
+    resumed, resumed_history = fit(tmp_path / "broken")
+
+    for a, b in zip(straight.get_weights(), resumed.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
+
+
+def test_two_runs_with_the_same_seed_agree(tmp_path: Path) -> None:
+    (a, _), (b, _) = fit(tmp_path / "a"), fit(tmp_path / "b")
+    assert all(np.array_equal(x, y) for x, y in zip(a.get_weights(), b.get_weights(), strict=True))
+
+
+def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -> None:
+    """Of its last stage, from stored activations, as in the paper's phase 2; the stages before are made of the same."""
+    labels = np.arange(24) % 4
+
+    def train(state: Path) -> list[np.ndarray]:
+        keras.utils.set_random_seed(7)
+        whole = classifier.build(64, 4)
+        part = classifier.trainable_part(whole, classifier.boundary(whole, "conv5_block1_1_relu"), bn_momentum=0.9)
+        views = np.random.default_rng(0).uniform(0, 2, (1, 24, *part.input_shape[1:])).astype(np.float32)
+        training.compiled(part, keras.optimizers.Adam(1e-3))
+        training.fit(
+            part,
+            epoch_data=lambda epoch: training.Views(views, labels, np.ones(24, np.float32), 8, 0, epoch),
+            val=(views[0], labels),
+            epochs=1,
+            patience=1,
+            state=state,
+            on_epoch=lambda epoch, metrics: None,
+        )
+        return part.get_weights()
+
+    for a, b in zip(train(tmp_path / "a"), train(tmp_path / "b"), strict=True):
+        assert np.allclose(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_step_is_traced_once() -> None:
+    traced = []
+
+    class Watched(keras.layers.Layer):
+        def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+            traced.append(training)
+            return x
+
+    inputs = keras.Input((16,))
+    network = keras.Model(inputs, keras.layers.Dense(3, "softmax")(Watched()(inputs)))
+    training.compiled(network, keras.optimizers.Adam(1e-3))
+    traced.clear()
+    network.fit(training.Batches(VIEWS[0], LABELS, np.ones(96, np.float32), 32, np.arange(96)), epochs=2, verbose=0)
+    assert traced == [True]
+
+
+def test_it_keeps_the_weights_of_the_epoch_with_the_least_validation_loss(tmp_path: Path) -> None:
+    network, history = fit(tmp_path / "s", epochs=8)
+    loss = network.evaluate(VIEWS[0], LABELS, verbose=0)[0]
+    assert loss == pytest.approx(history["val_loss"].min(), abs=1e-5)
+
+
+def test_it_stops_when_validation_stays_behind(tmp_path: Path) -> None:
+    state = tmp_path / "s"
+    network = toy()
+    flat = np.zeros_like(VIEWS[0])  # nothing to learn from: the loss against shuffled labels only grows
+
+    history = training.fit(
+        network,
+        epoch_data=lambda epoch: training.Views(VIEWS, np.zeros(96, int), np.ones(96, np.float32), 32, 0, epoch),
+        val=(flat, np.full(96, 2)),
+        epochs=50,
+        patience=3,
+        state=state,
+        on_epoch=lambda epoch, metrics: None,
+    )
+    assert len(history) == int(history["val_loss"].argmin()) + 1 + 3
+    assert len(history) < 50
+
+
+def test_each_epoch_takes_the_next_view_in_its_own_order() -> None:
+    views = np.arange(3 * 10).reshape(3, 10, 1).astype(np.float32)
+    labels = np.arange(10)
+    seen = []
+    for epoch in range(4):
+        batches = training.Views(views, labels, np.ones(10, np.float32), 4, 0, epoch)
+        x = np.concatenate([batches[i][0] for i in range(len(batches))])[:, 0]
+        y = np.concatenate([batches[i][1] for i in range(len(batches))])
+        assert np.array_equal(x, y + 10 * (epoch % 3))  # view epoch mod 3, labels with their images
+        assert sorted(y) == list(range(10))
+        seen.append(tuple(y))
+    assert len(set(seen)) == 4
+
+
+def test_class_weights_make_every_class_count_the_same() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 1)
+    weights = training.class_weights(labels, 3, balanced=True)
+    assert [weights[labels == c].sum() for c in range(3)] == pytest.approx([10 / 3] * 3)
+    assert training.class_weights(labels, 3, balanced=False).tolist() == [1] * 10

@@ -1,0 +1,629 @@
+"""Another version while the server runs, with a real registry and real requests: switched, refused, rolled back."""
+
+import gc
+import logging
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import mlflow.webhooks.delivery
+import onnx
+import pytest
+from mlflow.entities.webhook import Webhook, WebhookAction, WebhookEntity, WebhookEvent, WebhookStatus
+from pydantic import SecretStr
+
+from leukdetect import registry
+from leukdetect.contract import FILES
+from serving.api import admin
+from serving.app import create_app
+from serving.metrics import Metrics
+from serving.models import last_known_good
+from serving.models.startup import start
+from serving.models.updates import Updates
+from serving.request.auth import Key, digest_of
+from serving.settings import Settings
+from tests import tiny_model
+from tests.registry import Registry
+from tests.server import running, serve
+
+RED = tiny_model.jpeg((200, 60, 60))
+ALWAYS_PRO = 60.0  # a bias with which the tiny model calls everything pro; else red is benign
+ADMIN = {"X-API-Key": "o" * 43}
+SECRET = "s" * 32
+PROBLEM = "urn:leukdetect:problem:"
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    (tmp_path / "keys").write_text(
+        f"{Key('ops', 'admin', digest_of(ADMIN['X-API-Key'])).line()}\n"
+        f"{Key('lis', 'predict', digest_of('lis')).line()}\n"
+    )
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def settings(a_registry: Registry, tmp_path: Path, keys_file: Path) -> Settings:
+    """It asks five times a second."""
+    return Settings(
+        tracking_uri=a_registry.uri,
+        cache_dir=tmp_path / "cache",
+        feedback_db=tmp_path / "feedback.db",
+        watch_seconds=0.2,
+        keys_file=keys_file,
+        webhook_secret=SecretStr(SECRET),
+    )
+
+
+@contextmanager
+def served(settings: Settings, **changes: Any) -> Iterator[httpx.Client]:
+    own = settings.model_copy(update=changes)
+    with serve(create_app(own, start(own))) as client:
+        client.headers.update(ADMIN)
+        client.timeout = httpx.Timeout(30)
+        yield client
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def version(client: httpx.Client) -> str:
+    answered: str = client.post("/predict", content=RED).json()["model"]["version"]
+    return answered
+
+
+def note(client: httpx.Client) -> str | None:
+    health = client.get("/health").json()
+    assert health["status"] == ("degraded" if health["note"] else "ok")
+    told: str | None = health["note"]
+    return told
+
+
+def metric(client: httpx.Client, name: str) -> float | None:
+    """The value of `leukdetect_NAME`, with its labels; None while it has none."""
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith(f"leukdetect_{name} "):
+            return float(line.rsplit(" ", 1)[1])
+    return None
+
+
+def reloads(client: httpx.Client) -> dict[str, float]:
+    results = ("switched", "refused", "failed", "rolled-back")
+    return {each: value for each in results if (value := metric(client, f'reloads_total{{result="{each}"}}'))}
+
+
+def folders(settings: Settings) -> list[str]:
+    """The versions on disk."""
+    return sorted(each.name.split("-")[0] for each in (settings.cache_dir / "leukdetect").iterdir() if each.is_dir())
+
+
+@dataclass
+class Tally:
+    """What a client that never stops asking has seen."""
+
+    seen: Counter[tuple[int, str, str]] = field(default_factory=Counter)  # status, version, class
+    errors: list[Exception] = field(default_factory=list)
+
+
+@contextmanager
+def asking(client: httpx.Client) -> Iterator[Tally]:
+    tally, stop = Tally(), threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, headers=ADMIN, timeout=30) as own:
+            while not stop.is_set():
+                try:
+                    answer = own.post("/predict", content=RED)
+                    body = answer.json()
+                    tally.seen[answer.status_code, body["model"]["version"], body["class"]] += 1
+                except Exception as error:
+                    tally.errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield tally
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_the_alias_moves_and_no_request_fails(a_registry: Registry, settings: Settings) -> None:
+    old = a_registry.add()
+    with served(settings) as client, asking(client) as tally:
+        until(lambda: tally.seen)
+        new = a_registry.add(bias=ALWAYS_PRO)
+        until(lambda: version(client) == new)
+        assert client.get("/health").json()["previous"]["version"] == old
+        assert note(client) is None
+        assert reloads(client) == {"switched": 1}
+        assert metric(client, "alias_lag_seconds") == 0
+        assert metric(client, "registry_reachable") == 1
+        infos = [line for line in client.get("/metrics").text.splitlines() if line.startswith("leukdetect_model_info{")]
+        assert {line.split('version="')[1][0]: line[-3:] for line in infos} == {old: "0.0", new: "1.0"}
+    assert tally.errors == []
+    assert tally.seen.keys() == {(200, old, "benign"), (200, new, "pro")}  # each answer is wholly of one version
+
+
+def test_what_the_alias_goes_back_to_is_in_memory_still(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serving.models.updates")
+    first = a_registry.add()
+    with served(settings) as client:
+        second = a_registry.add()
+        until(lambda: version(client) == second)
+        for file in settings.cache_dir.glob(f"leukdetect/{first}-*/*.onnx"):
+            file.write_bytes(b"lost")  # it is not read again
+        a_registry.move(first)
+        until(lambda: version(client) == first)
+        assert client.get("/health").json()["previous"]["version"] == second
+    assert [each.getMessage() for each in caplog.records] == [
+        f"version {second} is in service",
+        f"version {first} is in service",
+    ]
+
+
+def edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
+    def edit(file: Path) -> None:
+        model = onnx.load(file)
+        change(model)
+        onnx.save(model, file)
+
+    return edit
+
+
+def another_shape(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 64
+
+
+def another_answer(file: Path) -> None:
+    precision = {name: precision for precision, name in FILES.items()}[file.name]
+    golden = tiny_model.write(file, precision=precision).golden[0]
+    tiny_model.write(file, precision=precision, golden=[golden.model_copy(update={"probabilities": [0.25] * 4})])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "error"),
+    [
+        ({"change": lambda file: file.write_bytes(b"no model")}, "file: onnxruntime cannot open"),
+        ({"change": edited(another_shape)}, "graph: image is tensor(uint8)"),
+        ({"change": edited(lambda model: model.ClearField("metadata_props"))}, "contract: the ONNX file carries no"),
+        ({"change": another_answer}, "golden set: a probability differs"),
+        ({"tags": {"leukdetect.sha256": "0" * 64}}, "leukdetect.onnx of models:/leukdetect/2/artifacts is not the"),
+    ],
+    ids=["corrupt", "wrong-shaped", "no contract", "golden set", "hash"],
+)
+def test_a_bad_candidate_is_refused_and_reported_once_and_watching_goes_on(
+    a_registry: Registry,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    candidate: dict[str, Any],
+    error: str,
+) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        with asking(client) as tally:
+            bad = a_registry.add(**candidate)
+            told = f"Version {bad} was refused; version {good} goes on serving."
+            until(lambda: note(client) == told)
+            assert folders(settings) == [good]
+            lag = metric(client, "alias_lag_seconds")
+            time.sleep(1)  # some turns later
+            assert (metric(client, "alias_lag_seconds") or 0) > (lag or 0)
+            assert (note(client), reloads(client)) == (told, {"refused": 1})
+            [record] = [record for record in caplog.records if record.name == "serving.models.updates"]
+            assert (record.getMessage(), vars(record)["error"][: len(error)]) == (told, error)
+        assert tally.errors == []
+        assert tally.seen.keys() == {(200, good, "benign")}
+        better = a_registry.add(bias=ALWAYS_PRO)
+        until(lambda: version(client) == better)
+        assert note(client) is None
+        assert metric(client, "alias_lag_seconds") == 0
+    assert start(settings).champion.located.version == better
+
+
+def test_a_refused_candidate_is_forgotten_once_the_alias_names_what_serves(
+    a_registry: Registry, settings: Settings
+) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add(change=another_answer)
+        until(lambda: note(client))
+        a_registry.move(good)
+        until(lambda: note(client) is None)
+        a_registry.move(bad)
+        until(lambda: reloads(client) == {"refused": 2})  # the alias moved: another chance
+
+
+def test_a_reload_gives_a_repaired_candidate_another_chance(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        bad = a_registry.add()
+        file = a_registry.sources[-1] / "artifacts" / FILES["fp32"]
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1])
+        answer = client.post("/admin/reload").json()
+        assert (answer["result"], answer["model"]["version"]) == ("refused", good)
+        assert answer["note"] == f"Version {bad} was refused; version {good} goes on serving."
+        file.write_bytes(whole)
+        answer = client.post("/admin/reload").json()
+        assert (answer["result"], answer["model"]["version"], answer["note"]) == ("switched", bad, None)
+
+
+def test_a_download_that_failed_is_tried_again(a_registry: Registry, settings: Settings) -> None:
+    first = a_registry.add()
+    with served(settings) as client:
+        second = a_registry.add(alias="nobody")
+        away = a_registry.sources[-1].rename(a_registry.folder / "away")
+        a_registry.move(second)
+        told = f"Version {second} could not be downloaded; version {first} goes on serving."
+        until(lambda: note(client) == told)
+        until(lambda: reloads(client).get("failed", 0) > 2)  # again and again
+        assert folders(settings) == [first]
+        assert not list(settings.cache_dir.rglob(".download-*"))
+        away.rename(a_registry.sources[-1])
+        until(lambda: version(client) == second)
+        assert note(client) is None
+
+
+def test_it_serves_on_while_the_registry_is_down(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        with a_registry.down():
+            until(lambda: metric(client, "registry_reachable") == 0)
+            time.sleep(0.5)
+            assert version(client) == "1"
+            assert client.post("/admin/reload").json()["result"] == "failed"
+        until(lambda: metric(client, "registry_reachable") == 1)
+        new = a_registry.add()
+        until(lambda: version(client) == new)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["the registry cannot be asked"]  # once
+
+
+def test_a_start_without_the_registry_is_as_good_as_any_once_it_is_back(
+    a_registry: Registry, settings: Settings
+) -> None:
+    good = a_registry.add()
+    start(settings)
+    with a_registry.down(), served(settings) as client:
+        told = f"Version {good}, the last known good, serves, since the registry could not be asked."
+        until(lambda: metric(client, "registry_reachable") == 0)
+        assert note(client) == told
+        a_registry.database.with_suffix(".away").rename(a_registry.database)
+        until(lambda: note(client) is None)
+        a_registry.database.rename(a_registry.database.with_suffix(".away"))
+
+
+def test_an_alias_that_is_gone_changes_nothing_and_is_told(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        a_registry.client.delete_registered_model_alias("leukdetect", "champion")
+        until(lambda: note(client) == "The alias names no version; version 1 goes on serving.")
+        assert version(client) == "1"
+        a_registry.move("1")
+        until(lambda: note(client) is None)
+
+
+def test_a_reload_switches_at_once_and_says_what_it_did(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        assert client.post("/admin/reload").json()["result"] == "unchanged"
+        new = a_registry.add()
+        time.sleep(0.5)
+        assert version(client) == "1"  # by itself it never asks
+        answer = client.post("/admin/reload")
+        assert (answer.status_code, answer.json()["result"], answer.json()["model"]["version"]) == (
+            200,
+            "switched",
+            new,
+        )
+        assert version(client) == new
+
+
+def test_a_reload_that_takes_long_goes_on_and_is_told_so(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, gate, ask = threading.Event(), threading.Event(), registry.ask
+
+    def slowly(*arguments: Any) -> registry.Registered | None:
+        asked.set()
+        assert gate.wait(30)
+        return ask(*arguments)
+
+    old = a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        new = a_registry.add()
+        monkeypatch.setattr(admin, "WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(registry, "ask", slowly)
+        answer = client.post("/admin/reload")
+        assert (answer.status_code, answer.json()["result"], answer.json()["model"]["version"]) == (
+            202,
+            "under-way",
+            old,
+        )
+        assert asked.is_set()
+        assert version(client) == old  # nobody waits for it
+        gate.set()
+        until(lambda: version(client) == new)
+
+
+def test_what_nobody_expected_is_reported_and_watching_goes_on(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(registry, "ask", lambda *_: 1 / 0)
+            until(lambda: reloads(client).get("failed", 0) > 2)
+        new = a_registry.add()
+        until(lambda: version(client) == new)
+    errors = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert errors == ["looking for another version failed"]  # once
+
+
+def test_servers_that_start_together_do_not_ask_together(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    usual = settings.model_copy(update={"watch_seconds": 15})
+    updates = Updates(usual, start(usual), Metrics())
+    pauses = [updates._next_turn() - time.monotonic() for _ in range(200)]
+    assert 13 < min(pauses) < 14
+    assert 16 < max(pauses) < 17
+
+
+def test_a_rollback_holds_until_the_alias_moves_on(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings) as client, asking(client) as tally:
+        bad = a_registry.add(bias=ALWAYS_PRO)
+        until(lambda: version(client) == bad)
+        answer = client.post("/admin/rollback").json()
+        told = f"Version {bad} was rolled back from; version {good} serves."
+        assert (answer["result"], answer["model"]["version"], answer["note"]) == ("rolled-back", good, told)
+        assert version(client) == good
+        time.sleep(1)  # some turns later
+        assert (version(client), note(client)) == (good, told)
+        assert (metric(client, "alias_lag_seconds") or 0) > 0
+        again = client.post("/admin/rollback")
+        assert (again.status_code, again.json()["type"]) == (409, f"{PROBLEM}nothing-kept")
+        better = a_registry.add()
+        until(lambda: version(client) == better)
+        assert note(client) is None
+        a_registry.move(bad)  # to choose it anew is to mean it
+        until(lambda: version(client) == bad)
+        assert reloads(client) == {"switched": 3, "rolled-back": 1}
+    assert tally.errors == []
+    assert {status for status, _, _ in tally.seen} == {200}
+
+
+def test_a_rollback_holds_over_restarts(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add()
+        until(lambda: version(client) == bad)
+        client.post("/admin/rollback")
+    told = f"Version {bad} was rolled back from; version {good} serves."
+    for _ in range(2):
+        with served(settings) as client:
+            assert (version(client), note(client)) == (good, told)
+            time.sleep(0.7)  # some turns later
+            assert (version(client), note(client)) == (good, told)
+    with a_registry.down(), served(settings) as client:
+        assert version(client) == good
+    with served(settings, watch_seconds=0) as client:
+        assert client.post("/admin/reload").json()["result"] == "switched"  # it was asked for
+        assert version(client) == bad
+
+
+def test_after_a_restart_the_version_before_is_still_there(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add()
+        until(lambda: version(client) == bad)
+    with served(settings) as client:
+        assert version(client) == bad
+        assert client.post("/admin/rollback").json()["model"]["version"] == good
+        assert version(client) == good
+
+
+def test_a_rollback_works_while_the_registry_is_down(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add()
+        until(lambda: version(client) == bad)
+        with a_registry.down():
+            assert client.post("/admin/rollback").status_code == 200
+            assert version(client) == good
+        until(lambda: metric(client, "registry_reachable") == 1)
+        assert version(client) == good
+
+
+def test_where_nothing_is_kept_there_is_nothing_to_go_back_to(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        answer = client.post("/admin/rollback")
+        assert (answer.status_code, answer.json()["type"]) == (409, f"{PROBLEM}nothing-kept")
+
+
+def test_a_file_is_never_reloaded(settings: Settings, tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    with served(settings, model=str(tmp_path / "m.onnx")) as client:
+        for path in ("/admin/reload", "/admin/rollback"):
+            answer = client.post(path)
+            assert (answer.status_code, answer.json()["type"]) == (409, f"{PROBLEM}nothing-to-reload")
+        signed = signature("{}", int(time.time()))
+        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 409
+
+
+@pytest.mark.parametrize("path", ["/admin/reload", "/admin/rollback"])
+def test_only_an_administrator_may(a_registry: Registry, settings: Settings, path: str) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        assert client.post(path, headers={"X-API-Key": ""}).status_code == 401
+        assert client.post(path, headers={"X-API-Key": "lis"}).status_code == 403
+
+
+def test_mlflows_own_webhook_is_understood(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS", "true")  # MLflow tells nobody at home otherwise
+    monkeypatch.setenv("MLFLOW_WEBHOOK_ALLOWED_SCHEMES", "http")
+    event = WebhookEvent(WebhookEntity.MODEL_VERSION_ALIAS, WebhookAction.CREATED)
+    a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        new = a_registry.add()
+        url = str(client.base_url.join("/admin/webhook"))
+        hook = Webhook("1", "leukdetect", url, [event], 0, 0, secret=SECRET, status=WebhookStatus.ACTIVE)
+        result = mlflow.webhooks.delivery.test_webhook(hook)
+        assert (result.success, result.response_status) == (True, 202), result
+        until(lambda: version(client) == new)
+
+
+def test_a_webhook_undoes_no_rollback(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        a_registry.add()
+        assert client.post("/admin/reload").json()["result"] == "switched"
+        assert client.post("/admin/rollback").status_code == 200
+        signed = signature("{}", int(time.time()))
+        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
+        time.sleep(0.7)
+        assert version(client) == good
+        better = a_registry.add()
+        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
+        until(lambda: version(client) == better)
+
+
+def signature(body: str, timestamp: int, secret: str = SECRET) -> dict[str, str]:
+    return {
+        "X-MLflow-Delivery-Id": "d",
+        "X-MLflow-Timestamp": str(timestamp),
+        "X-MLflow-Signature": mlflow.webhooks.delivery._generate_hmac_signature(secret, "d", str(timestamp), body),
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        (lambda now: {}, "bad-signature"),
+        (lambda now: signature("{}", now, secret="another"), "bad-signature"),
+        (lambda now: signature("{ }", now), "bad-signature"),
+        (lambda now: signature("{}", now) | {"X-MLflow-Timestamp": str(now + 1)}, "bad-signature"),
+        (lambda now: signature("{}", now) | {"X-MLflow-Delivery-Id": "e"}, "bad-signature"),
+        (lambda now: signature("{}", now - 400), "stale"),
+        (lambda now: signature("{}", now + 400), "stale"),
+    ],
+    ids=["none", "another secret", "another body", "another time", "another delivery", "old", "of the future"],
+)
+def test_a_webhook_that_is_not_mlflows_is_turned_away(
+    a_registry: Registry, settings: Settings, headers: Callable[[int], dict[str, str]], code: str
+) -> None:
+    a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        a_registry.add()
+        answer = client.post("/admin/webhook", content="{}", headers=headers(int(time.time())))
+        assert (answer.status_code, answer.json()["type"]) == (401, f"{PROBLEM}{code}")
+        time.sleep(0.3)
+        assert version(client) == "1"
+
+
+def test_without_a_secret_no_webhook_is_accepted(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings, webhook_secret=None) as client:
+        answer = client.post("/admin/webhook", content="{}", headers=signature("{}", int(time.time())))
+        assert answer.status_code == 403
+        assert "LEUKDETECT_WEBHOOK_SECRET" in answer.json()["detail"]
+
+
+def test_a_large_webhook_is_not_read(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        assert client.post("/admin/webhook", content=bytes(200_000)).status_code == 413
+
+
+def test_twenty_swaps_leave_two_models_in_memory_and_two_versions_on_disk(
+    a_registry: Registry, settings: Settings
+) -> None:
+    versions = [a_registry.add()]
+    models, metrics = start(settings), Metrics()
+    updates = Updates(settings.model_copy(update={"watch_seconds": 0}), models, metrics)
+    updates.start()
+    sessions = [weakref.ref(models.champion.session)]
+    try:
+        for _ in range(20):
+            versions.append(a_registry.add())
+            assert updates.reload().result(60) == "switched"
+            sessions.append(weakref.ref(models.champion.session))
+            gc.collect()
+            assert [session() is not None for session in sessions] == [False] * (len(sessions) - 2) + [True] * 2
+            assert folders(settings) == sorted(versions[-2:])
+    finally:
+        updates.stop()
+    assert models.champion.located.version == versions[-1]
+
+
+def test_the_order_to_go_back_holds_in_memory_where_it_cannot_be_written(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add()
+        until(lambda: version(client) == bad)
+        monkeypatch.setattr(last_known_good, "_write", full)
+        assert client.post("/admin/rollback").json()["model"]["version"] == good
+        time.sleep(0.7)  # some turns later
+        assert version(client) == good
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert "the order reaches no other worker and no later start" in errors
+
+
+def test_every_worker_follows_a_reload_and_a_rollback(a_registry: Registry, tmp_path: Path, keys_file: Path) -> None:
+    flags = ["--workers", "2", "--watch-seconds", "0", "--mlflow-tracking-uri", a_registry.uri]
+    flags += ["--keys-file", str(keys_file), "--feedback-db", str(tmp_path / "feedback.db")]
+
+    good = a_registry.add()
+    with running(tmp_path, *flags) as server, httpx.Client(base_url=server.url, headers=ADMIN, timeout=30) as client:
+        until(lambda: [line["message"] for line in server.log()].count("model loaded") >= 3)  # in the parent too
+        a_registry.add()
+        assert client.post("/admin/reload").json()["result"] == "switched"
+        until(lambda: reloads(client) == {"switched": 2})  # the sum over both
+        assert client.post("/admin/rollback").json()["model"]["version"] == good
+        until(lambda: reloads(client) == {"switched": 2, "rolled-back": 2})
+
+
+def test_a_worker_that_has_not_switched_yet_knows_what_to_roll_back_from(
+    a_registry: Registry, settings: Settings
+) -> None:
+    """Two workers, each with models of its own, as far as files can tell."""
+    versions = [a_registry.add(), a_registry.add()]
+    never = settings.model_copy(update={"watch_seconds": 0})
+    a_registry.move(versions[0])
+    slow = start(settings)
+    behind = Updates(never, slow, Metrics())
+    a_registry.move(versions[1])
+    fast = start(settings)
+    ahead = Updates(never, fast, Metrics())
+    ahead.start()
+    try:
+        assert behind.roll_back()
+        assert slow.champion.located.version == versions[0]
+        until(lambda: fast.champion.located.version == versions[0])
+        assert not ahead.roll_back()
+    finally:
+        ahead.stop()
