@@ -26,8 +26,8 @@ import yaml
 
 from benchmarks.servers import ROOT
 from leukdetect.runtime import cpus, open_session, run
-from pipeline import calibrate, export, params, stage
-from pipeline.model_file import graph
+from pipeline import params, stage
+from pipeline.model_file import calibration, graph, quantise
 from pipeline.network import classifier, to_onnx
 from pipeline.network.backbones import BACKBONES
 from pipeline.stage import Problem
@@ -66,10 +66,10 @@ def latencies(folder: Path, rounds: int) -> dict[str, Any]:
     for name in BACKBONES:
         whole = classifier.build(SIZE, 4, name)
         width, low_level = (maps.shape[-1] for maps in (classifier.feature_maps(whole), classifier.low_level(whole)))
-        space = calibrate.fit_unlikeness(rng.random((80, low_level)), rng.integers(0, 4, 80), 64)
+        space = calibration.fit_unlikeness(rng.random((80, low_level)), rng.integers(0, 4, 80), 64)
         proto = to_onnx.to_onnx(graph.contract_function(whole, 1.0, space), SIZE, whole.weights)
         results[name] = {"parameters": whole.count_params(), "embedding": width}
-        for precision, made in (("fp32", proto), ("int8", export.quantise(proto, images))):
+        for precision, made in (("fp32", proto), ("int8", quantise.quantise(proto, images))):
             files[name, precision] = folder / f"{name}.{precision}.onnx"
             files[name, precision].write_bytes(made.SerializeToString())
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import softmax
 
-from pipeline import calibrate, params, prepare, stage
+from pipeline import params, stage
+from pipeline.data import prepared
 from pipeline.evaluation import metrics
-from pipeline.model_file import onnx_model
+from pipeline.model_file import calibration, onnx_model
 
 METRICS = ("balanced accuracy", "ECE", "Brier", "NLL")
 
@@ -24,11 +25,11 @@ def main() -> None:
     temperature = None
     lines = [f"| | {' | '.join(METRICS)} |", "|---" * (1 + len(METRICS)) + "|"]
     for split in ("val", "test"):
-        images, rows = prepare.read(split)
+        images, rows = prepared.read(split)
         labels = rows["label"].to_numpy()
         answers = [model.predict(each)["probabilities"] for each in symmetries(images[rows.index])]
         logits = np.log(np.maximum(np.mean(answers, axis=0), 1e-12))
-        temperature = temperature or calibrate.fit_temperature(logits, labels)
+        temperature = temperature or calibration.fit_temperature(logits, labels)
         weights = metrics.group_weights(labels, rows["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
         single = _measure(answers[0], labels, weights)
         averaged = _measure(softmax(logits / temperature, axis=1), labels, weights)

@@ -27,7 +27,8 @@ from PIL import Image, ImageFilter
 
 from benchmarks import dihedral, training
 from leukdetect import images
-from pipeline import params, prepare, stage
+from pipeline import params, stage
+from pipeline.data import prepared
 from pipeline.evaluation import metrics
 from pipeline.network import classifier, frozen, views
 from pipeline.network.training import Batches, class_weights
@@ -197,7 +198,7 @@ def main() -> None:
 def measure(levers: list[Lever], work: Path) -> dict[str, Any]:
     """Trains what has no answer in the work folder yet; balanced accuracies, and differences from the baseline."""
     recipe = params.load()
-    pixels, rows = prepare.read()
+    pixels, rows = prepared.read()
     found: dict[str, Any] = {}
     for fold, seed in (("A", recipe.seed), ("B", recipe.seed + 1)):
         sides = split(rows, fold)

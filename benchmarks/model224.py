@@ -19,8 +19,8 @@ from pathlib import Path
 import yaml
 
 from leukdetect.contract import FILES
-from pipeline import calibrate, params, stage
-from pipeline.network import classifier
+from pipeline import params, stage
+from pipeline.network import classifier, trained
 from pipeline.stage import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -56,9 +56,9 @@ def build(folder: Path) -> None:
             raise Problem(f"{name} is missing; `make demo ONCE=1` makes it")
         (folder / name).symlink_to(Path(name).resolve())
 
-    trained = calibrate.load_model()
+    small = trained.load_model()
     enlarged = classifier.build(SIZE, len(recipe["classes"]), recipe["model"]["backbone"])
-    classifier.copy_weights(trained, enlarged)
+    classifier.copy_weights(small, enlarged)
     (folder / "models").mkdir()
     enlarged.save(folder / "models/model.keras")
 

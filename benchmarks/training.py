@@ -181,9 +181,10 @@ def over_seeds(differences: np.ndarray) -> metrics.Estimate:
 
 PREDICT = """
 import sys, numpy as np
-from pipeline import calibrate, prepare
-pixels, test = prepare.read("test")
-np.save(sys.argv[1], calibrate.forward(calibrate.load_model(), pixels, test.index.to_numpy())[0].argmax(axis=1))
+from pipeline.data import prepared
+from pipeline.network import inference, trained
+pixels, test = prepared.read("test")
+np.save(sys.argv[1], inference.forward(trained.load_model(), pixels, test.index.to_numpy())[0].argmax(axis=1))
 """
 
 

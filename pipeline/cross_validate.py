@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from pipeline import params, prepare, stage
-from pipeline.data import folds
+from pipeline import params, stage
+from pipeline.data import folds, prepared
 from pipeline.evaluation import baselines, learning_curve
 from pipeline.params import Params
 from pipeline.reporting import plots
@@ -43,7 +43,7 @@ def main() -> None:
     if k < 2 or not all(0 < share <= 1 for share in shares):
         raise Problem(f"--folds must be 2 or more and --shares above 0 and at most 1, not {k} and {shares}")
     recipe = params.load()
-    key = learning_curve.key(recipe, prepare.digest())
+    key = learning_curve.key(recipe, prepared.digest())
     state = stage.STATE / "cross_validate" / key
     for other in state.parent.glob("*"):
         if other != state:
@@ -74,7 +74,7 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
     """The held-out predictions of one training; kept until all are done."""
     kept = state / f"{k}-{fold}-{share:g}.csv"
     if not kept.is_file():
-        pixels, frame = prepare.read()
+        pixels, frame = prepared.read()
         split = folds.thin(folds.assign(frame, recipe.prepare, k, fold, recipe.seed), frame, share, recipe.seed)
         counts = ", ".join(f"{n} {name}" for name, n in split.value_counts().items())
         print(f"fold {fold + 1} of {k}, {share:.0%} of the training groups: {counts}", flush=True)
@@ -98,16 +98,16 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
 
 def _train(recipe: Params, frame: pd.DataFrame, pixels: np.ndarray, folder: Path) -> np.ndarray:
     """Runs the training stages on another split, in a folder and with an MLflow of their own: probabilities [N, C]."""
-    prepared = folder / prepare.PREPARED
-    if not (prepared / "split.csv").is_file():
-        prepared.mkdir(parents=True, exist_ok=True)
-        (prepared / "images.npy").unlink(missing_ok=True)
-        (prepared / "images.npy").symlink_to((prepare.PREPARED / "images.npy").resolve())
+    own = folder / prepared.PREPARED
+    if not (own / "split.csv").is_file():
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "images.npy").unlink(missing_ok=True)
+        (own / "images.npy").symlink_to((prepared.PREPARED / "images.npy").resolve())
         raw = recipe.model_dump(mode="json", by_alias=True)
         if Path(recipe.features.weights).is_file():
             raw["features"]["weights"] = str(Path(recipe.features.weights).resolve())
         (folder / params.PARAMS_FILE).write_text(yaml.safe_dump(raw))
-        with stage.writing(prepared / "split.csv") as path:
+        with stage.writing(own / "split.csv") as path:
             frame.to_csv(path, index=False)
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent.resolve()}/mlflow.db",

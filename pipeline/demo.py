@@ -14,7 +14,9 @@ from pathlib import Path
 
 import requests
 
-from pipeline import params, prepare, stage
+from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.data.source import RAW
 from pipeline.registry import tracking
 from pipeline.stage import Problem
 
@@ -67,8 +69,8 @@ def has_champion(name: str) -> bool:
 
 def held_out_image() -> Path:
     """The first image of the test split."""
-    _, test = prepare.read("test")
-    return prepare.RAW / test["path"].iloc[0]
+    _, test = prepared.read("test")
+    return RAW / test["path"].iloc[0]
 
 
 def _wait_until_ready(server: subprocess.Popen, address: str) -> None:

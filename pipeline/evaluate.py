@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from pipeline import params, prepare, stage
-from pipeline.data import smears
+from pipeline import params, stage
+from pipeline.data import prepared, smears
+from pipeline.data.source import read_source
 from pipeline.evaluation import baselines, explanations, learning_curve, metrics, schema, sections, shortcuts, slices
 from pipeline.evaluation.classification import Answers, agreement, answer, headline, hits, per_class, wilson
 from pipeline.model_file import onnx_model
@@ -25,7 +26,6 @@ from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.reporting import datasheet, explanation_figures, html_page, model_card, plots
 from pipeline.stage import Problem
 
-SOURCE = Path("data/source.json")
 HISTORY = Path("reports/history")
 CROSS_VALIDATION = Path("reports/cross_validation.json")
 METRICS = Path("reports/metrics.json")
@@ -41,7 +41,7 @@ REPORT = Path("reports/report.html")
 def main() -> None:
     recipe = params.load()
     fp32, int8 = open_model(FP32, recipe), open_model(INT8, recipe)
-    images, split = prepare.read()
+    images, split = prepared.read()
     test, train = split[split["split"] == "test"], split[split["split"] == "train"]
     check(test, images, fp32, recipe)
     history = plots.history_table({phase: read_history(phase) for phase in ("train_head", "fine_tune")})
@@ -126,7 +126,7 @@ def check(test: pd.DataFrame, images: np.ndarray, model: OnnxModel, recipe: para
     size = model.contract.decode.size
     if images.shape[1:] != (size, size, 3):
         raise Problem(
-            f"{prepare.PREPARED}/images.npy holds images of {images.shape[1]} px, but {model.path} takes {size} px; "
+            f"{prepared.PREPARED}/images.npy holds images of {images.shape[1]} px, but {model.path} takes {size} px; "
             "`dvc repro export` brings them together"
         )
     absent = [c.key for c in recipe.classes if c.key not in set(test["class"])]
@@ -147,14 +147,7 @@ def read_history(phase: str) -> pd.DataFrame:
 def read_cross_validation(recipe: params.Params) -> dict[str, Any]:
     """The section on grouped folds, if they were trained for this recipe on these images."""
     found = json.loads(CROSS_VALIDATION.read_text()) if CROSS_VALIDATION.is_file() else {"key": None}
-    return {"cross_validation": found} if found["key"] == learning_curve.key(recipe, prepare.digest()) else {}
-
-
-def read_source() -> dict[str, Any]:
-    if not SOURCE.is_file():
-        raise Problem(f"{SOURCE} is missing; `dvc repro fetch` makes it")
-    source: dict[str, Any] = json.loads(SOURCE.read_text())
-    return source
+    return {"cross_validation": found} if found["key"] == learning_curve.key(recipe, prepared.digest()) else {}
 
 
 def predicted_by(model: OnnxModel, pixels: np.ndarray) -> np.ndarray:

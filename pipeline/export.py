@@ -5,29 +5,24 @@ Writes: models/leukdetect.onnx, models/leukdetect.int8.onnx (each with the whole
 Run:    python -m pipeline.export
 """
 
-import base64
 import datetime
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import onnx
-import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from scipy.special import softmax
 
 from leukdetect import contract, images
-from leukdetect.similar import Index, metadata
-from pipeline import calibrate, params, prepare, stage
-from pipeline.data import smears
-from pipeline.model_file import drift_reference, graph, onnx_model, prediction_sets, similar_index
+from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.data.source import read_source
+from pipeline.model_file import assemble, drift_reference, graph, onnx_model, prediction_sets, quantise, similar_index
+from pipeline.model_file.calibration import CALIBRATION, UNLIKENESS
 from pipeline.model_file.onnx_model import FP32, INT8
-from pipeline.network import to_onnx
+from pipeline.network import inference, to_onnx, trained
 from pipeline.params import Params
 from pipeline.registry import tracking
 from pipeline.stage import Problem
@@ -37,41 +32,36 @@ PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONN
 
 
 def main() -> None:
-    recipe = params.load()
-    whole = calibrate.load_model()
-    calibration = json.loads(calibrate.CALIBRATION.read_text())
-    with np.load(calibrate.UNLIKENESS) as arrays:
+    recipe, source, whole = params.load(), read_source(), trained.load_model()
+    calibration = json.loads(CALIBRATION.read_text())
+    with np.load(UNLIKENESS) as arrays:
         space = dict(arrays)
-    pixels, train = prepare.read("train")
-    size = recipe.prepare.image_size
+    pixels, train = prepared.read("train")
+    _, val = prepared.read("val")
 
-    proto = to_onnx.to_onnx(graph.contract_function(whole, calibration["temperature"], space), size, whole.weights)
+    function = graph.contract_function(whole, calibration["temperature"], space)
+    proto = to_onnx.to_onnx(function, recipe.prepare.image_size, whole.weights)
     chosen = np.random.default_rng(recipe.seed).permutation(train.index)[: recipe.export.int8_images]
-    quantised = quantise(proto, pixels[np.sort(chosen)])
-    _, val = prepare.read("val")
-    quantised, _ = rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
+    quantised = quantise.quantise(proto, pixels[np.sort(chosen)])
+    quantise.rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
 
-    facts = _facts(recipe, calibration)
+    labels, groups = val["label"].to_numpy(), val["group"].tolist()
+    facts = _facts(recipe, calibration, source)
     indexed = train.iloc[similar_index.choose(train["label"].to_numpy(), recipe.seed)]
-    pictures = pixels[indexed.index] if _source().get("thumbnails") else None
+    thumbnails = pixels[indexed.index] if source.get("thumbnails") else None
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
-            answers = _answers(made, pixels[val.index])
+            session = onnx_model.open_graph(made)
+            answers = onnx_model.answers(session, pixels[val.index], contract.OBSERVED)
+            signals = drift_reference.signals(pixels[val.index], answers)
             own = {  # what is true of this very graph's answers to the validation images
                 "precision": precision,
-                "prediction_sets": prediction_sets.fit(
-                    answers["probabilities"], val["label"].to_numpy(), recipe.calibrate.set_error
-                ),
-                "reference": drift_reference.fit(
-                    drift_reference.signals(pixels[val.index], answers),
-                    val["group"].tolist(),
-                    len(recipe.classes),
-                    recipe.seed,
-                ),
+                "prediction_sets": prediction_sets.fit(answers["probabilities"], labels, recipe.calibrate.set_error),
+                "reference": drift_reference.fit(signals, groups, len(recipe.classes), recipe.seed),
             }
-            embedding = _answers(made, pixels[indexed.index])["embedding"]
-            index = similar_index.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), pictures)
-            _save(made, path, recipe, facts | own, index)
+            embedding = onnx_model.answers(session, pixels[indexed.index], ("embedding",))["embedding"]
+            index = similar_index.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), thumbnails)
+            assemble.save(made, session, path, recipe, facts | own, index)
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
@@ -90,90 +80,15 @@ def main() -> None:
         print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
 
 
-class _Images(CalibrationDataReader):
-    def __init__(self, pixels: np.ndarray):
-        self.rows = iter(pixels)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        row = next(self.rows, None)
-        return None if row is None else {"image": row[None]}
-
-
-def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
-    """INT8 of the convolutions and what lies between them; the head, the distance and the maps stay FP32.
-
-    U8S8, per channel, weights in 7 bits: without `reduce_range`, AVX2's multiply saturates and costs points of
-    accuracy (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
-
-    Args:
-        pixels: uint8 [n, S, S, 3], training images that set the activations' ranges.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        plain, ready, done = (Path(folder) / name for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
-        onnx.save(proto, plain)
-        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-        quantize_static(
-            ready,
-            done,
-            _Images(pixels),
-            quant_format=QuantFormat.QDQ,
-            # With Relu it rounds once, behind it; without, also what is only there to be cut off, in a step of its own.
-            op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
-            nodes_to_exclude=_after_pooling(onnx.load(ready)),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
-        return onnx.load(done)
-
-
-def rescale_unlikeness(
-    proto: onnx.ModelProto, pixels: np.ndarray, quantile: float
-) -> tuple[onnx.ModelProto, np.ndarray]:
-    """Puts the referral threshold of a quantised graph back to 1.0 on validation images uint8 [n, S, S, 3].
-
-    Rounding moves features out of the training images' subspace, so that every distance grows; with FP32's scale
-    a third of ordinary images would be referred.
-
-    Returns:
-        The graph, and its unlikeness [n] of these images.
-    """
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    distances = np.concatenate([session.run(["unlikeness"], {"image": row[None]})[0] for row in pixels])
-    factor = np.float32(1 / np.quantile(distances, quantile))
-    for node in proto.graph.node:
-        node.output[:] = ["unlikeness_unscaled" if name == "unlikeness" else name for name in node.output]
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor), "unlikeness_factor"))
-    proto.graph.node.append(
-        onnx.helper.make_node("Mul", ["unlikeness_unscaled", "unlikeness_factor"], ["unlikeness"], "rescale_unlikeness")
-    )
-    return proto, distances * factor
-
-
-def _after_pooling(proto: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that do not lead to the embedding: head, distance, maps."""
-    before = onnx_model.leads_to(proto, "embedding")
-    return [node.name for node in proto.graph.node if node.name not in before]
-
-
-def _source() -> dict[str, Any]:
-    source: dict[str, Any] = json.loads(Path("data/source.json").read_text())
-    return source
-
-
-def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
-    source = _source()
-    data = prepare.digest()
+def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) -> dict[str, object]:
+    """What the contracts of both files say."""
+    data = prepared.digest()
     return {
         "name": recipe.register_.name,
-        "classes": [{"key": c.key, "label": c.label, "malignant": c.malignant} for c in recipe.classes],
+        "classes": [c.model_dump(include={"key", "label", "malignant"}) for c in recipe.classes],
         "decode": {"size": recipe.prepare.image_size, "behaviour": images.behaviour(recipe.prepare.image_size)},
-        "temperature": calibration["temperature"],
-        "target_sensitivity": calibration["target_sensitivity"],
-        "thresholds": calibration["thresholds"],
+        **{key: calibration[key] for key in ("temperature", "target_sensitivity", "thresholds", "validation")},
         "golden_tolerance": recipe.export.golden_tolerance,
-        "validation": calibration["validation"],
         "provenance": {
             "source": source["origin"],
             "synthetic": source["synthetic"],
@@ -190,39 +105,9 @@ def _facts(recipe: Params, calibration: dict) -> dict[str, object]:
     }
 
 
-def _answers(proto: onnx.ModelProto, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """A graph's outputs for images uint8 [n, S, S, 3], by name."""
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    parts = [session.run(list(contract.OBSERVED), {"image": row[None]}) for row in stage.progress(pixels, "answers")]
-    return {name: np.concatenate(part) for name, part in zip(contract.OBSERVED, zip(*parts, strict=True), strict=True)}
-
-
-def _save(proto: onnx.ModelProto, path: Path, recipe: Params, facts: dict[str, object], index: Index) -> None:
-    """Adds the golden answers, which this very graph gives here, the contract and the similar cases; then saves."""
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    size = recipe.prepare.image_size
-    golden = []
-    # Rendered images, whatever the model was trained on: no patient's image ever travels with a model.
-    for data in smears.golden(recipe.export.golden_images, size, recipe.seed):
-        pixels = images.resize(images.decode(data), size)[None]
-        probabilities, unlike = session.run(["probabilities", "unlikeness"], {"image": pixels})
-        golden.append(
-            {
-                "image": base64.b64encode(data).decode(),
-                "probabilities": [round(float(p), 6) for p in probabilities[0]],
-                "unlikeness": round(float(unlike[0]), 4),
-            }
-        )
-    promise = contract.Contract.model_validate(facts | {"golden": golden})
-    onnx.helper.set_model_props(proto, {contract.METADATA_KEY: promise.model_dump_json()} | metadata(index))
-    proto.producer_name = "leukdetect"
-    onnx.checker.check_model(proto)
-    onnx.save(proto, path)
-
-
 def _parity(whole: keras.Model, temperature: float, pixels: np.ndarray) -> dict[str, float]:
-    _, test = prepare.read("test")
-    logits, _ = calibrate.forward(whole, pixels, test.index.to_numpy())
+    _, test = prepared.read("test")
+    logits, _ = inference.forward(whole, pixels, test.index.to_numpy())
     keras_probabilities = softmax(logits / temperature, axis=1)
     ours = onnx_model.load(FP32).predict(pixels[test.index])["probabilities"]
     return {

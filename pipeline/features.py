@@ -14,23 +14,21 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
 
 import numpy as np
 import pandas as pd
 
-from pipeline import cluster, params, prepare, stage
-from pipeline.network import views
+from pipeline import cluster, params, stage
+from pipeline.data import prepared
+from pipeline.network import stored, views
 from pipeline.network.views import Batch, Forward, Stored, Work
 from pipeline.params import Params
 from pipeline.registry import tracking
-from pipeline.stage import Problem
 
-FEATURES = Path("data/features")
 BATCH = 32
 AHEAD = 4  # batches
 
@@ -38,8 +36,8 @@ AHEAD = 4  # batches
 def main() -> None:
     recipe = params.load()
     tracking.check()  # an unreachable server is found now, not after an hour of training
-    pixels, train = prepare.read("train")
-    _, val = prepare.read("val")
+    pixels, train = prepared.read("train")
+    _, val = prepared.read("val")
     wanted = recipe.features.views
 
     state = _state(recipe)
@@ -48,23 +46,15 @@ def main() -> None:
         print(f"going on after view {done} of {wanted}")
     with _computing(recipe) as compute:
         for number in stage.progress(range(done, wanted), "views", unit="view"):
-            _write(state, f"view-{number:02}.npy", len(train), compute(_batches(pixels, train, number)))
-        _write(state, "val.npy", len(val), compute(_batches(pixels, val, None)))
-    with stage.writing(FEATURES) as folder:
+            stored.write(state, f"view-{number:02}.npy", len(train), compute(_batches(pixels, train, number)))
+        stored.write(state, "val.npy", len(val), compute(_batches(pixels, val, None)))
+    with stage.writing(stored.FEATURES) as folder:
         state.rename(folder)
 
-    stored = read("inputs")[1]
-    what = "images" if stored.dtype == np.uint8 else f"activations {stored.shape[1:]} in float16"
-    size = sum(file.stat().st_size for file in FEATURES.rglob("*.npy")) / 2**20
+    _, inputs = stored.read("inputs")
+    what = "images" if inputs.dtype == np.uint8 else f"activations {inputs.shape[1:]} in float16"
+    size = sum(file.stat().st_size for file in stored.FEATURES.rglob("*.npy")) / 2**20
     print(f"{wanted} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
-
-
-def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The stored views, each [n, …], and the validation split's [m, …]; memory-mapped."""
-    files = sorted((FEATURES / what).glob("view-*.npy"))
-    if not files:
-        raise Problem(f"{FEATURES}/{what}/ is missing; `dvc repro features` makes it")
-    return [np.load(file, mmap_mode="r") for file in files], np.load(FEATURES / what / "val.npy", mmap_mode="r")
 
 
 def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterator[Batch]:
@@ -112,24 +102,6 @@ def _ahead(
         yield waiting.popleft().result()
 
 
-def _write(folder: Path, name: str, rows: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
-    """Appends batches to `<what>/<name>` for each of their arrays: no more than a batch is ever in memory.
-
-    Both files are there in the end, or neither.
-    """
-    with ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
-        for batch in batches:
-            for what, array in batch.items():
-                if what not in files:
-                    # Entered first, `inputs` is renamed last: a view counts once that is there.
-                    path = stack.enter_context(stage.writing(folder / what / name))
-                    files[what] = stack.enter_context(path.open("wb"))
-                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": (rows, *array.shape[1:])}
-                    np.lib.format.write_array_header_1_0(files[what], header)
-                array.tofile(files[what])
-
-
 def _state(recipe: Params) -> Path:
     """A folder for what an interruption must not lose; what another recipe or other data left is dropped."""
     weights = recipe.features.weights
@@ -137,7 +109,7 @@ def _state(recipe: Params) -> Path:
         recipe.model_dump_json(by_alias=True, include={"seed", "classes", "prepare", "model", "augment", "features"}),
         recipe.fine_tune.trainable_from,
         stage.sha256(Path(weights)) if Path(weights).is_file() else weights,
-        prepare.digest(),
+        prepared.digest(),
     )
     state = stage.STATE / "features" / key
     for other in state.parent.glob("*"):

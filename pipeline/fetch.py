@@ -15,11 +15,9 @@ from pathlib import Path
 
 from pipeline import params, stage
 from pipeline.data import image_files, sources
+from pipeline.data.source import RAW, SOURCE
 from pipeline.params import ClassParams
 from pipeline.stage import Problem
-
-RAW = Path("data/raw")
-SOURCE = Path("data/source.json")
 
 # Folders of the known data sets that hold no images to learn from, in lower case.
 LEFT_OUT = {

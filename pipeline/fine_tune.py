@@ -10,33 +10,30 @@ from pathlib import Path
 
 import keras
 
-from pipeline import features, params, prepare, stage
-from pipeline.network import classifier, training
+from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.network import classifier, stored, training
+from pipeline.network.trained import HEAD, MODEL, load_model
 from pipeline.params import FineTune, Params
 from pipeline.registry import tracking
-from pipeline.stage import Problem
-from pipeline.train_head import HEAD
 
-MODEL = Path("models/model.keras")
 HISTORY = Path("reports/history/fine_tune.csv")
 
 
 def main() -> None:
     recipe = params.load()
     tracking.check()
-    data = prepare.digest()
+    data = prepared.digest()
     run = tracking.run_id(recipe, data)
     keras.utils.set_random_seed(recipe.seed + 1)  # not the same dropout again as in phase 1
 
-    if not HEAD.is_file():
-        raise Problem(f"{HEAD} is missing; `dvc repro train_head` makes it")
-    views, val = features.read("inputs")
-    train_labels, val_labels = (prepare.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
+    views, val = stored.read("inputs")
+    train_labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     tune = recipe.fine_tune
     steps = -(-len(train_labels) // tune.batch_size) * tune.epochs
     trained_bn = tune.batch_norm == "trained"
     with classifier.strategy().scope():
-        whole = keras.models.load_model(HEAD, compile=False)
+        whole = load_model(HEAD)
         cut = classifier.boundary(whole, tune.trainable_from)
         part = classifier.trainable_part(
             whole, cut, bn_momentum=0.9 if trained_bn else None, precision=classifier.precision()

@@ -6,18 +6,14 @@ Run:    python -m pipeline.prepare
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from leukdetect import images
 from pipeline import params, stage
-from pipeline.data import manifest, splits
-from pipeline.stage import Problem
-
-RAW = Path("data/raw")
-PREPARED = Path("data/prepared")
+from pipeline.data import manifest, prepared, splits
+from pipeline.data.source import RAW
 
 
 def main() -> None:
@@ -26,7 +22,7 @@ def main() -> None:
     label = {c.key: i for i, c in enumerate(recipe.classes)}
     frame["label"] = frame["class"].map(label)
 
-    with stage.writing(PREPARED) as folder:
+    with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
         size = recipe.prepare.image_size
         pixels = np.lib.format.open_memmap(
@@ -42,34 +38,13 @@ def main() -> None:
             for _ in stage.progress(done, "decode", total=len(frame)):
                 pass
         pixels.flush()
-        columns = ["path", "class", "label", "sha256", "patient", "group", "split"]
-        frame[columns].to_csv(folder / "split.csv", index=False)
+        frame[prepared.COLUMNS].to_csv(folder / "split.csv", index=False)
 
     print(pd.crosstab(frame["class"], frame["split"], margins=True).to_string())
     unit = "patients" if recipe.prepare.patient else "blocks"
     print(
         "\n".join(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}" for split in splits.SPLITS)
     )
-
-
-def read(split: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
-    """The prepared images [N, S, S, 3] (uint8, memory-mapped) and their rows of split.csv, aligned.
-
-    Args:
-        split: train, val or test; None for every row. With a split, the rows' index says where each
-            image stands in the array of all: use `images[rows.index]`.
-    """
-    if not (PREPARED / "split.csv").is_file():
-        raise Problem(f"{PREPARED}/ is missing; `dvc repro prepare` makes it")
-    frame = pd.read_csv(PREPARED / "split.csv", dtype={"patient": str, "group": str}, keep_default_na=False)
-    if split is not None:
-        frame = frame[frame["split"] == split]
-    return np.load(PREPARED / "images.npy", mmap_mode="r"), frame
-
-
-def digest() -> str:
-    """SHA-256 that stands for the data in every record: it covers each image's hash, class and split."""
-    return stage.sha256(PREPARED / "split.csv")
 
 
 if __name__ == "__main__":

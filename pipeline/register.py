@@ -29,7 +29,9 @@ from mlflow.types import Schema, TensorSpec
 
 from leukdetect import images
 from leukdetect.contract import SHA256_TAGS
-from pipeline import params, prepare, stage
+from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.data.source import RAW, SOURCE, read_source
 from pipeline.evaluation import compare
 from pipeline.evaluation import metrics as measures
 from pipeline.model_file import onnx_model
@@ -37,7 +39,6 @@ from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.registry import gate, tracking
 from pipeline.stage import Problem
 
-SOURCE = Path("data/source.json")
 REPORTS = Path("reports")
 METRICS = REPORTS / "metrics.json"
 MODEL_CARD = REPORTS / "model_card.md"
@@ -68,7 +69,7 @@ HEADLINE = {  # tags of a version, by their path in metrics.json
 def main() -> None:
     recipe = params.load()
     tracking.check()
-    model, metrics, source = onnx_model.load(FP32), _read_json(METRICS), _read_json(SOURCE)
+    model, metrics, source = onnx_model.load(FP32), _read_json(METRICS), read_source()
     onnx_model.load(INT8)  # a broken one must be found before it is registered
     PROMOTIONS.touch()  # an output of this stage even while nothing was ever promoted
 
@@ -164,9 +165,9 @@ def _regression(
     A champion that was trained on another split may have seen some of these images, and then looks better than
     it is: the comparison errs on the strict side.
     """
-    prepared, rows = prepare.read("test")
+    pixels, rows = prepared.read("test")
     new, old = [
-        m.predict(_pixels(prepared, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, champion)
+        m.predict(_at_size(pixels, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, champion)
     ]
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     return (
@@ -175,10 +176,10 @@ def _regression(
     )
 
 
-def _pixels(prepared: np.ndarray, rows: pd.DataFrame, size: int) -> np.ndarray:
-    if prepared.shape[1] == size:
-        return prepared[rows.index]
-    files = stage.progress([prepare.RAW / path for path in rows["path"]], f"decode at {size} px")
+def _at_size(pixels: np.ndarray, rows: pd.DataFrame, size: int) -> np.ndarray:
+    if pixels.shape[1] == size:
+        return pixels[rows.index]
+    files = stage.progress([RAW / path for path in rows["path"]], f"decode at {size} px")
     return np.stack([images.resize(images.decode(file.read_bytes()), size) for file in files])
 
 

@@ -10,25 +10,26 @@ from pathlib import Path
 
 import keras
 
-from pipeline import features, params, prepare, stage
-from pipeline.network import classifier, frozen, training
+from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.network import classifier, frozen, stored, training
+from pipeline.network.trained import HEAD
 from pipeline.params import Params
 from pipeline.registry import tracking
 
-HEAD = Path("models/head.keras")
 HISTORY = Path("reports/history/train_head.csv")
 
 
 def main() -> None:
     recipe = params.load()
     tracking.check()
-    data = prepare.digest()
+    data = prepared.digest()
     run = tracking.run_id(recipe, data)
     keras.utils.set_random_seed(recipe.seed)
 
     pretrained = recipe.features.weights != "none"
-    views, val = features.read("pooled" if pretrained else "inputs")
-    train_labels, val_labels = (prepare.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
+    views, val = stored.read("pooled" if pretrained else "inputs")
+    train_labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     with classifier.strategy().scope():
         whole = frozen.base_model(recipe)
         if pretrained:  # the base's answers are stored, so an epoch costs the head alone

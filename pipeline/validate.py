@@ -17,10 +17,10 @@ import pandas as pd
 from pipeline import params, stage
 from pipeline.data import expectations, manifest
 from pipeline.data.expectations import Finding
+from pipeline.data.source import RAW
 from pipeline.reporting import data_docs
 from pipeline.stage import Problem
 
-RAW = Path("data/raw")
 REPORTS = Path("reports/validation")
 SHOWN = 3  # failing items that a message names
 

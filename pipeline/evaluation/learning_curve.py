@@ -18,7 +18,7 @@ TRAINING = {"seed", "classes", "prepare", "model", "augment", "features", "train
 
 
 def key(recipe: Params, data: str) -> str:
-    """Names the recipe and the images (`prepare.digest`), so that one's folds are never shown as another's."""
+    """Names the recipe and the images (`prepared.digest`), so that one's folds are never shown as another's."""
     return stage.state_key(recipe.model_dump_json(by_alias=True, include=TRAINING), data)
 
 

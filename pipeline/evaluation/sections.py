@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.evaluation import abstention, calibration, metrics, out_of_distribution
-from pipeline.model_file import prediction_sets
+from pipeline.evaluation import abstention, calibration, metrics, out_of_distribution, prediction_sets
 from pipeline.model_file.onnx_model import OnnxModel
 from pipeline.params import Params
 

@@ -50,7 +50,7 @@ def contract_function(
         positions = tf.reshape(maps, [-1, height * width, channels])
         cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True)) / (height * width)
 
-        # pipeline.calibrate.unlikeness
+        # pipeline.model_file.calibration.unlikeness
         offset = low_level[:, None, :] - space["means"][None]
         along = tf.matmul(offset, space["directions"])
         outside = tf.nn.relu(tf.reduce_sum(offset**2, -1) - tf.reduce_sum(along**2, -1))

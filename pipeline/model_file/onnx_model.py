@@ -1,5 +1,6 @@
 """Runs a model file as any client of it would: plain onnxruntime, and the contract that it carries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from leukdetect import contract
+from leukdetect import contract, runtime
 from pipeline.stage import Problem, progress
 
 FP32 = Path("models/leukdetect.onnx")
@@ -25,19 +26,27 @@ class OnnxModel:
     def predict(
         self, images: np.ndarray, outputs: tuple[str, ...] = ("probabilities",), batch: int = 32
     ) -> dict[str, np.ndarray]:
-        """Runs uint8 [N, S, S, 3] (a memory map will do) through the graph.
+        """As `answers`, many images at once."""
+        return answers(self.session, images, outputs, batch, self.path.name)
 
-        Returns:
-            One float32 array per name in `outputs`, N first.
-        """
-        only_these = onnxruntime.RunOptions()
-        only_these.add_run_config_entry("only_execute_path_to_fetches", "1")
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in outputs}
-        for start in progress(range(0, len(images), batch), self.path.name, unit="batch"):
-            chunk = np.ascontiguousarray(images[start : start + batch])
-            for name, part in zip(outputs, self.session.run(list(outputs), {"image": chunk}, only_these), strict=True):
-                parts[name].append(part)
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+def answers(
+    session: onnxruntime.InferenceSession,
+    images: np.ndarray,
+    outputs: Sequence[str],
+    batch: int = 1,
+    description: str = "answers",
+) -> dict[str, np.ndarray]:
+    """Runs uint8 [N, S, S, 3] (a memory map will do) through a graph.
+
+    Returns:
+        One float32 array per name in `outputs`, N first.
+    """
+    parts = [
+        runtime.run(session, np.ascontiguousarray(images[start : start + batch]), outputs)
+        for start in progress(range(0, len(images), batch), description, unit="batch")
+    ]
+    return {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)}
 
 
 def load(path: Path) -> OnnxModel:
@@ -53,6 +62,11 @@ def load(path: Path) -> OnnxModel:
         return OnnxModel(path, contract.parse(session.get_modelmeta().custom_metadata_map), session)
     except contract.ContractError as error:
         raise Problem(f"{path}: {error}") from error
+
+
+def open_graph(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A graph as a session."""
+    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def leads_to(proto: onnx.ModelProto, output: str) -> set[str]:

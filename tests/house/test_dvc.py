@@ -29,8 +29,12 @@ def modules(path: Path) -> set[str]:
     return found
 
 
+def name(entry: Any) -> str:
+    return entry if isinstance(entry, str) else str(next(iter(entry)))
+
+
 def names(entries: list[Any]) -> set[str]:
-    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+    return set(map(name, entries))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -39,18 +43,28 @@ def test_a_stage_is_one_file_of_that_name(stage: str) -> None:
     assert Path(f"pipeline/{stage}.py").is_file()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_deps_are_what_the_stage_imports_and_what_its_helpers_import(stage: str) -> None:
-    deps = {dep for dep in names(STAGES[stage]["deps"]) if dep.endswith(".py")}
+def imported(stage: str) -> set[str]:
+    """The stage's own file, and what it and its helpers import."""
     needed: set[str] = set()
     found = {f"pipeline/{stage}.py"}
     while new := found - needed:
         needed |= new
-        # Another stage's file is imported for its paths and readers; what it imports in turn is its own affair.
-        readers = {file for file in new if Path(file).stem in STAGES and Path(file).stem != stage}
-        found = {module for file in new - readers for module in modules(Path(file))}
-    needed |= {"pipeline/registry/pyfunc.py"} if stage == "register" else set()  # logged as a file, never imported
-    assert deps == needed, f"missing in dvc.yaml: {needed - deps}; not imported: {deps - needed}"
+        found = {module for file in new for module in modules(Path(file))}
+    return needed | ({"pipeline/registry/pyfunc.py"} if stage == "register" else set())  # logged, never imported
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_what_the_stage_imports_and_what_its_helpers_import(stage: str) -> None:
+    deps = [dep for dep in map(name, STAGES[stage]["deps"]) if dep.endswith(".py")]
+    needed = imported(stage)
+    assert set(deps) == needed, f"missing in dvc.yaml: {needed - set(deps)}; not imported: {set(deps) - needed}"
+    assert deps == sorted(deps)
+
+
+@pytest.mark.parametrize("path", sorted(Path("pipeline").rglob("*.py")), ids=str)
+def test_no_stage_is_imported_by_another_nor_by_a_room(path: Path) -> None:
+    stages = {f"pipeline/{stage}.py" for stage in STAGES}
+    assert not modules(path) & stages
 
 
 @pytest.mark.parametrize("stage", STAGES)

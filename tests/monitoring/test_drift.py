@@ -21,8 +21,7 @@ from leukdetect.drift import Signals
 from leukdetect.model_file import load
 from leukdetect.registry import Located
 from leukdetect.runtime import open_session, run
-from pipeline import prepare
-from pipeline.data import smears
+from pipeline.data import prepared, smears
 from pipeline.model_file import drift_reference
 from serving.app import create_app
 from serving.inference.decode_pool import Decoded
@@ -206,7 +205,7 @@ def test_another_laboratorys_smears_raise_an_alarm_within_one_window(reader: Rea
 
 def test_the_demos_own_model_file_does_the_same() -> None:
     """The real model and its own reference: quiet on the test split, loud on blur, stain and other smears."""
-    if not DEMO.is_file() or not (prepare.PREPARED / "split.csv").is_file():
+    if not DEMO.is_file() or not (prepared.PREPARED / "split.csv").is_file():
         pytest.skip("dvc repro has not run here")
     session = open_session(DEMO, 2)
     try:
@@ -218,7 +217,7 @@ def test_the_demos_own_model_file_does_the_same() -> None:
         answers = dict(zip(OBSERVED, run(session, chosen, OBSERVED), strict=True))
         return drift_reference.signals(chosen, answers)
 
-    pixels, test = prepare.read("test")
+    pixels, test = prepared.read("test")
     held_out = np.asarray(pixels[test.index])
     for rows in windows(test["group"].tolist(), 100, 20):
         assert alarms(answer(held_out[rows]), promise.reference) == set()

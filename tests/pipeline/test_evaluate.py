@@ -21,7 +21,8 @@ import sklearn.metrics
 import yaml
 from PIL import Image
 
-from pipeline import evaluate, params, prepare
+from pipeline import evaluate, params
+from pipeline.data import prepared
 from pipeline.evaluation import (
     baselines,
     classification,
@@ -265,7 +266,7 @@ class TestFiles:
         value = {"value": 0.5, "low": 0.4, "high": 0.6}
         point = {"images": 24, "groups": 8, "trained_on": 12, "each_fold": [0.4, 0.6], "recall_benign": value}
         folds = {
-            "key": learning_curve.key(recipe, prepare.digest()),
+            "key": learning_curve.key(recipe, prepared.digest()),
             "folds": 2,
             "by_share": {"1": point | {"balanced_accuracy": value, "colour_only": value}},
         }

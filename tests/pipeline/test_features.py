@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from pipeline import features, params, prepare, stage
+from pipeline import features, params, stage
+from pipeline.data import prepared
 from pipeline.network import augment, classifier, frozen
+from pipeline.network import stored as stored_views
 from tests.project import ROOT
 
 
@@ -42,7 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stored(what: Literal["inputs", "pooled"] = "inputs") -> tuple[np.ndarray, np.ndarray]:
-    views, val = features.read(what)
+    views, val = stored_views.read(what)
     return np.stack(views), np.array(val)
 
 
@@ -59,12 +61,12 @@ def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
         yield next(iter(items))
         raise KeyboardInterrupt
 
-    before = (features.FEATURES / "inputs/val.npy").stat().st_mtime_ns
+    before = (stored_views.FEATURES / "inputs/val.npy").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(stage, "progress", one_and_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             features.main()
-    assert (features.FEATURES / "inputs/val.npy").stat().st_mtime_ns == before  # what stood before still stands
+    assert (stored_views.FEATURES / "inputs/val.npy").stat().st_mtime_ns == before  # what stood before still stands
     features.main()
     assert "going on after view 1 of 3" in capsys.readouterr().out
     for a, b in zip((views, val), stored(), strict=True):
@@ -74,13 +76,14 @@ def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
 KILLED = """
 import os, signal
 from pipeline import features
-write = features._write
+from pipeline.network import stored
+write = stored.write
 def after_a_batch(batches):
     yield next(batches)
     os.kill(os.getpid(), signal.SIGKILL)
 def killed(folder, name, rows, batches):
     write(folder, name, rows, batches if name == "view-00.npy" else after_a_batch(batches))
-features._write, features.BATCH = killed, 8
+stored.write, features.BATCH = killed, 8
 features.main()
 """
 
@@ -92,18 +95,19 @@ def test_nothing_is_left_of_a_view_in_whose_middle_the_process_was_killed(projec
     assert half.name.startswith(".view-01.npy.")
 
     features.main()
-    names = {str(path.relative_to(features.FEATURES)) for path in features.FEATURES.rglob("*")}
+    names = {str(path.relative_to(stored_views.FEATURES)) for path in stored_views.FEATURES.rglob("*")}
     assert names == {"inputs", *(f"inputs/{name}.npy" for name in ("view-00", "view-01", "view-02", "val"))}
 
 
-def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = params.load()
-    left = features._state(recipe)
-    (left / "inputs").mkdir()
-    other = features._state(recipe.model_copy(update={"seed": recipe.seed + 1}))
-    assert other != left
+def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = stage.STATE.glob("features/*")
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(recipe | {"seed": recipe["seed"] + 1}))
+    features.main()
+    assert "going on" not in capsys.readouterr().out
     assert not left.exists()
-    assert not list(other.iterdir())
 
 
 @pytest.fixture
@@ -130,7 +134,7 @@ def test_what_is_stored_of_a_pretrained_base_is_what_keras_computes(pretrained: 
         "inputs": whole.get_layer("conv3_block4_out").output,
         "pooled": whole.get_layer(classifier.POOLED).output,
     }
-    pixels, train = prepare.read("train")
+    pixels, train = prepared.read("train")
     rows = train.index[:5]
     view = np.stack(
         [augment.view(pixels[r], pretrained.augment, pretrained.seed, 1, train.loc[r, "sha256"]) for r in rows]

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
-from pipeline import calibrate
 from pipeline.evaluation import abstention, out_of_distribution
-from pipeline.model_file import onnx_model
+from pipeline.model_file import calibration, onnx_model
 from pipeline.stage import Problem
 from tests import tiny_model
 
@@ -96,7 +95,7 @@ def test_another_laboratorys_fields_have_a_nucleus_and_their_red_cells_alone_hav
     fields = [np.asarray(images.decode(path.read_bytes())) for path in sorted(BCCD.glob("*.jpg"))[::4]]
     stains = [images.stain(images.resize(Image.fromarray(field), 112)) for field in fields]
     looks = np.column_stack([np.ones((len(stains), 2)), stains])
-    lowest = calibrate.quality_bounds(looks[::2])["min_stain"]
+    lowest = calibration.quality_bounds(looks[::2])["min_stain"]
     assert (looks[1::2, 2] < lowest).mean() <= 0.05
 
     tiles = [field[y : y + 160, x : x + 160].astype(float) for field in fields for y in (0, 160, 320) for x in (0, 480)]

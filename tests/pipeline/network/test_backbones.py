@@ -8,8 +8,7 @@ import pytest
 from keras.applications import densenet, efficientnet_v2, inception_v3, resnet50, vgg16
 from scipy.special import softmax
 
-from pipeline import calibrate, export
-from pipeline.model_file import graph
+from pipeline.model_file import calibration, graph, quantise
 from pipeline.network import classifier, to_onnx
 from pipeline.network.backbones import BACKBONES
 from tests import grad_cam
@@ -60,7 +59,7 @@ def images() -> np.ndarray:
 def space(whole: keras.Model) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     width = classifier.low_level(whole).shape[-1]
-    return calibrate.fit_unlikeness(np.abs(rng.normal(size=(40, width))), rng.integers(0, 4, 40), 4)
+    return calibration.fit_unlikeness(np.abs(rng.normal(size=(40, width))), rng.integers(0, 4, 40), 4)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_onnx_gives_its_probabilities_and_its_grad_cam(
 
 @pytest.mark.slow
 def test_it_has_an_int8_file_of_the_same_class(proto: onnx.ModelProto, images: np.ndarray) -> None:
-    quantised = onnxruntime.InferenceSession(export.quantise(proto, images).SerializeToString())
+    quantised = onnxruntime.InferenceSession(quantise.quantise(proto, images).SerializeToString())
     plain = onnxruntime.InferenceSession(proto.SerializeToString())
     ours, theirs = (s.run(["probabilities"], {"image": images})[0] for s in (quantised, plain))
     assert np.abs(ours - theirs).max() <= 0.1

@@ -1,0 +1,39 @@
+"""`data/features`: what both phases of training read in every epoch, computed once by `pipeline.features`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from pipeline import stage
+from pipeline.stage import Problem
+
+FEATURES = Path("data/features")
+
+
+def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The stored views, each [n, …], and the validation split's [m, …]; memory-mapped."""
+    files = sorted((FEATURES / what).glob("view-*.npy"))
+    if not files:
+        raise Problem(f"{FEATURES}/{what}/ is missing; `dvc repro features` makes it")
+    return [np.load(file, mmap_mode="r") for file in files], np.load(FEATURES / what / "val.npy", mmap_mode="r")
+
+
+def write(folder: Path, name: str, rows: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    """Appends batches to `<what>/<name>` for each of their arrays: no more than a batch is ever in memory.
+
+    Both files are there in the end, or neither.
+    """
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for batch in batches:
+            for what, array in batch.items():
+                if what not in files:
+                    # Entered first, `inputs` is renamed last: a view counts once that is there.
+                    path = stack.enter_context(stage.writing(folder / what / name))
+                    files[what] = stack.enter_context(path.open("wb"))
+                    header = {"descr": array.dtype.str, "fortran_order": False, "shape": (rows, *array.shape[1:])}
+                    np.lib.format.write_array_header_1_0(files[what], header)
+                array.tofile(files[what])
