@@ -39,13 +39,13 @@ def test_the_floats_do_not_depend_on_the_processors_vector_unit() -> None:
     # with them np.exp, np.sin and np.sum do give other last bits.
     program = """if True:
         import sys
-        from pipeline.data import smears
-        for key in smears.CLASSES:
-            draws = smears._Draws(20, smears.CLASSES.index(key))
-            stains = smears._surroundings(160, 1.0, draws, draws)
-            smears._lay_white_cell(stains, smears.MORPHOLOGY[key], 1.0, draws)
-            light = smears._blur(smears._transmitted(stains[0] + stains[1]), 1.5)
-            sys.stdout.buffer.write(stains.tobytes() + light.tobytes() + smears._expose(light, 180.0, 45.0).tobytes())
+        from pipeline.data import smear_camera as camera, smear_slide as slide
+        for label, key in enumerate(slide.CLASSES):
+            draws = slide.Draws(20, label)
+            stains = slide.surroundings(160, 1.0, draws, draws)
+            slide.lay_white_cell(stains, slide.MORPHOLOGY[key], 1.0, draws)
+            light = camera.blur(camera.transmitted(stains[0] + stains[1]), 1.5)
+            sys.stdout.buffer.write(stains.tobytes() + light.tobytes() + camera.expose(light, 180.0, 45.0).tobytes())
     """
 
     def floats(**environment: str) -> bytes:
