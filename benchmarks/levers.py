@@ -251,7 +251,7 @@ def train(
     weights = class_weights(labels, classes, lever.balanced)
 
     part = classifier.trainable_part(frozen.base_model(recipe), None, bn_momentum=0.9, precision=classifier.precision())
-    classifier.set_trainable(part, lambda name: True, batch_norm=True)
+    classifier.set_trainable(part, classifier.base_layers(part), batch_norm=True)
     rate = keras.optimizers.schedules.CosineDecay(RATE, -(-len(labels) // BATCH) * EPOCHS)
     part.compile(keras.optimizers.AdamW(rate, weight_decay=DECAY), lever.loss(), jit_compile=False)
     average = Average(part.trainable_variables)

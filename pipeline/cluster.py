@@ -7,12 +7,13 @@ items name (a shared folder, an object store). This project's own code is sent a
 import logging
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.ahead import ahead
 from pipeline.stage import Problem
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where a cluster's head is, or `auto` on a machine of it
@@ -70,16 +71,10 @@ def connected(
                 raise Problem(f"Ray gave up: {error}") from error
             return value
 
-        def over(items: Iterable[Item]) -> Iterator[Result]:
-            under_way: deque[Any] = deque()
-            for item in items:
-                under_way.append(task.remote(kept, item))
-                while len(under_way) >= UNDER_WAY * max(1, ray.cluster_resources().get("CPU", 0)):
-                    yield result(under_way.popleft())
-            while under_way:
-                yield result(under_way.popleft())
+        def most() -> float:  # asked anew for every item: a cluster may grow
+            return float(UNDER_WAY * max(1, ray.cluster_resources().get("CPU", 0)))
 
-        yield over
+        yield lambda items: ahead(items, partial(task.remote, kept), result, most)
     finally:
         ray.shutdown()
 

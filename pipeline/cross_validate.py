@@ -45,9 +45,7 @@ def main() -> None:
     recipe = params.load()
     key = learning_curve.key(recipe, prepared.digest())
     state = stage.STATE / "cross_validate" / key
-    for other in state.parent.glob("*"):
-        if other != state:
-            shutil.rmtree(other)
+    stage.drop_others(state)
 
     by_share, last = {}, pd.DataFrame()
     for share in shares:

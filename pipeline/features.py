@@ -11,21 +11,21 @@ Run:    python -m pipeline.features     (with RAY_ADDRESS: on that Ray cluster, 
 import hashlib
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from pipeline import cluster, params, stage
+from pipeline.ahead import ahead
 from pipeline.data import prepared
 from pipeline.network import stored, views
-from pipeline.network.views import Batch, Forward, Stored, Work
+from pipeline.network.views import Batch, Stored, Work
 from pipeline.params import Params
 from pipeline.registry import tracking
 
@@ -66,55 +66,35 @@ def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterat
 @contextmanager
 def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[Stored]]]:
     """Yields a `map` from batches to what is stored of each: on this machine, or on a Ray cluster."""
-    work = Work(recipe.augment, recipe.seed)
-    run: Forward = _images_alone
-    nothing_frozen = recipe.features.weights == "none" and recipe.fine_tune.trainable_from == "all"
     address = os.environ.get(cluster.ADDRESS)
-    if not nothing_frozen:
+    work, forward = Work(recipe.augment, recipe.seed), None
+    if recipe.features.weights != "none" or recipe.fine_tune.trainable_from != "all":
         from pipeline.network import frozen  # here: TensorFlow takes longer to import than a view of images to make
 
         if address:
             graph = frozen.graph(recipe)
-            digest = hashlib.sha256(graph).hexdigest()
-            work = Work(recipe.augment, recipe.seed, np.frombuffer(graph, np.uint8), digest)
+            work = replace(work, graph=np.frombuffer(graph, np.uint8), sha256=hashlib.sha256(graph).hexdigest())
         else:
-            run = frozen.frozen(recipe)
+            forward = frozen.forward(recipe)
     if address:
         with cluster.connected(address, views.on_a_worker, work) as over:
             yield over
     else:
-        with ThreadPoolExecutor() as pool:
-            yield lambda batches: map(run, _ahead(pool, partial(views.augmented, work), batches))
-
-
-def _images_alone(images: np.ndarray) -> Stored:
-    return {"inputs": images}
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, make: Callable[[Batch], np.ndarray], batches: Iterable[Batch]
-) -> Iterator[np.ndarray]:
-    """Images in order; a few batches are made ahead, on the same cores as the network."""
-    rest = iter(batches)
-    waiting = deque(pool.submit(make, batch) for batch in islice(rest, AHEAD))
-    while waiting:
-        waiting.extend(pool.submit(make, batch) for batch in islice(rest, 1))
-        yield waiting.popleft().result()
+        with ThreadPoolExecutor() as pool:  # a few batches are made ahead, on the same cores as the network
+            store = partial(views.stored, forward)
+            yield lambda batches: map(
+                store,
+                ahead(batches, lambda batch: pool.submit(views.augmented, work, batch), Future.result, lambda: AHEAD),
+            )
 
 
 def _state(recipe: Params) -> Path:
     """A folder for what an interruption must not lose; what another recipe or other data left is dropped."""
     weights = recipe.features.weights
-    key = stage.state_key(
-        recipe.model_dump_json(by_alias=True, include={"seed", "classes", "prepare", "model", "augment", "features"}),
-        recipe.fine_tune.trainable_from,
-        stage.sha256(Path(weights)) if Path(weights).is_file() else weights,
-        prepared.digest(),
-    )
+    file = stage.sha256(Path(weights)) if Path(weights).is_file() else weights
+    key = stage.state_key(params.until(recipe, "features"), recipe.fine_tune.trainable_from, file, prepared.digest())
     state = stage.STATE / "features" / key
-    for other in state.parent.glob("*"):
-        if other != state:
-            shutil.rmtree(other)
+    stage.drop_others(state)
     state.mkdir(parents=True, exist_ok=True)
     for half in state.glob("*/.*"):  # of a view in whose middle the process was killed; else DVC would store it
         shutil.rmtree(half)

@@ -5,26 +5,16 @@ Writes: data/raw/<class>/<original file name>, then data/source.json (where from
 Run:    python -m pipeline.fetch
 """
 
-import filecmp
 import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import params, stage
-from pipeline.data import image_files, sources
+from pipeline.data import class_folders, sources
 from pipeline.data.source import RAW, SOURCE
-from pipeline.params import ClassParams
 from pipeline.stage import Problem
-
-# Folders of the known data sets that hold no images to learn from, in lower case.
-LEFT_OUT = {
-    "segmented": "the same fields as in Original, with the background painted over",
-    "c-nmc_test_prelim_phase_data": "the challenge withheld these labels",
-    "c-nmc_test_final_phase_data": "the challenge withheld these labels",
-}
 
 
 def main() -> None:
@@ -39,24 +29,15 @@ def main() -> None:
     sources.STATE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as work:
         fetched = bring(recipe, Path(work))
-        images, left_out = find_images(fetched.folder, recipe.classes)
+        images, left_out = class_folders.find_images(fetched.folder, recipe.classes)
         with stage.writing(RAW) as raw:
             digest, size = place(images, raw, move=fetched.ours)
             SOURCE.unlink(missing_ok=True)  # it tells of the former images, which go in the next moment
 
     counts = Counter(target.split("/")[0] for target in images)
-    source = {
-        "source": recipe.fetch.source,
-        "origin": recipe.fetch.origin,
-        "licence": recipe.fetch.licence,
-        "thumbnails": recipe.fetch.thumbnails,
-        "synthetic": recipe.fetch.synthetic,
-        "version": fetched.version,
-        "archive_sha256": fetched.archive_sha256,
-        "images": dict(counts),
-        "sha256": digest,
-    }
-    stage.write_json(SOURCE, source)
+    told = recipe.fetch.model_dump(include={"source", "origin", "licence", "thumbnails", "synthetic"})
+    found = {"version": fetched.version, "archive_sha256": fetched.archive_sha256, "images": dict(counts)}
+    stage.write_json(SOURCE, told | found | {"sha256": digest})
 
     print(f"source:  {recipe.fetch.source}: {recipe.fetch.origin}" + (" (synthetic)" if recipe.fetch.synthetic else ""))
     print(f"licence: {recipe.fetch.licence}")
@@ -65,60 +46,7 @@ def main() -> None:
         + ", ".join(f"{c.key} {counts[c.key]:,}" for c in recipe.classes)
     )
     for name, count in sorted(left_out.items()):
-        print(f"left out: {count:,} images in {name}: {LEFT_OUT[name]}")
-
-
-def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, Path], Counter[str]]:
-    """Finds every class's images, whatever the layout: the folder nearest the file that a class lists decides.
-
-    Returns:
-        The images as {"class/file name": path}, and how many were left out for each folder of `LEFT_OUT`.
-
-    Raises:
-        Problem: there are no images, or none of one class; images lie in a folder that no class lists; or two
-            different images of a class have the same name.
-    """
-    key_of: dict[str, str] = {}
-    for one in classes:
-        for name in one.folders:
-            if key_of.setdefault(name.casefold(), one.key) != one.key:
-                raise Problem(f"classes: the folder {name!r} belongs to both {key_of[name.casefold()]} and {one.key}")
-
-    images: dict[str, Path] = {}
-    left_out: Counter[str] = Counter()
-    unknown: set[str] = set()
-    for path in image_files.image_files(tree):
-        place_in_tree = path.relative_to(tree).parent
-        parts = [part.casefold() for part in place_in_tree.parts]
-        excluded = next((part for part in parts if part in LEFT_OUT), None)
-        key = next((key_of[part] for part in reversed(parts) if part in key_of), None)
-        if excluded:
-            left_out[excluded] += 1
-        elif key is None:
-            unknown.add("the top folder" if place_in_tree == Path() else str(place_in_tree))
-        else:
-            other = images.setdefault(f"{key}/{path.name}", path)
-            if other != path and not filecmp.cmp(other, path, shallow=False):
-                raise Problem(f"two different images of class {key} have one name: {other} and {path}. Rename one.")
-
-    known = "; ".join(f"{c.key}: {', '.join(c.folders)}" for c in classes)
-    if unknown:
-        raise Problem(
-            f"images in folders that belong to no class: {', '.join(sorted(unknown))}. Known folders are {known}. "
-            "Add a folder to its class in classes[].folders of params.yaml, or take it away."
-        )
-    if not images:
-        raise Problem(
-            f"no images ({' '.join(sorted(image_files.EXTENSIONS))}) to be found in {tree}. "
-            f"Its folders should be named {known}."
-        )
-    missing = [c.key for c in classes if not any(target.startswith(f"{c.key}/") for target in images)]
-    if missing:
-        raise Problem(
-            f"no images of class {', '.join(missing)}: no folder of that name holds any. Known folders are {known}. "
-            "Check the source, or classes[].folders in params.yaml."
-        )
-    return images, left_out
+        print(f"left out: {count:,} images in {name}: {class_folders.LEFT_OUT[name]}")
 
 
 def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:
@@ -138,7 +66,7 @@ def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:
             else:
                 shutil.copyfile(images[target], path)
         except OSError as error:
-            if sources.is_full_disk(error):
+            if stage.is_full_disk(error):
                 raise
             raise Problem(f"{images[target]} cannot be copied ({error.strerror or error})") from error
         listing.update(f"{stage.sha256(path)}  {target}\n".encode())

@@ -5,6 +5,7 @@ Writes: models/model.keras (the whole model, float32), reports/history/fine_tune
 Run:    python -m pipeline.fine_tune
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.network import classifier, stored, training
 from pipeline.network.trained import HEAD, MODEL, load_model
-from pipeline.params import FineTune, Params
+from pipeline.params import FineTune
 from pipeline.registry import tracking
 
 HISTORY = Path("reports/history/fine_tune.csv")
@@ -25,12 +26,12 @@ def main() -> None:
     tracking.check()
     data = prepared.digest()
     run = tracking.run_id(recipe, data)
-    keras.utils.set_random_seed(recipe.seed + 1)  # not the same dropout again as in phase 1
+    seed = recipe.seed + 1  # not the same dropout again as in phase 1
+    keras.utils.set_random_seed(seed)
 
     views, val = stored.read("inputs")
-    train_labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
+    labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     tune = recipe.fine_tune
-    steps = -(-len(train_labels) // tune.batch_size) * tune.epochs
     trained_bn = tune.batch_norm == "trained"
     with classifier.strategy().scope():
         whole = load_model(HEAD)
@@ -38,29 +39,19 @@ def main() -> None:
         part = classifier.trainable_part(
             whole, cut, bn_momentum=0.9 if trained_bn else None, precision=classifier.precision()
         )
-        top = classifier.base_layers(whole)
-        if tune.trainable_from != "all":
-            top = top[top.index(tune.trainable_from) :]
-        classifier.set_trainable(part, lambda name: name in top, batch_norm=trained_bn)
-        training.compiled(part, _optimizer(tune, steps))
+        classifier.set_trainable(part, classifier.base_layers(whole, tune.trainable_from), batch_norm=trained_bn)
+        training.compiled(part, _optimizer(tune, -(-len(labels) // tune.batch_size) * tune.epochs))
 
-    weights = training.class_weights(train_labels, len(recipe.classes), tune.class_weights)
-    state = stage.STATE / "fine_tune" / _state_key(recipe, data)
-    history = training.fit(
-        part,
-        epoch_data=lambda epoch: training.Views(views, train_labels, weights, tune.batch_size, recipe.seed + 1, epoch),
-        val=(val, val_labels),
-        epochs=tune.epochs,
-        patience=tune.patience,
-        state=state,
-        on_epoch=partial(tracking.log_epoch, run, "fine_tune"),
-    )
+    key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(HEAD), data)
+    state = stage.STATE / "fine_tune" / key
+    log = partial(tracking.log_epoch, run, "fine_tune")
+    history = training.fit(part, (views, labels), (val, val_labels), tune, seed=seed, state=state, on_epoch=log)
     classifier.copy_weights(part, whole)
     with stage.writing(HISTORY) as path:
         history.to_csv(path, index=False)
     with stage.writing(MODEL) as path:
         whole.save(path)
-    training.forget(state)
+    shutil.rmtree(state)
 
 
 def _optimizer(tune: FineTune, steps: int) -> keras.optimizers.Optimizer:
@@ -70,11 +61,6 @@ def _optimizer(tune: FineTune, steps: int) -> keras.optimizers.Optimizer:
     if tune.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=tune.weight_decay)
     return keras.optimizers.Adam(rate)
-
-
-def _state_key(recipe: Params, data: str) -> str:
-    sections = {"seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune"}
-    return stage.state_key(recipe.model_dump_json(by_alias=True, include=sections), stage.sha256(HEAD), data)
 
 
 if __name__ == "__main__":

@@ -252,6 +252,12 @@ def parse(raw: Any, name: str = "params") -> Params:
         raise Problem("\n".join(lines)) from error
 
 
+def until(recipe: Params, section: str) -> str:
+    """What decides a stage of the training, as JSON: its section and those before it."""
+    sections = ("seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune")
+    return recipe.model_dump_json(by_alias=True, include=set(sections[: sections.index(section) + 1]))
+
+
 def digest(params: Params) -> str:
     """SHA-256 of what builds the model: every section but the gate, which only judges it."""
     return hashlib.sha256(params.model_dump_json(by_alias=True, exclude={"gate"}).encode()).hexdigest()

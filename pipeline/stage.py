@@ -42,10 +42,15 @@ def guard(main: Callable[[], None]) -> None:
         print("\ninterrupted: nothing half-written was kept; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         sys.exit(f"\nerror: the disk is full{where}. Free some space and run it again; nothing half-written was kept.")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Tells the one OSError that is not about the file at hand: `guard` has a message for it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -74,6 +79,13 @@ def write_json(path: Path, value: Any) -> None:
 def state_key(*parts: str) -> str:
     """Names the state of an interrupted stage by all that decides its course: another recipe never goes on from it."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def drop_others(state: Path) -> None:
+    """Drops what other recipes or other data left beside a folder of state."""
+    for other in state.parent.glob("*"):
+        if other != state:
+            shutil.rmtree(other)
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ Writes: models/head.keras (the whole model, float32), reports/history/train_head
 Run:    python -m pipeline.train_head
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.network import classifier, frozen, stored, training
 from pipeline.network.trained import HEAD
-from pipeline.params import Params
 from pipeline.registry import tracking
 
 HISTORY = Path("reports/history/train_head.csv")
@@ -29,7 +29,7 @@ def main() -> None:
 
     pretrained = recipe.features.weights != "none"
     views, val = stored.read("pooled" if pretrained else "inputs")
-    train_labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
+    labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     with classifier.strategy().scope():
         whole = frozen.base_model(recipe)
         if pretrained:  # the base's answers are stored, so an epoch costs the head alone
@@ -37,38 +37,21 @@ def main() -> None:
         else:
             cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
             learner = classifier.trainable_part(whole, cut, bn_momentum=0.9, precision=classifier.precision())
-            classifier.set_trainable(learner, lambda name: True, batch_norm=True)
+            classifier.set_trainable(learner, classifier.base_layers(whole), batch_norm=True)
         training.compiled(learner, keras.optimizers.Adam(recipe.train_head.learning_rate))
 
-    weights = training.class_weights(train_labels, len(recipe.classes), recipe.train_head.class_weights)
-    state = stage.STATE / "train_head" / _state_key(recipe, data)
+    key = stage.state_key(params.until(recipe, "train_head"), recipe.fine_tune.trainable_from, data)
+    state = stage.STATE / "train_head" / key
+    log = partial(tracking.log_epoch, run, "train_head")
     history = training.fit(
-        learner,
-        epoch_data=lambda epoch: training.Views(
-            views, train_labels, weights, recipe.train_head.batch_size, recipe.seed, epoch
-        ),
-        val=(val, val_labels),
-        epochs=recipe.train_head.epochs,
-        patience=recipe.train_head.patience,
-        state=state,
-        on_epoch=partial(tracking.log_epoch, run, "train_head"),
+        learner, (views, labels), (val, val_labels), recipe.train_head, seed=recipe.seed, state=state, on_epoch=log
     )
     classifier.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
     with stage.writing(HISTORY) as path:
         history.to_csv(path, index=False)
     with stage.writing(HEAD) as path:
         whole.save(path)
-    training.forget(state)
-
-
-def _state_key(recipe: Params, data: str) -> str:
-    return stage.state_key(
-        recipe.model_dump_json(
-            by_alias=True, include={"seed", "classes", "prepare", "model", "augment", "features", "train_head"}
-        ),
-        recipe.fine_tune.trainable_from,
-        data,
-    )
+    shutil.rmtree(state)
 
 
 if __name__ == "__main__":

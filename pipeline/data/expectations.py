@@ -1,6 +1,6 @@
 """What the data must be like, as Great Expectations; all that knows that library is here.
 
-Two tables are judged: `images`, a row a file (what `pipeline.data.manifest.look` found, and which files have
+Two tables are judged: `images`, a row a file (what `pipeline.data.survey.look` found, and which files have
 the same bytes), and `classes`, a row a declared class (how many usable images it has). Each check names the files or
 the classes that fail it, so the facts about the whole data set are checked row by row too.
 """

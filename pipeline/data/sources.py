@@ -3,7 +3,6 @@
 What is downloaded is kept below `.state/fetch`, so that an interrupted download goes on where it was.
 """
 
-import errno
 import lzma
 import os
 import shutil
@@ -187,14 +186,9 @@ def unpack(path: Path, folder: Path, name: str) -> None:
         else:
             raise Problem(f"{name} is neither a zip nor a tar archive.")
     except (*DAMAGE, OSError) as error:  # OSError: gzip, bzip2, and two members that are file and folder of one name
-        if is_full_disk(error):
+        if stage.is_full_disk(error):
             raise
         raise Problem(f"{name} cannot be unpacked ({error}). Make or download it again.") from error
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Tells the one OSError that is not about the file at hand: `stage.run` has a message for it."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _downloaded(url: str, expected: str) -> Path:

@@ -6,7 +6,7 @@ swapped instead when weights are loaded, which is the same arithmetic and leaves
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 import keras
@@ -142,10 +142,11 @@ def boundary(model: keras.Model, trainable_from: str) -> str | None:
     raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; say all")
 
 
-def base_layers(model: keras.Model) -> list[str]:
-    """The base's layer names in the order of the graph, from what reads the normalised image up to the pooling."""
+def base_layers(model: keras.Model, trainable_from: str = "all") -> list[str]:
+    """Names of the base's layers in the order of the graph: those that `fine_tune.trainable_from` lets train."""
     names = [layer.name for layer in model.layers]
-    return names[names.index(NORMALISED) + 1 : names.index(POOLED)]
+    first = names.index(NORMALISED) + 1 if trainable_from == "all" else names.index(trainable_from)
+    return names[first : names.index(POOLED)]
 
 
 def halves(model: keras.Model, cut: str) -> bool:
@@ -213,8 +214,8 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
             layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
-def set_trainable(part: keras.Model, chosen: Callable[[str], bool], batch_norm: bool) -> None:
-    """Lets the base's layers train for which `chosen(name)` holds, and the head always.
+def set_trainable(part: keras.Model, layers: Collection[str], batch_norm: bool) -> None:
+    """Lets the base's `layers` train, and the head always.
 
     Args:
         batch_norm: False keeps the base's batch normalisation as it is, in inference mode.
@@ -222,7 +223,7 @@ def set_trainable(part: keras.Model, chosen: Callable[[str], bool], batch_norm: 
     for layer in part.layers:
         is_head = layer.name.startswith(("head_", "logits"))
         frozen_bn = isinstance(layer, keras.layers.BatchNormalization) and not batch_norm
-        layer.trainable = is_head or (chosen(layer.name) and not frozen_bn)
+        layer.trainable = is_head or (layer.name in layers and not frozen_bn)
 
 
 def _readers(model: keras.Model, name: str) -> list[keras.layers.Layer]:

@@ -22,21 +22,19 @@ def base_model(recipe: Params) -> keras.Model:
     return whole
 
 
-def frozen(recipe: Params) -> Forward:
-    """From images uint8 [n, S, S, 3] to what is stored of them.
+def forward(recipe: Params) -> Forward:
+    """From images uint8 [n, S, S, 3] to what the frozen part makes of them, by name.
 
     Returns:
-        A function whose results are `inputs`, what the trainable part reads: float16 activations where the frozen
-        part ends, or the images themselves where nothing is frozen; and, of a pretrained base, `pooled`, float32
-        [n, D]: the whole base's answer, all that the head is trained on.
+        A function whose results are `inputs`, what the trainable part reads, where something is frozen; and, of a
+        pretrained base, `pooled`, float32 [n, D]: the whole base's answer, all that the head is trained on.
     """
     whole, outputs = _stored_tensors(recipe)
-    run = tensorflow(whole, outputs) if tf.config.list_logical_devices("GPU") else onnx(whole, outputs)
-    return lambda images: views.stored(images, run(images))
+    return tensorflow(whole, outputs) if tf.config.list_logical_devices("GPU") else onnx(whole, outputs)
 
 
 def graph(recipe: Params) -> bytes:
-    """What `frozen` runs, as an ONNX file for `views.session`."""
+    """What `forward` runs, as an ONNX file for `views.session`."""
     return _graph(*_stored_tensors(recipe))
 
 

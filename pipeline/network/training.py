@@ -1,7 +1,6 @@
 """One training loop for both phases: shuffled views, early stopping, best weights; goes on after an interruption."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import stage
+from pipeline.params import FineTune, TrainHead
 from pipeline.stage import Problem
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
@@ -66,20 +66,12 @@ class Batches(keras.utils.PyDataset):
         return (x.astype(np.float32) if x.dtype == np.float16 else x), self.labels[rows], self.weights[rows]
 
 
-class Views(Batches):
-    """One epoch over stored views: view `epoch mod V` of every image, in an order drawn from seed and epoch."""
-
-    def __init__(
-        self,
-        views: Sequence[np.ndarray] | np.ndarray,
-        labels: np.ndarray,
-        weights: np.ndarray,
-        batch: int,
-        seed: int,
-        epoch: int,
-    ):
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
-        super().__init__(views[epoch % len(views)], labels, weights, batch, order)
+def epoch_data(
+    views: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray, weights: np.ndarray, batch: int, seed: int, epoch: int
+) -> Batches:
+    """View `epoch mod V` of every image, in an order drawn from seed and epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+    return Batches(views[epoch % len(views)], labels, weights, batch, order)
 
 
 def class_weights(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
@@ -92,26 +84,29 @@ def class_weights(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarra
 
 def fit(
     model: keras.Model,
-    *,
-    epoch_data: Callable[[int], Views],
+    train: tuple[Sequence[np.ndarray] | np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray],
-    epochs: int,
-    patience: int,
+    phase: TrainHead | FineTune,
+    *,
+    seed: int,
     state: Path,
     on_epoch: Callable[[int, dict[str, float]], None],
 ) -> pd.DataFrame:
     """Trains a compiled model and leaves it with the weights of the epoch of least validation loss.
 
     Args:
-        epoch_data: the training batches of an epoch, a function of its number alone.
+        train: views [V][n, …] and labels [n].
         val: inputs [m, …] and labels [m].
-        patience: epochs without a better validation loss after which it stops.
-        state: folder for what an interruption must not lose; removed by `forget` once outputs are written.
+        phase: its section of the recipe.
+        seed: of the order of images.
+        state: folder for what an interruption must not lose; the caller removes it once outputs are written.
         on_epoch: told each epoch's number, from 0, and its metrics as soon as they are known.
 
     Returns:
         One row an epoch, `COLUMNS`.
     """
+    views, known = train
+    weights, epochs = class_weights(known, model.output_shape[-1], phase.class_weights), phase.epochs
     progress = Progress()
     if (state / "progress.json").is_file():
         progress = Progress(**json.loads((state / "progress.json").read_text()))
@@ -122,14 +117,14 @@ def fit(
 
     inputs, labels = val
     held_out = Batches(inputs, labels, np.ones(len(labels), np.float32), VAL_BATCH, np.arange(len(labels)))
-    while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < patience:
+    while progress.epoch < epochs and progress.epoch - 1 - progress.best_epoch < phase.patience:
         started = time.monotonic()
         logs = model.fit(
-            epoch_data(progress.epoch),
+            epoch_data(views, known, weights, phase.batch_size, seed, progress.epoch),
             validation_data=held_out,
             epochs=1,
             shuffle=False,
-            verbose="auto" if _watched() else 0,
+            verbose="auto" if sys.stderr.isatty() else 0,
         ).history
         row = {name: float(logs[name][-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
         row |= {
@@ -156,11 +151,6 @@ def fit(
     return pd.DataFrame(progress.history)[list(COLUMNS)]
 
 
-def forget(state: Path) -> None:
-    """Drops the state of a run that is complete."""
-    shutil.rmtree(state, ignore_errors=True)
-
-
 def _save(model: keras.Model, state: Path, progress: Progress) -> None:
     """The new state replaces the old as one folder: an interruption leaves either, never half of each."""
     with stage.writing(state) as folder:
@@ -177,7 +167,3 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
     """All that the next step depends on: weights, the state of dropout's random numbers, and the optimizer's."""
     model.optimizer.build(model.trainable_variables)
     return [*model.variables, *model.optimizer.variables]
-
-
-def _watched() -> bool:
-    return sys.stderr.isatty()

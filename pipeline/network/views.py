@@ -53,20 +53,18 @@ _received: dict[str, Forward] = {}  # by sha256, of this worker's process
 
 def on_a_worker(work: Work, batch: Batch) -> Stored:
     """What is stored of a batch, with one processor of a cluster."""
-    images = augmented(work, batch)
-    if work.graph is None:
-        return {"inputs": images}
-    if work.sha256 not in _received:
+    if work.graph is not None and work.sha256 not in _received:
         _received[work.sha256] = session(work.graph.tobytes(), threads=1)
-    return stored(images, _received[work.sha256](images))
+    return stored(_received.get(work.sha256), augmented(work, batch))
 
 
-def stored(images: np.ndarray, found: Stored) -> Stored:
-    """`inputs` in float16, or the images themselves where none were computed, since nothing is frozen; and the rest.
+def stored(forward: Forward | None, images: np.ndarray) -> Stored:
+    """What `forward` makes of images, `inputs` in float16; the images themselves where it makes none.
 
     Raises:
         Problem: float16 cannot hold them.
     """
+    found = forward(images) if forward else {}
     if "inputs" not in found:
         return {"inputs": images, **found}
     most = np.finfo(np.float16).max

@@ -6,13 +6,11 @@ Images are read and decoded by threads a few batches ahead of the model, and wha
 import hashlib
 import socket
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +18,7 @@ import pyarrow as pa
 from leukdetect.contract import ANSWER, Contract
 from leukdetect.model_file import Model, RefusedError, load
 from leukdetect.registry import Located
+from pipeline.ahead import ahead
 from pipeline.data import image_files
 from pipeline.stage import Problem
 from serving.api.predict import conclude
@@ -34,8 +33,6 @@ BATCH = 4
 AHEAD = 8 * BATCH  # images
 UNREADABLE = 100  # in a row: then it is the disk or the store that fails, and no longer the image
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Row = dict[str, object]
 
 
@@ -114,7 +111,8 @@ def score(
         return decode(image_files.join(root, path), model.contract.decode.size, limits)
 
     with ThreadPoolExecutor(threads) as pool:
-        looked = zip(paths, ahead(pool, look, paths), strict=True)
+        images = ahead(paths, lambda path: pool.submit(look, path), Future.result, lambda: AHEAD)
+        looked = zip(paths, images, strict=True)
         while batch := list(islice(looked, BATCH)):
             for path, image in batch:
                 unreadable = unreadable + 1 if isinstance(image, Unusable) and not image.read else 0
@@ -194,12 +192,3 @@ def answers(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> li
         }
         rows.append(row)
     return rows
-
-
-def ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """As `pool.map`, which would run through all items however slowly the results are taken; this one stays ahead."""
-    rest = iter(items)
-    waiting = deque(pool.submit(function, item) for item in islice(rest, AHEAD))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(function, item) for item in islice(rest, 1))

@@ -2,9 +2,7 @@
 
 import os
 import sys
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,21 +188,6 @@ def test_an_image_larger_than_the_server_takes_is_refused_and_never_read_whole(
         file.truncate(10**11)
     run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
     assert rows(tmp_path / "out")["a/huge.jpg"]["error"] == "At most 20 MB are accepted."
-
-
-def test_reading_stays_only_so_far_ahead_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
-
-    def begin(item: int) -> int:
-        begun.append(item)
-        return item
-
-    with ThreadPoolExecutor(2) as pool:
-        results = worker.ahead(pool, begin, range(1000))
-        assert next(results) == 0
-        time.sleep(0.1)
-        assert len(begun) <= worker.AHEAD + 1
-        assert list(results) == list(range(1, 1000))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 
 from leukdetect import images
 from pipeline import stage, validate
-from pipeline.data import manifest
+from pipeline.data import manifest, survey
 from tests.project import ROOT
 
 RECIPE = ROOT / "params.yaml"
@@ -75,7 +75,7 @@ def test_the_manifest_lists_each_usable_image_with_what_the_server_would_see() -
     file = RAW / row["path"]
     pixels = np.asarray(images.decode(file.read_bytes()))
     assert row["sha256"] == stage.sha256(file)
-    assert row["dhash"] == f"{manifest.dhash(Image.open(file)):016x}"
+    assert row["dhash"] == f"{survey.dhash(Image.open(file)):016x}"
     assert (row["width"], row["height"], row["format"], row["mode"]) == (48, 40, "PNG", "RGB")
     assert row["brightness"] == pytest.approx(images.brightness(pixels), abs=1e-4)
     assert row["sharpness"] == pytest.approx(images.sharpness(pixels), abs=1e-4)
@@ -266,7 +266,7 @@ def test_looking_in_threads_leaves_the_warning_filters_as_they_were() -> None:
     sys.setswitchinterval(1e-6)  # threads take turns so often that a race, if there is one, shows in one of five runs
     try:
         for _ in range(25):
-            validate.look_at_all(RAW, 8192)
+            survey.look_at_all(RAW, 8192)
             assert list(warnings.filters) == before
     finally:
         sys.setswitchinterval(interval)
@@ -277,16 +277,16 @@ def test_an_image_beyond_max_side_is_never_decoded(tmp_path: Path) -> None:
     header_of_a_huge_one += (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little")
     file = tmp_path / "huge.bmp"
     file.write_bytes(header_of_a_huge_one + bytes(24))
-    facts = manifest.look(file, max_side=8192)
+    facts = survey.look(file, max_side=8192)
     assert (facts.width, facts.problem, facts.brightness) == (100_000, None, None)
 
 
 def test_dhash_sets_a_bit_where_a_pixel_is_brighter_than_its_left_neighbour() -> None:
     ramp = np.tile(np.linspace(0, 255, 90).astype(np.uint8), (80, 1))
-    assert manifest.dhash(Image.fromarray(ramp)) == 2**64 - 1
-    assert manifest.dhash(Image.fromarray(ramp[:, ::-1].copy())) == 0
+    assert survey.dhash(Image.fromarray(ramp)) == 2**64 - 1
+    assert survey.dhash(Image.fromarray(ramp[:, ::-1].copy())) == 0
     upper_half = np.vstack([ramp[:40], ramp[40:, ::-1]])
-    assert manifest.dhash(Image.fromarray(upper_half)) == 0xFFFFFFFF00000000
+    assert survey.dhash(Image.fromarray(upper_half)) == 0xFFFFFFFF00000000
 
 
 def test_dhash_hardly_changes_with_size_and_compression_and_much_with_content(tmp_path: Path) -> None:
@@ -297,8 +297,8 @@ def test_dhash_hardly_changes_with_size_and_compression_and_much_with_content(tm
     one, other = cells(1), cells(2)
     one.resize((150, 150)).save(tmp_path / "again.jpg", quality=60)
     again = Image.open(tmp_path / "again.jpg")
-    assert (manifest.dhash(one) ^ manifest.dhash(again)).bit_count() <= 2
-    assert (manifest.dhash(one) ^ manifest.dhash(other)).bit_count() >= 16
+    assert (survey.dhash(one) ^ survey.dhash(again)).bit_count() <= 2
+    assert (survey.dhash(one) ^ survey.dhash(other)).bit_count() >= 16
 
 
 def test_the_manifest_reads_back_classes_and_hashes_that_look_like_something_else(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from pipeline.network import training
+from pipeline.params import TrainHead
 
 devices = int(sys.argv[1])
 names = [f"CPU:{i}" for i in range(devices)]
@@ -30,7 +31,6 @@ assert strategy.num_replicas_in_sync == devices
 keras.utils.set_random_seed(7)
 views = np.random.default_rng(0).normal(size=(2, 96, 16)).astype(np.float32)
 labels = np.random.default_rng(1).integers(0, 3, 96)
-weights = training.class_weights(labels, 3, balanced=True)
 with strategy.scope():
     x = inputs = keras.Input((16,))
     for units in (32, 16):
@@ -38,9 +38,9 @@ with strategy.scope():
     network = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
     training.compiled(network, keras.optimizers.Adam(1e-3))
 history = training.fit(
-    network,
-    epoch_data=lambda epoch: training.Views(views, labels, weights, 36, 0, epoch),  # the last batch is 24
-    val=(views[0], labels), epochs=6, patience=6, state=Path(sys.argv[2]), on_epoch=lambda epoch, metrics: None,
+    network, (views, labels), (views[0], labels),
+    TrainHead(epochs=6, patience=6, batch_size=36, learning_rate=0.001, class_weights=True),  # the last batch is 24
+    seed=0, state=Path(sys.argv[2]), on_epoch=lambda epoch, metrics: None,
 )
 print(json.dumps(history[["loss", "val_loss"]].to_numpy().tolist()))
 """

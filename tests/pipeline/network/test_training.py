@@ -10,9 +10,14 @@ import pytest
 import tensorflow as tf
 
 from pipeline.network import classifier, training
+from pipeline.params import TrainHead
 
 VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 3, 96)
+
+
+def phase(epochs: int, patience: int, batch_size: int) -> TrainHead:
+    return TrainHead(epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=0.01, class_weights=False)
 
 
 class PowerCutError(Exception):
@@ -39,10 +44,10 @@ def fit(
     network = toy()
     history = training.fit(
         network,
-        epoch_data=lambda epoch: training.Views(VIEWS, LABELS, np.ones(96, np.float32), 32, 0, epoch),
-        val=(VIEWS[0], LABELS),
-        epochs=epochs,
-        patience=patience,
+        (VIEWS, LABELS),
+        (VIEWS[0], LABELS),
+        phase(epochs=epochs, patience=patience, batch_size=32),
+        seed=0,
         state=state,
         on_epoch=on_epoch,
     )
@@ -81,10 +86,10 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
         training.compiled(part, keras.optimizers.Adam(1e-3))
         training.fit(
             part,
-            epoch_data=lambda epoch: training.Views(views, labels, np.ones(24, np.float32), 8, 0, epoch),
-            val=(views[0], labels),
-            epochs=1,
-            patience=1,
+            (views, labels),
+            (views[0], labels),
+            phase(epochs=1, patience=1, batch_size=8),
+            seed=0,
             state=state,
             on_epoch=lambda epoch, metrics: None,
         )
@@ -123,10 +128,10 @@ def test_it_stops_when_validation_stays_behind(tmp_path: Path) -> None:
 
     history = training.fit(
         network,
-        epoch_data=lambda epoch: training.Views(VIEWS, np.zeros(96, int), np.ones(96, np.float32), 32, 0, epoch),
-        val=(flat, np.full(96, 2)),
-        epochs=50,
-        patience=3,
+        (VIEWS, np.zeros(96, int)),
+        (flat, np.full(96, 2)),
+        phase(epochs=50, patience=3, batch_size=32),
+        seed=0,
         state=state,
         on_epoch=lambda epoch, metrics: None,
     )
@@ -139,7 +144,7 @@ def test_each_epoch_takes_the_next_view_in_its_own_order() -> None:
     labels = np.arange(10)
     seen = []
     for epoch in range(4):
-        batches = training.Views(views, labels, np.ones(10, np.float32), 4, 0, epoch)
+        batches = training.epoch_data(views, labels, np.ones(10, np.float32), 4, 0, epoch)
         x = np.concatenate([batches[i][0] for i in range(len(batches))])[:, 0]
         y = np.concatenate([batches[i][1] for i in range(len(batches))])
         assert np.array_equal(x, y + 10 * (epoch % 3))  # view epoch mod 3, labels with their images

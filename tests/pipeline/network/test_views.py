@@ -11,7 +11,7 @@ IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 
 def test_activations_are_stored_in_float16_and_the_rest_as_it_is() -> None:
     found = {"inputs": np.full((2, 3), -65504.0, np.float32), "pooled": np.full((2, 3), 1e6, np.float32)}
-    stored = views.stored(IMAGES, found)
+    stored = views.stored(lambda images: found, IMAGES)
     assert {name: array.dtype for name, array in stored.items()} == {"inputs": np.float16, "pooled": np.float32}
     assert np.array_equal(stored["inputs"], found["inputs"])
 
@@ -21,4 +21,4 @@ def test_what_float16_cannot_hold_is_refused(value: float) -> None:
     activations = np.zeros((2, 3), np.float32)
     activations[1, 1] = value
     with pytest.raises(Problem, match="NaN or beyond float16"):
-        views.stored(IMAGES, {"inputs": activations})
+        views.stored(lambda images: {"inputs": activations}, IMAGES)
