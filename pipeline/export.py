@@ -38,6 +38,7 @@ def main() -> None:
         space = dict(arrays)
     pixels, train = prepared.read("train")
     _, val = prepared.read("val")
+    labels, groups = val["label"].to_numpy(), val["group"].tolist()
 
     function = graph.contract_function(whole, calibration["temperature"], space)
     proto = to_onnx.to_onnx(function, recipe.prepare.image_size, whole.weights)
@@ -45,7 +46,6 @@ def main() -> None:
     quantised = quantise.quantise(proto, pixels[np.sort(chosen)])
     quantise.rescale_unlikeness(quantised, pixels[val.index], recipe.calibrate.unlikeness_quantile)
 
-    labels, groups = val["label"].to_numpy(), val["group"].tolist()
     facts = _facts(recipe, calibration, source)
     indexed = train.iloc[similar_index.choose(train["label"].to_numpy(), recipe.seed)]
     thumbnails = pixels[indexed.index] if source.get("thumbnails") else None
@@ -65,17 +65,16 @@ def main() -> None:
 
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
-    if parity["max_difference"] > PARITY_LIMIT or parity["argmax_differs"]:
+    apart, otherwise = parity["max_difference"], parity["argmax_differs"]
+    if apart > PARITY_LIMIT or otherwise:
         FP32.unlink()
         INT8.unlink()
         raise Problem(
-            f"the ONNX file differs from Keras on the test split: by up to {parity['max_difference']:.2g} in a "
-            f"probability (allowed {PARITY_LIMIT:g}), another class on {parity['argmax_differs']} images. It was "
-            "removed; the conversion is at fault: compare the versions of tensorflow and tf2onnx with requirements/."
+            f"the ONNX file differs from Keras on the test split: by up to {apart:.2g} in a probability (allowed "
+            f"{PARITY_LIMIT:g}), another class on {otherwise} images. It was removed; the conversion is at fault: "
+            "compare the versions of tensorflow and tf2onnx with requirements/."
         )
-    print(
-        f"ONNX equals Keras on {parity['images']} test images: at most {parity['max_difference']:.2g} apart, same class"
-    )
+    print(f"ONNX equals Keras on {parity['images']} test images: at most {apart:.2g} apart, same class")
     for path in (FP32, INT8):
         print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
 
@@ -98,10 +97,8 @@ def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) 
             "mlflow_run": tracking.run_id(recipe, data),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
-        "intended_use": (
-            "Research into decision support: a second look at peripheral blood smear images "
-            "of the kind it was trained on."
-        ),
+        "intended_use": "Research into decision support: a second look at peripheral blood smear images of the kind it "
+        "was trained on.",
     }
 
 

@@ -221,8 +221,7 @@ class Params(Section):
 def load(path: Path = PARAMS_FILE) -> Params:
     """Reads and checks the recipe.
 
-    Raises:
-        Problem: the file is missing or is no YAML, or a key is unknown, missing or has a wrong value.
+    Raises Problem if the file is missing or is no YAML, or a key is unknown, missing or has a wrong value.
     """
     try:
         raw = yaml.safe_load(path.read_text())

@@ -144,13 +144,7 @@ def class_checks(params: Params) -> list[Check]:
 
 
 def judge(name: str, table: pd.DataFrame, item: str, checks: list[Check]) -> list[Finding]:
-    """Holds a table against its checks.
-
-    Args:
-        name: what the table is called in the reports.
-        item: the column that names a row.
-        checks: of single columns of the table.
-    """
+    """Holds a table, called `name` in the reports, against checks of its columns; the column `item` names a row."""
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("raw").add_dataframe_asset(name)

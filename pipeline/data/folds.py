@@ -16,8 +16,7 @@ def assign(frame: pd.DataFrame, prepare: Prepare, k: int, fold: int, seed: int) 
     fold holds out a run of them, validation is the run after it, and a block is dropped at each boundary. A group that
     would lie on two sides (near-duplicates join blocks) keeps the side with more of its images; the rest is dropped.
 
-    Raises:
-        Problem: a class has too few patients or blocks for k folds.
+    Raises Problem if a class has too few patients or blocks for k folds.
     """
     by_patient = prepare.patient is not None
     unit, gap = ("patients", 0) if by_patient else ("blocks", 1)

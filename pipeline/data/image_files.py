@@ -21,8 +21,7 @@ S3 = "s3://"
 def image_files(tree: Path) -> Iterator[Path]:
     """Yields the files with an image's extension in a fixed order, without hidden ones and macOS's twins of them.
 
-    Raises:
-        Problem: a folder cannot be read.
+    Raises Problem if a folder cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
@@ -42,8 +41,7 @@ def image_files(tree: Path) -> Iterator[Path]:
 def objects(prefix: str) -> Iterator[str]:
     """Yields the addresses s3://bucket/key of the images below s3://bucket/prefix, in the store's order.
 
-    Raises:
-        Problem: it cannot be listed.
+    Raises Problem if it cannot be listed.
     """
     bucket, _, key = prefix.removeprefix(S3).partition("/")
     page: dict[str, Any] = {"NextContinuationToken": None}
@@ -60,11 +58,7 @@ def objects(prefix: str) -> Iterator[str]:
 
 
 def listed(manifest: Path) -> Iterator[str]:
-    """Yields the column `path` of a CSV file.
-
-    Raises:
-        Problem: it has none, or a row without one.
-    """
+    """Yields the column `path` of a CSV file. Raises Problem if it has none, or a row without one."""
     with manifest.open(newline="") as file:
         rows = csv.DictReader(file)
         if "path" not in (rows.fieldnames or ()):

@@ -23,8 +23,7 @@ def write(table: pd.DataFrame, path: Path = MANIFEST_FILE) -> None:
 def read(path: Path = MANIFEST_FILE) -> pd.DataFrame:
     """Reads the manifest: a row an image, sorted by path; `dhash` stays 16 hex digits.
 
-    Raises:
-        Problem: it is missing.
+    Raises Problem if it is missing.
     """
     if not path.is_file():
         raise Problem(f"{path} is missing; `dvc repro validate` makes it")

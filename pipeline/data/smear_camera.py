@@ -1,4 +1,4 @@
-"""The photograph of a rendered slide: light, focus, camera. Which operations it may use: see `pipeline.data.smears`."""
+"""The photograph of a rendered slide: light, focus, camera. Arithmetic: see `smears`."""
 
 from math import sqrt
 

@@ -1,7 +1,4 @@
-"""The slide of a rendered smear: a white cell of some morphology among red cells, as amounts of stain.
-
-Why only + - * / and sqrt are used, and in what units: see `pipeline.data.smears`.
-"""
+"""The slide of a rendered smear: a white cell among red cells, as amounts of stain. Arithmetic: see `smears`."""
 
 from dataclasses import dataclass, fields
 from math import sqrt

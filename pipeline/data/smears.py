@@ -35,8 +35,7 @@ def write_demo(folder: Path, *, patients: int, images_per_patient: int, size: in
 
     Patients and sessions count from 1, images from 1 within their session. No image depends on how many there are.
 
-    Raises:
-        Problem: `images_per_patient` is odd.
+    Raises Problem if `images_per_patient` is odd.
     """
     if images_per_patient % len(SESSIONS):
         raise Problem(f"demo.images_per_patient must be even, not {images_per_patient}: a patient has two sessions")
@@ -71,13 +70,7 @@ def render(class_key: str, patient: int, session: int, index: int, size: int, se
 def cell_masks(names: Sequence[str], size: int, seed: int) -> np.ndarray:
     """Where the white cell is in images of `write_demo`, rendered anew: bool [n, size, size].
 
-    Args:
-        names: file names as it writes them, with or without folders.
-        size: of the masks; shapes do not depend on it, so it need not be the images' own.
-        seed: of the images.
-
-    Raises:
-        Problem: a name that it does not write.
+    Shapes do not depend on the size, so it need not be the images' own. Raises Problem for a name that is none of its.
     """
     masks = []
     for name in progress(names, "cell masks"):
@@ -92,11 +85,8 @@ def cell_masks(names: Sequence[str], size: int, seed: int) -> np.ndarray:
 def _stain(
     class_key: str, patient: int, session: int, index: int, size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, Draws, Draws]:
-    """The slide before it is photographed.
-
-    Returns:
-        Azure and eosin [2, side, side]; how much of each pixel is the white cell's [side, side]; and the session's and
-        the cell's random numbers.
+    """The slide (azure and eosin [2, side, side]), the white cell's share of each pixel [side, side], and the random
+    numbers of the session and the cell, for the photograph.
     """
     label = CLASSES.index(class_key)
     person = Draws(seed, label, patient)

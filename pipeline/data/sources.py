@@ -62,11 +62,7 @@ def demo(recipe: Params, work: Path) -> Fetched:
 
 
 def folder(recipe: Params, work: Path) -> Fetched:
-    """Uses a folder of the user's, which may be read-only.
-
-    Raises:
-        Problem: there is no such folder.
-    """
+    """Uses a folder of the user's, which may be read-only. Raises Problem if there is no such folder."""
     assert recipe.fetch.folder  # params.Fetch sees to it
     path = Path(recipe.fetch.folder).expanduser()
     if not path.is_dir():
@@ -79,8 +75,7 @@ def kaggle(recipe: Params, work: Path) -> Fetched:
 
     kagglehub keeps what it has downloaded below `.state/fetch/kaggle` and goes on from there.
 
-    Raises:
-        Problem: the handle is wrong, Kaggle cannot be reached, wants credentials or sends no archive.
+    Raises Problem if the handle is wrong, Kaggle cannot be reached, wants credentials or sends no archive.
     """
     os.environ.setdefault("KAGGLEHUB_CACHE", str(STATE / "kaggle"))
     import kagglehub  # here, since it takes a second that the other sources do without
@@ -130,8 +125,7 @@ def kaggle(recipe: Params, work: Path) -> Fetched:
 def archive(recipe: Params, work: Path) -> Fetched:
     """Unpacks a .zip or .tar(.gz, .bz2, .xz), from a URL or this disk, into `work` once its SHA-256 is right.
 
-    Raises:
-        Problem: it cannot be had, has another checksum, or is refused by `unpack`.
+    Raises Problem if it cannot be had, has another checksum, or is refused by `unpack`.
     """
     address, expected = recipe.fetch.archive, recipe.fetch.sha256
     assert address  # params.Fetch sees to both

@@ -27,8 +27,7 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     A group is the unit that never crosses a split and that intervals are bootstrapped over: a patient,
     or a block of `prepare.block` file numbers joined with the blocks that hold its near-duplicates.
 
-    Raises:
-        Problem: a file name carries no patient or no number, or a class is missing from a split.
+    Raises Problem if a file name carries no patient or no number, or a class is missing from a split.
     """
     frame = manifest.copy()
     if prepare.patient is not None:

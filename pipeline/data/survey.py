@@ -70,8 +70,7 @@ def dhash(image: Image.Image) -> int:
 def look_at_all(raw: Path, max_side: int) -> pd.DataFrame:
     """A row for every file under `raw`, sorted by path: what `look` found, and its class.
 
-    Raises:
-        Problem: there is no file.
+    Raises Problem if there is no file.
     """
     paths = sorted(path for path in raw.rglob("*") if path.is_file())
     if not paths:

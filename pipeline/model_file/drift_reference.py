@@ -20,24 +20,12 @@ BATCH = 2_000  # windows at a time, so that memory does not grow with the valida
 
 
 def signals(pixels: np.ndarray, answers: dict[str, np.ndarray]) -> Signals:
-    """What the server would measure.
-
-    Args:
-        pixels: uint8 [n, S, S, 3].
-        answers: the graph's `probabilities` [n, C], `unlikeness` [n] and `embedding` [n, D] for them.
-    """
+    """What the server would measure of images uint8 [n, S, S, 3] and the graph's `OBSERVED` answers to them."""
     return drift.signals([drift.looks(image) for image in pixels], **answers)
 
 
 def fit(found: Signals, groups: Sequence[str], classes: int, seed: int) -> contract.Reference:
-    """Makes the reference of validation images.
-
-    Args:
-        found: of n images.
-        groups: the patient or session of each [n].
-        classes: how many the model knows.
-        seed: of the windows that are drawn.
-    """
+    """The reference of n validation images, each of a patient or session, `groups` [n]. The seed draws the windows."""
     quantiles = np.quantile(found.scalars, np.linspace(0, 1, contract.QUANTILES), axis=0).T
     # As JSON will hold them, so that server and pipeline put an image into the same cell.
     edges = np.array([[_short(value) for value in row] for row in quantiles])

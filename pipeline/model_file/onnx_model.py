@@ -50,11 +50,7 @@ def answers(
 
 
 def load(path: Path) -> OnnxModel:
-    """Opens a model file.
-
-    Raises:
-        Problem: it is missing, or carries no contract or a broken one.
-    """
+    """Opens a model file. Raises Problem if it is missing, or carries no contract or a broken one."""
     if not path.is_file():
         raise Problem(f"{path} is missing; `dvc repro export` makes it")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

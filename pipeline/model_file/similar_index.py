@@ -29,13 +29,9 @@ def choose(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def fit(embedding: np.ndarray, labels: np.ndarray, sha256: Sequence[str], pixels: np.ndarray | None) -> Index:
-    """The index of n images.
+    """The index of n images: this model file's embedding of them [n, D], their classes [n] in the contract's order.
 
-    Args:
-        embedding: [n, D], as this very model file answers.
-        labels: [n], in the contract's order.
-        sha256: of the image files.
-        pixels: uint8 [n, S, S, 3] for thumbnails; None where the data's licence lets none travel.
+    `pixels` uint8 [n, S, S, 3] become thumbnails; None where the data's licence lets none travel.
     """
     unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
     mean = unit.mean(axis=0)

@@ -61,8 +61,7 @@ def on_a_worker(work: Work, batch: Batch) -> Stored:
 def stored(forward: Forward | None, images: np.ndarray) -> Stored:
     """What `forward` makes of images, `inputs` in float16; the images themselves where it makes none.
 
-    Raises:
-        Problem: float16 cannot hold them.
+    Raises Problem if float16 cannot hold them.
     """
     found = forward(images) if forward else {}
     if "inputs" not in found:
