@@ -174,6 +174,17 @@ class Contract(_Frozen):
                 )
         return self
 
+    def index_of(self, key: str) -> int:
+        """Where the class of this key stands.
+
+        Raises:
+            KeyError: there is none; the message names the classes.
+        """
+        keys = [each.key for each in self.classes]
+        if key not in keys:
+            raise KeyError(f"the model's classes are {', '.join(keys)}, and {key!r} is none of them")
+        return keys.index(key)
+
 
 def parse(metadata: dict[str, str]) -> Contract:
     """Reads the contract from an ONNX file's metadata (`session.get_modelmeta().custom_metadata_map`).

@@ -42,6 +42,11 @@ Image.MAX_IMAGE_PIXELS = None
 class ImageError(ValueError):
     """The bytes are not an image that can be used; the message says why."""
 
+    @property
+    def sentence(self) -> str:
+        """The message as a sentence for people."""
+        return str(self)[0].upper() + str(self)[1:] + "."
+
 
 class UnsupportedImage(ImageError):
     """The bytes are not one of `FORMATS`."""
@@ -92,6 +97,19 @@ def decode(data: bytes) -> Image.Image:
     """
     with _open(data) as image:
         return _decode(image, data)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An open Pillow image as `decode` would give it; the image itself stays as it is.
+
+    Raises:
+        ImageError: its pixels are truncated or corrupt, or floats, whose range nobody knows.
+    """
+    if image.mode == "F":
+        raise ImageError("the image's pixels are floats; scale them to 0..255 and convert it to 'RGB'")
+    with _reading("the image is truncated or corrupt"):
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from leukdetect import contract, images, similar
+from leukdetect import answer, contract, decoding, explanation, images, similar
 from leukdetect.contract import ANSWER, FILES
 from leukdetect.registry import Located
-from leukdetect.runtime import open_session, run
-from serving.models.tuning import Tuning, tune
+from leukdetect.runtime import cpus, open_session, run
 
 Precision = Literal["auto", "fp32", "int8"]
 
@@ -38,49 +38,80 @@ class Model:
     contract: contract.Contract
     sha256: str
     session: onnxruntime.InferenceSession
-    tuning: Tuning
     index: similar.Index | None  # of similar cases; None: the file is from before there was an index
-
-    @property
-    def best_batch(self) -> int:
-        """How many images at once are fastest here."""
-        return self.tuning.batch
-
-    @property
-    def seconds_an_image(self) -> float:
-        """In batches of that size, as measured when it was loaded."""
-        return self.tuning.seconds
+    threads: int
+    seconds_an_image: float  # as its golden images took, one at a time
 
     def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
         """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`."""
         return run(self.session, pixels, outputs)
 
+    def predict(self, image: decoding.Source) -> answer.Answer:
+        """The answer to one image, the very one that the server and a scoring job give.
 
-def load(located: Located, precision: Precision, processors: int, like: Model | None = None) -> Model:
+        Args:
+            image: a file's bytes or path, a Pillow image, or uint8 [H, W, 3] RGB.
+
+        Raises:
+            ImageError: it is no image that can be used; the message says why.
+            OSError: the path cannot be read.
+        """
+        return self._ask(image, ANSWER)[0]
+
+    def explain(self, image: decoding.Source, key: str | None = None) -> explanation.Explanation:
+        """Where the model looked for a class (the highest, unless given by its key), and similar training images.
+
+        Raises:
+            KeyError: the model has no such class.
+            ImageError, OSError: as `predict`.
+        """
+        wanted = None if key is None else self.contract.index_of(key)
+        found, outputs = self._ask(image, explanation.OUTPUTS)
+        index = int(outputs["probabilities"].argmax()) if wanted is None else wanted
+        cam = explanation.scaled(outputs["cam"][index])
+        note = explanation.note(self.contract, index, empty=not cam.any())
+        of_class = self.contract.classes[index]
+        return explanation.Explanation(
+            answer=found,
+            key=of_class.key,
+            label=of_class.label,
+            cam=cam,
+            overlay=explanation.overlay(decoding.picture(image), cam, note),
+            note=note,
+            similar=explanation.similar_cases(self.contract, self.index, outputs["embedding"]),
+        )
+
+    def _ask(self, image: decoding.Source, names: Sequence[str]) -> tuple[answer.Answer, dict[str, np.ndarray]]:
+        seen = decoding.look(image, self.contract.decode.size)
+        outputs = dict(zip(names, (each[0] for each in self.run(seen.pixels[None], names)), strict=True))
+        return answer.answer(self.contract, seen, outputs), outputs
+
+
+def load(located: Located, precision: Precision = "auto", threads: int | None = None) -> Model:
     """Opens a model file, checks its contract and its graph, and runs its golden set; it is warm afterwards.
 
     Args:
         located: an .onnx file, or the folder of a registered version, which holds one of each precision.
         precision: which of the folder's; auto is INT8 unless its golden set fails on this processor.
-        processors: how many this process may use.
-        like: a model of the same shape, whose measured tuning holds for this one too.
+        threads: of the model; else as many as this process may use processors.
 
     Raises:
         RefusedError: one of the checks failed.
     """
+    threads = threads or cpus()
     if not located.path.is_dir():
-        return _load(located, located.path, processors, like)
+        return _load(located, located.path, threads)
     if precision != "auto":
-        return _load(located, located.path / FILES[precision], processors, like)
+        return _load(located, located.path / FILES[precision], threads)
     try:
-        return _load(located, located.path / FILES["int8"], processors, like)
+        return _load(located, located.path / FILES["int8"], threads)
     except GoldenError as error:
         log.warning("INT8 does not agree on this processor; FP32 serves", extra={"error": str(error)})
-        return _load(located, located.path / FILES["fp32"], processors, like)
+        return _load(located, located.path / FILES["fp32"], threads)
 
 
-def _load(located: Located, path: Path, processors: int, like: Model | None) -> Model:
-    session = _open(path, like.tuning.threads if like else processors)
+def _load(located: Located, path: Path, threads: int) -> Model:
+    session = _open(path, threads)
     try:
         metadata = session.get_modelmeta().custom_metadata_map
         promise = contract.parse(metadata)
@@ -93,33 +124,19 @@ def _load(located: Located, path: Path, processors: int, like: Model | None) -> 
     here = images.behaviour(promise.decode.size)
     if here != promise.decode.behaviour:
         raise RefusedError(
-            f"decoder: this server decodes images otherwise ({here[:12]}…) than the one the model was built with "
+            f"decoder: this machine decodes images otherwise ({here[:12]}…) than the one the model was built with "
             f"({promise.decode.behaviour[:12]}…); use the Pillow and simplejpeg versions it was built with"
         )
-    if like and (like.contract.precision, like.contract.decode.size) == (promise.precision, promise.decode.size):
-        tuning = like.tuning
-    else:
-        session, tuning = _tune(path, session, promise.decode.size, processors)
+    seconds = _check_golden(session, promise)
     with path.open("rb") as file:
-        model = Model(located, promise, hashlib.file_digest(file, "sha256").hexdigest(), session, tuning, index)
-    _check_golden(model)
-    return model
-
-
-def _tune(
-    path: Path, first: onnxruntime.InferenceSession, size: int, processors: int
-) -> tuple[onnxruntime.InferenceSession, Tuning]:
-    sessions = {processors: first}
-    try:
-        return tune(lambda threads: sessions.get(threads) or _open(path, threads), size, processors)
-    except Exception as error:  # onnxruntime's errors share no base class
-        raise RefusedError(f"warm-up: the graph does not run ({error})") from error
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Model(located, promise, sha256, session, index, threads, seconds)
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         return open_session(path, threads)
-    except Exception as error:  # as in _tune
+    except Exception as error:  # onnxruntime's errors share no base class
         raise RefusedError(f"file: onnxruntime cannot open {path} ({error})") from error
 
 
@@ -147,26 +164,35 @@ def _check_graph(session: onnxruntime.InferenceSession, promise: contract.Contra
             raise RefusedError(f"graph: {name} is {node.type} {node.shape}, not {kind} {wanted}")
 
 
-def _check_golden(model: Model) -> None:
+def _check_golden(session: onnxruntime.InferenceSession, promise: contract.Contract) -> float:
     """The same file can give other answers on another processor, INT8 above all: see before clients do.
 
     Each image alone, then all as one batch; so the session is warm afterwards too.
+
+    Returns:
+        Seconds that an image takes alone: the least, since noise only adds.
     """
-    golden = model.contract.golden
-    size = model.contract.decode.size
+    golden = promise.golden
     try:
-        pixels = np.stack([images.resize(images.decode(base64.b64decode(item.image)), size) for item in golden])
+        pixels = np.stack(
+            [images.resize(images.decode(base64.b64decode(item.image)), promise.decode.size) for item in golden]
+        )
     except ValueError as error:  # ImageError and broken base64 are both
         raise RefusedError(f"golden set: an image cannot be read ({error})") from error
     expected = np.array([item.probabilities for item in golden])
     try:
-        alone = np.concatenate([model.run(image[None])[0] for image in pixels])
-        together = model.run(pixels)[0]
-    except Exception as error:  # as in _tune
+        alone, seconds = [], []
+        for image in pixels:
+            started = time.perf_counter()
+            alone.append(run(session, image[None], ANSWER)[0])
+            seconds.append(time.perf_counter() - started)
+        together = run(session, pixels, ANSWER)[0]
+    except Exception as error:  # onnxruntime's errors share no base class
         raise RefusedError(f"warm-up: the graph does not run ({error})") from error
-    difference = float(np.max(np.abs(np.stack([alone, together]) - expected)))
-    if not difference <= model.contract.golden_tolerance:  # so that NaN fails too
+    difference = float(np.max(np.abs(np.stack([np.concatenate(alone), together]) - expected)))
+    if not difference <= promise.golden_tolerance:  # so that NaN fails too
         raise GoldenError(
             f"golden set: a probability differs by {difference:.4f} from the one where the model was built; "
-            f"at most {model.contract.golden_tolerance:g} is accepted"
+            f"at most {promise.golden_tolerance:g} is accepted"
         )
+    return min(seconds)

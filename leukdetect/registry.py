@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leukdetect.contract import FILES, SHA256_TAGS
-from serving.settings import Settings
 
 # A server must find out soon that its registry is down; MLflow's own defaults take minutes.
 for _name, _value in {
@@ -58,60 +57,118 @@ class Registered:
         return f"{self.version}-{self.created}"
 
 
-def is_registered(settings: Settings) -> bool:
-    """Whether an alias is served, which can move, and not a file."""
-    return settings.model.startswith("models:/")
+@dataclass(frozen=True)
+class Registry:
+    """An MLflow registry, and the folder in which the versions that came from it are kept."""
 
+    tracking_uri: str
+    cache_dir: Path
 
-def ask(settings: Settings, alias: str | None = None) -> Registered | None:
-    """The version that the alias (else the one in `settings.model`) names now; None where there is no such alias.
+    def ask(self, name: str, alias: str) -> Registered | None:
+        """The version that the alias names now; None where there is no such alias.
 
-    Raises:
-        RegistryError: the registry could not be asked.
-    """
-    name, own = parse(settings.model)
-    alias = alias or own
-    _refuse_missing_database(settings.tracking_uri)
-    try:
-        import mlflow  # a second to import: not when a file is served
-        from mlflow.exceptions import MlflowException
-
-        mlflow.set_tracking_uri(settings.tracking_uri)
+        Raises:
+            RegistryError: the registry could not be asked.
+        """
+        self._refuse_missing_database()
         try:
-            found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return None
-            raise
-    except Exception as error:  # database, HTTP and MLflow errors of every kind mean one thing here
-        raise RegistryError(f"{settings.model} could not be had from {shown(settings)}: {_safe(error)}") from error
-    hashes = {precision: found.tags[tag] for precision, tag in SHA256_TAGS.items() if tag in found.tags}
-    return Registered(name, str(found.version), alias, found.creation_timestamp, hashes)
+            import mlflow  # a second to import: not when a file is served
+            from mlflow.exceptions import MlflowException
 
+            mlflow.set_tracking_uri(self.tracking_uri)
+            try:
+                found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+        except Exception as error:  # database, HTTP and MLflow errors of every kind mean one thing here
+            raise RegistryError(f"models:/{name}@{alias} could not be had from {self.shown}: {_safe(error)}") from error
+        hashes = {precision: found.tags[tag] for precision, tag in SHA256_TAGS.items() if tag in found.tags}
+        return Registered(name, str(found.version), alias, found.creation_timestamp, hashes)
 
-def fetch(settings: Settings, registered: Registered) -> Located:
-    """Downloads the version unless it is here already, and checks its files against the registry's hashes.
+    def fetch(self, registered: Registered) -> Located:
+        """Downloads the version unless it is here already, and checks its files against the registry's hashes.
 
-    Raises:
-        DamagedError: it is not what was registered.
-        RegistryError: it could not be downloaded. Of neither anything stays.
-    """
-    folder = settings.cache_dir / registered.name / registered.folder
-    if not folder.is_dir():
-        try:
-            _download(f"models:/{registered.name}/{registered.version}/artifacts", folder, registered.sha256)
-        except RegistryError:
-            raise
-        except Exception as error:  # as in ask, and what a disk can raise
+        Raises:
+            DamagedError: it is not what was registered.
+            RegistryError: it could not be downloaded. Of neither anything stays.
+        """
+        folder = self.cache_dir / registered.name / registered.folder
+        if not folder.is_dir():
+            try:
+                self._keep(f"models:/{registered.name}/{registered.version}/artifacts", folder, registered.sha256)
+            except RegistryError:
+                raise
+            except Exception as error:  # as in ask, and what a disk can raise
+                raise RegistryError(
+                    f"version {registered.version} could not be downloaded from {self.shown}: {_safe(error)}"
+                ) from error
+        return Located(folder, registered.version, registered.alias)
+
+    def locate(self, model: str) -> Located:
+        """What `model` names: an .onnx file, or a registry alias, whose version is downloaded once and kept.
+
+        Raises:
+            RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
+        """
+        if not is_alias(model):
+            path = Path(model)
+            if not path.is_file():
+                raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
+            return Located(path)
+        registered = self.ask(*parse(model))
+        if registered is None:
+            raise RegistryError(f"{model}: the registry at {self.shown} has no such alias")
+        return self.fetch(registered)
+
+    def download(self, artifact_uri: str, folder: Path) -> Path:
+        """Downloads an artifact into a folder; whatever MLflow raises goes on."""
+        import mlflow
+
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri, dst_path=str(folder), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
+            )
+        )
+
+    @property
+    def shown(self) -> str:
+        """Its address without a password."""
+        return _safe(self.tracking_uri)
+
+    def _refuse_missing_database(self) -> None:
+        path = Path(self.tracking_uri.removeprefix("sqlite:///"))
+        if self.tracking_uri.startswith("sqlite:///") and not path.is_file():  # else MLflow would make an empty one
             raise RegistryError(
-                f"version {registered.version} could not be downloaded from {shown(settings)}: {_safe(error)}"
-            ) from error
-    return Located(folder, registered.version, registered.alias)
+                f"there is no registry at {path}; run `dvc repro`, set MLFLOW_TRACKING_URI, "
+                "or serve a file with --model"
+            )
+
+    def _keep(self, artifact_uri: str, folder: Path, sha256: dict[str, str]) -> None:
+        """Downloads under a temporary name, so that a folder that is there is whole."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=DOWNLOAD, ignore_cleanup_errors=True) as temporary:
+            got = self.download(artifact_uri, Path(temporary))
+            for precision, expected in sha256.items():
+                try:
+                    with (got / FILES[precision]).open("rb") as file:
+                        actual = hashlib.file_digest(file, "sha256").hexdigest()
+                        os.fsync(file.fileno())  # the folder's name promises whole files, over a power failure too
+                except FileNotFoundError:
+                    actual = None
+                if actual != expected:
+                    raise DamagedError(f"{FILES[precision]} of {artifact_uri} is not the file that was registered")
+            try:
+                got.replace(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
 
 
-def discard(located: Located) -> None:
-    """Removes a version that is of no use, so that it would be downloaded anew."""
-    shutil.rmtree(located.path, ignore_errors=True)
+def is_alias(model: str) -> bool:
+    """Whether it names an alias, which can move, and not a file."""
+    return model.startswith("models:/")
 
 
 def parse(model: str) -> tuple[str, str]:
@@ -122,39 +179,9 @@ def parse(model: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _refuse_missing_database(tracking_uri: str) -> None:
-    path = Path(tracking_uri.removeprefix("sqlite:///"))
-    if tracking_uri.startswith("sqlite:///") and not path.is_file():  # else MLflow would make an empty one
-        raise RegistryError(
-            f"there is no registry at {path}; run `dvc repro`, set MLFLOW_TRACKING_URI, or serve a file with --model"
-        )
-
-
-def _download(artifact_uri: str, folder: Path, sha256: dict[str, str]) -> None:
-    """Downloads under a temporary name, so that a folder that is there is whole."""
-    import mlflow
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=DOWNLOAD, ignore_cleanup_errors=True) as temporary:
-        got = Path(mlflow.artifacts.download_artifacts(artifact_uri=artifact_uri, dst_path=temporary))
-        for precision, expected in sha256.items():
-            try:
-                with (got / FILES[precision]).open("rb") as file:
-                    actual = hashlib.file_digest(file, "sha256").hexdigest()
-                    os.fsync(file.fileno())  # the folder's name promises whole files, over a power failure too
-            except FileNotFoundError:
-                actual = None
-            if actual != expected:
-                raise DamagedError(f"{FILES[precision]} of {artifact_uri} is not the file that was registered")
-        try:
-            got.replace(folder)
-        except OSError:
-            if not folder.is_dir():  # else another worker was faster
-                raise
-
-
-def shown(settings: Settings) -> str:
-    return _safe(settings.tracking_uri)
+def discard(located: Located) -> None:
+    """Removes a version that is of no use, so that it would be downloaded anew."""
+    shutil.rmtree(located.path, ignore_errors=True)
 
 
 def _safe(text: object) -> str:

@@ -1,4 +1,4 @@
-"""onnxruntime, set up for one thread that calls it on a machine that others share."""
+"""onnxruntime: the one way to open a session and to run it."""
 
 import math
 import os
@@ -12,17 +12,22 @@ _ONLY_WHAT_IS_ASKED_FOR = onnxruntime.RunOptions()
 _ONLY_WHAT_IS_ASKED_FOR.add_run_config_entry("only_execute_path_to_fetches", "1")
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Opens a model file. Whatever onnxruntime raises goes on: its errors share no base class."""
+def open_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Opens a model file, or a serialised graph. Whatever onnxruntime raises goes on: its errors share no base class.
+
+    Args:
+        threads: for one caller on a machine that others share; None: onnxruntime's own choice, for a batch job.
+    """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # How long its threads look for their next piece before they sleep, which takes them longer to wake from than most
-    # pieces take. A little gives most of the gain (INT8 a tenth, FP32 4 % with one client) at no processor time; more
-    # takes it from the decoders, and from whoever shares the machine.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # How long its threads look for their next piece before they sleep, which takes them longer to wake from than
+        # most pieces take. A little gives most of the gain (INT8 a tenth, FP32 4 % with one client) at no processor
+        # time; more takes it from the decoders, and from whoever shares the machine.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def run(session: onnxruntime.InferenceSession, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:

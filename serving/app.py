@@ -13,13 +13,14 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from leukdetect import registry
+from leukdetect.answer import disclaimer
+from leukdetect.registry import is_alias
 from leukdetect.runtime import cpus
 from serving import logs, problems, shutdown
 from serving.api import admin, explain, health, open_inference, predict, status
 from serving.inference import answers
 from serving.inference.decode_pool import DecodePool
-from serving.inference.engine import Engine, Lane
+from serving.inference.engine import BATCH, Engine, Lane
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
@@ -75,13 +76,12 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tuning = models.champion.tuning
         sizes: dict[Lane, int] = {
             "predict": settings.queue_size,
             "explain": settings.explain_queue_size,
-            "shadow": tuning.batch,
+            "shadow": BATCH,
         }
-        engine = Engine(sizes, tuning.seconds, metrics)
+        engine = Engine(sizes, models.champion.seconds_an_image, metrics)
         pool = DecodePool(cpus(), settings.queue_size)
         store = Feedback(
             settings.feedback_db or settings.cache_dir / "feedback.db",
@@ -89,7 +89,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             metrics.feedback,
             metrics.feedback_dropped,
         )
-        updates = Updates(settings, models, metrics) if registry.is_registered(settings) else None
+        updates = Updates(settings, models, metrics) if is_alias(settings.model) else None
         app.state.service = service = Service(
             settings=settings,
             models=models,
@@ -105,8 +105,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             updates=updates,
         )
         metrics.describe(answers.identity(models.champion))
-        metrics.threads.set(tuning.threads)
-        metrics.best_batch.set(tuning.batch)
+        metrics.threads.set(models.champion.threads)
         shutdown.install(service)
         metrics.registry_reachable.set(1)  # until it is asked in vain
         service.window.start()
@@ -127,7 +126,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     app = FastAPI(
         title="LeukDetect",
         summary="Acute lymphoblastic leukaemia on peripheral blood smears, in four classes",
-        description=answers.disclaimer(models.champion),
+        description=disclaimer(models.champion.contract),
         version=models.champion.located.version or "file",
         docs_url=None,
         redoc_url=None,
@@ -163,8 +162,7 @@ def application(settings: Settings) -> FastAPI:
             "version": champion.located.version,
             "precision": champion.contract.precision,
             "sha256": champion.sha256,
-            "threads": champion.tuning.threads,
-            "best_batch": champion.tuning.batch,
+            "threads": champion.threads,
         },
     )
     return create_app(settings, models)

@@ -55,8 +55,7 @@ class Metrics:
         self.batch_size = histogram("batch_size", "Images in one run of the model", BATCH)
         self.queue_depth = gauge("queue_depth", "Images admitted and not yet answered", "livesum", "lane")
         self.estimated_wait = gauge("estimated_wait_seconds", "What one more prediction would wait", "livemax")
-        self.best_batch = gauge("best_batch", "Largest batch, as measured at start-up", "livemax")
-        self.threads = gauge("threads", "Threads of the model, as measured at start-up", "livesum")
+        self.threads = gauge("threads", "Threads of the model", "livesum")
         # answers
         self.predictions = counter("predictions", "Answers by the highest class", "class", "version")
         self.refusals = counter("refusals", "Answers that referred to a haematologist, by reason", "reason")

@@ -8,6 +8,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from leukdetect import images
+from leukdetect.decoding import TooLargeError
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -62,6 +65,15 @@ def failed() -> ProblemError:
     """500: the server's own fault. What it was is in the log, under the request's id."""
     detail = "The server failed on this request. Quote the request id to whoever runs it."
     return ProblemError(500, "failed", "The server failed", detail)
+
+
+def of_image(error: images.ImageError) -> ProblemError:
+    """413, 415 or 422: why the upload is no usable image."""
+    if isinstance(error, TooLargeError):
+        return ProblemError(413, "too-many-pixels", "The image is too large", error.sentence)
+    if isinstance(error, images.UnsupportedImage):
+        return ProblemError(415, "unsupported-image", "Not an image of a known type", error.sentence)
+    return ProblemError(422, "broken-image", "The image cannot be read", error.sentence)
 
 
 def details(request_id: str, error: ProblemError) -> ProblemDetails:

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from leukdetect.registry import Registry
+
 
 class Settings(BaseSettings):
     """Serves a LeukDetect model. Every flag is also an environment variable: --max-pixels is LEUKDETECT_MAX_PIXELS."""
@@ -99,3 +101,8 @@ class Settings(BaseSettings):
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together; one of them is missing")
         return self
+
+    @property
+    def registry(self) -> Registry:
+        """Where registered models come from."""
+        return Registry(self.tracking_uri, self.cache_dir)

@@ -6,7 +6,7 @@ Images are read and decoded by threads a few batches ahead of the model, and wha
 import hashlib
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,17 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from leukdetect import decoding
+from leukdetect.answer import answer
 from leukdetect.contract import ANSWER, Contract
+from leukdetect.decoding import Decoded
+from leukdetect.images import ImageError
 from leukdetect.model_file import Model, RefusedError, load
 from leukdetect.registry import Located
 from pipeline.ahead import ahead
 from pipeline.data import image_files
 from pipeline.stage import Problem
-from serving.api.predict import conclude
-from serving.inference import decode_pool
-from serving.inference.decode_pool import Decoded
-from serving.inference.engine import Scores
-from serving.problems import ProblemError, body_too_large
 
 # Larger ones gain nothing on a CPU. Fixed, not tuned: an answer's last digits may depend on it, and a job's rows must
 # not depend on the machine.
@@ -153,20 +152,17 @@ def decode(where: str, size: int, limits: Limits) -> Decoded | Unusable:
     except OSError as error:
         return Unusable(f"It cannot be read ({error.strerror or error}).", read=False)
     if len(data) > limits.max_body_bytes:
-        return Unusable(body_too_large(limits.max_body_bytes).detail)
+        return Unusable(f"At most {limits.max_body_bytes / 1e6:g} MB are accepted.")
     try:
-        return decode_pool.decode(data, size, limits.max_pixels)
-    except ProblemError as error:
-        return Unusable(error.detail, hashlib.sha256(data).hexdigest())
+        return decoding.decode(data, size, limits.max_pixels)
+    except ImageError as error:
+        return Unusable(error.sentence, hashlib.sha256(data).hexdigest())
 
 
 def answers(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list[Row]:
     """The rows of a batch."""
     usable = [image for _, image in batch if isinstance(image, Decoded)]
-    scores: Iterator[Scores] = iter(())
-    if usable:
-        outputs = model.run(np.stack([image.pixels for image in usable]), ANSWER)
-        scores = (Scores(dict(zip(ANSWER, each, strict=True)), 0.0, 0.0) for each in zip(*outputs, strict=True))
+    outputs = iter(zip(*model.run(np.stack([image.pixels for image in usable])), strict=True)) if usable else iter(())
     rows: list[Row] = []
     for path, image in batch:
         row: Row = {"path": path, "model_version": model.located.version, "precision": model.contract.precision}
@@ -174,21 +170,21 @@ def answers(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> li
             rows.append(row | {"sha256": image.sha256, "error": image.error})
             continue
         row["sha256"] = image.sha256
-        score = next(scores)
-        if not all(np.isfinite(each).all() for each in score.outputs.values()):
+        scores = dict(zip(ANSWER, next(outputs), strict=True))
+        if not all(np.isfinite(each).all() for each in scores.values()):
             rows.append(row | {"error": "The model's answer is not finite."})
             continue
-        answer = conclude("", model, image, score, 0.0, 0.0)
-        row |= {f"p_{key}": share for key, share in answer.probabilities.items()}
+        found = answer(model.contract, image, scores)
+        row |= {f"p_{key}": share for key, share in found.probabilities.items()}
         row |= {
-            "class": answer.class_,
-            "p_malignant": answer.p_malignant,
-            "malignant": answer.malignant,
-            "decision": answer.decision,
-            "reasons": [reason.code for reason in answer.reasons],
-            "unlikeness": answer.unlikeness,
-            "brightness": answer.quality.brightness,
-            "sharpness": answer.quality.sharpness,
+            "class": found.key,
+            "p_malignant": found.p_malignant,
+            "malignant": found.malignant,
+            "decision": found.decision,
+            "reasons": [reason.code for reason in found.reasons],
+            "unlikeness": found.unlikeness,
+            "brightness": found.quality.brightness,
+            "sharpness": found.quality.sharpness,
         }
         rows.append(row)
     return rows

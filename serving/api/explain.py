@@ -2,21 +2,16 @@
 
 import asyncio
 import base64
-import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, Field, JsonValue
 from python_multipart.multipart import parse_options_header
 
-from leukdetect import images
-from leukdetect.contract import ANSWER, Contract
-from leukdetect.model_file import Model
+from leukdetect import explanation, images
+from leukdetect.contract import Contract
 from leukdetect.similar import CASES
 from serving import problems
 from serving.api import predict
@@ -25,20 +20,6 @@ from serving.inference.examine import examine
 from serving.request import auth, upload
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
 from serving.service import of
-
-MAX_SIDE = 1024  # pixels of the overlay; a larger one takes long to pack and shows no more, the map being coarse
-OPACITY = 0.65  # where the map is highest, so that the cell under it can still be read
-
-# Viridis at 0, 1/8, … 1 (matplotlib's, CC0): its lightness rises evenly, so that it reads the same to colour-blind
-# eyes. The page draws with the same colours (static/map.js).
-_ANCHORS = np.array(
-    [
-        (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140),
-        (40, 174, 128), (94, 201, 98), (173, 220, 48), (253, 231, 37),
-    ]
-)  # fmt: skip
-_STEPS = np.linspace(0, len(_ANCHORS) - 1, 256)
-_PALETTE = np.stack([np.interp(_STEPS, range(len(_ANCHORS)), part) for part in _ANCHORS.T], axis=1)
 
 # One at a time: pictures are not to take the processors from predictions.
 _drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")
@@ -79,7 +60,7 @@ class Explanation(BaseModel):
         description="rows from the top, values from the left; 0 to 1 at its own highest, or all 0 where nothing "
         "spoke for the class. It covers the whole upright image"
     )
-    overlay: str = Field(description=f"data:image/png;base64,… of at most {MAX_SIDE} pixels a side")
+    overlay: str = Field(description=f"data:image/png;base64,… of at most {explanation.MAX_SIDE} pixels a side")
     note: str = Field(description="to be shown with the map")
     similar: list[SimilarCase] = Field(
         description=f"the {CASES} training images of the model's index whose embeddings are nearest, nearest "
@@ -116,58 +97,30 @@ async def explain(
         wanted = None if key is None else _index(key, contract)
         # As predict.answer, but the place is kept until the picture is drawn, so that those cannot pile up either.
         with while_connected(request), service.engine.admitted(deadline, "explain"):
-            outputs = (*ANSWER, "embedding", "cam")
             image, scores, decode_seconds = await examine(
-                service, model, data, deadline, lane="explain", outputs=outputs
+                service, model, data, deadline, lane="explain", outputs=explanation.OUTPUTS
             )
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
-            cam = scaled(scores.outputs["cam"][index])
-            note = _note(contract, index, empty=not cam.any())
-            png = await asyncio.get_running_loop().run_in_executor(_drawing, overlay, data, cam, note)
+            cam = explanation.scaled(scores.outputs["cam"][index])
+            note = explanation.note(contract, index, empty=not cam.any())
+            png = await asyncio.get_running_loop().run_in_executor(
+                _drawing, lambda: explanation.overlay(images.decode(data), cam, note)
+            )
     if _prefers_png(request.headers.get("accept", "")):
         return Response(png, media_type="image/png")
     answer = Explanation(
-        prediction=predict.conclude(request.state.request_id, model, image, scores, read_seconds, decode_seconds),
+        prediction=answers.prediction(request.state.request_id, model, image, scores, read_seconds, decode_seconds),
         class_=contract.classes[index].key,
         label=contract.classes[index].label,
         cam=[[round(value, 4) for value in row] for row in cam.tolist()],
         overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         note=note,
-        similar=_similar(model, scores.outputs["embedding"]),
+        similar=[
+            SimilarCase(id=each.id, class_=each.key, label=each.label, distance=each.distance, thumbnail=each.thumbnail)
+            for each in explanation.similar_cases(contract, model.index, scores.outputs["embedding"])
+        ],
     )
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
-
-
-def scaled(cam: np.ndarray) -> np.ndarray:
-    """A class's map, float32 [h, w], to 0..1 at its own highest; what speaks against the class is 0."""
-    positive = np.maximum(cam, 0)
-    highest = positive.max()
-    return positive / highest if highest > 0 else positive
-
-
-def overlay(data: bytes, cam: np.ndarray, note: str) -> bytes:
-    """The upright image with the map over it, the higher the more opaque, as a PNG that carries the note.
-
-    On the file's own pixels, not on the small square that the model saw, which a person could hardly read. The model
-    saw all of the image, squashed, so the map stretched over all of it lies where it belongs.
-
-    Args:
-        data: an image file that `images.decode` can read.
-        cam: float32 [h, w], 0..1.
-        note: what a reader must know.
-    """
-    picture = images.decode(data)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    # Pillow's bilinear takes a value as the middle of its cell, and holds the outermost ones up to the border.
-    values = np.asarray(Image.fromarray(cam).resize(picture.size, Image.Resampling.BILINEAR))
-    colours = Image.fromarray(np.rint(255 * values).astype(np.uint8))
-    colours.putpalette(np.rint(_PALETTE).astype(np.uint8).tobytes())
-    opacity = Image.fromarray(np.rint(255 * OPACITY * values).astype(np.uint8))
-    info = PngInfo()
-    info.add_itxt("Description", note)
-    buffer = io.BytesIO()
-    Image.composite(colours.convert("RGB"), picture, opacity).save(buffer, "PNG", pnginfo=info, compress_level=1)
-    return buffer.getvalue()
 
 
 def _index(key: str, contract: Contract) -> int:
@@ -177,37 +130,6 @@ def _index(key: str, contract: Contract) -> int:
     keys = ", ".join(each.key for each in contract.classes)
     detail = f"The model's classes are {keys}. Name one of them, or none for the highest."
     raise problems.ProblemError(422, "unknown-class", "No such class", detail)
-
-
-def _similar(model: Model, embedding: np.ndarray) -> list[SimilarCase]:
-    index = model.index
-    if index is None:
-        return []
-    cases = []
-    for row, distance in index.nearest(embedding):
-        of_class = model.contract.classes[index.classes[row]]
-        picture = base64.b64encode(index.thumbnails[row]).decode() if index.thumbnails else None
-        cases.append(
-            SimilarCase(
-                id=index.ids[row],
-                class_=of_class.key,
-                label=of_class.label,
-                distance=round(distance, 4),
-                thumbnail=picture and f"data:image/webp;base64,{picture}",
-            )
-        )
-    return cases
-
-
-def _note(contract: Contract, index: int, *, empty: bool) -> str:
-    label = contract.classes[index].label
-    what = (
-        f"The map is empty: no part of this image spoke more for {label} than against it."
-        if empty
-        else f"Where the model looked for {label}."
-    )
-    note = f"{what} It is a view into the model, not evidence about the cell, and it can be wrong."
-    return f"{note} Trained on rendered images: no clinical meaning." if contract.provenance.synthetic else note
 
 
 def _prefers_png(accept: str) -> bool:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from leukdetect.answer import disclaimer
 from leukdetect.contract import DATASHEET_FILE, METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
 from leukdetect.model_file import Model
 from serving import problems
@@ -34,10 +35,9 @@ async def health(request: Request) -> answers.Health:
         uptime_seconds=round(time.monotonic() - service.since, 1),
         queue_depth=service.engine.depth,
         estimated_wait_ms=round(service.engine.estimated_wait * 1000, 1),
-        threads=models.champion.tuning.threads,
-        best_batch=models.champion.tuning.batch,
+        threads=models.champion.threads,
         intended_use=contract.intended_use,
-        disclaimer=answers.disclaimer(models.champion),
+        disclaimer=disclaimer(models.champion.contract),
     )
 
 

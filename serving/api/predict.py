@@ -6,13 +6,8 @@ import time
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from leukdetect.decision import decide
-from leukdetect.model_file import Model
 from serving import problems
-from serving.inference import answers
-from serving.inference.answers import BatchAnswer, BatchItem, Prediction
-from serving.inference.decode_pool import Decoded
-from serving.inference.engine import Scores
+from serving.inference.answers import BatchAnswer, BatchItem, Prediction, prediction
 from serving.inference.examine import examine
 from serving.request import auth, upload
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
@@ -69,9 +64,9 @@ async def predict(request: Request) -> Response:
         data = upload.one_file(request, content)
         read_seconds = time.perf_counter() - begun
         with while_connected(request):
-            prediction = await answer(service, request.state.request_id, data, deadline, read_seconds)
+            answered = await answer(service, request.state.request_id, data, deadline, read_seconds)
     request.state.decided = time.perf_counter()
-    return Response(prediction.model_dump_json(by_alias=True), media_type="application/json")
+    return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
 
 @router.post(
@@ -129,24 +124,9 @@ async def answer(
     model = service.models.champion
     with service.engine.admitted(deadline):
         image, scores, decode_seconds = await examine(service, model, data, deadline)
-    answer = conclude(request_id, model, image, scores, read_seconds, decode_seconds)
-    service.metrics.count(answer)
-    service.feedback.record(request_id, answer.class_, answer.model.version)
-    service.shadow.offer(image.pixels, answer)
+    answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
+    service.metrics.count(answered)
+    service.feedback.record(request_id, answered.class_, answered.model.version)
+    service.shadow.offer(image.pixels, answered)
     service.window.add(model, image, scores)
-    return answer
-
-
-def conclude(
-    request_id: str, model: Model, image: Decoded, scores: Scores, read_seconds: float, decode_seconds: float
-) -> Prediction:
-    """Holds the scores against the model's thresholds and puts the answer together."""
-    decision = decide(
-        scores.outputs["probabilities"],
-        float(scores.outputs["unlikeness"]),
-        image.brightness,
-        image.sharpness,
-        image.stain,
-        model.contract,
-    )
-    return answers.prediction(request_id, model, image, scores, decision, read=read_seconds, decode=decode_seconds)
+    return answered

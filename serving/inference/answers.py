@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from leukdetect.answer import answer, disclaimer
 from leukdetect.contract import DISCLAIMER
-from leukdetect.decision import Decision, ReasonCode
+from leukdetect.decision import ReasonCode
+from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
-from serving.inference.decode_pool import Decoded
 from serving.inference.engine import Scores
 from serving.problems import ProblemDetails
 
@@ -137,8 +138,7 @@ class Health(BaseModel):
     uptime_seconds: float
     queue_depth: int = Field(description="images admitted and not yet answered")
     estimated_wait_ms: float = Field(description="what one more prediction would wait")
-    threads: int = Field(description="of the model, as measured at start-up")
-    best_batch: int = Field(description="largest batch, as measured at start-up")
+    threads: int = Field(description="of the model")
     intended_use: str
     disclaimer: str
 
@@ -170,45 +170,30 @@ def identity(model: Model) -> ModelIdentity:
     )
 
 
-def prediction(
-    request_id: str, model: Model, image: Decoded, scores: Scores, decision: Decision, read: float, decode: float
-) -> Prediction:
+def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, read: float, decode: float) -> Prediction:
     """Puts the answer together; `read` and `decode` in seconds."""
-    contract = model.contract
-    top = contract.classes[decision.top]
-    shares = zip(contract.classes, scores.outputs["probabilities"].tolist(), strict=True)
+    found = answer(model.contract, image, scores.outputs)
+    header = image.header
     return Prediction(
         request_id=request_id,
-        class_=top.key,
-        label=top.label,
-        probabilities={each.key: round(share, 6) for each, share in shares},
-        p_malignant=round(decision.p_malignant, 6),
-        malignant=decision.malignant,
-        not_excluded=None
-        if decision.not_excluded is None
-        else [contract.classes[index].key for index in decision.not_excluded],
-        decision=decision.kind,
-        reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in decision.reasons],
-        wording=decision.wording,
-        unlikeness=round(float(scores.outputs["unlikeness"]), 4),
-        quality=Quality(
-            brightness=round(image.brightness, 1), sharpness=round(image.sharpness, 1), stain=round(image.stain, 3)
-        ),
-        image=ImageIdentity(
-            sha256=image.sha256, format=image.header.format, width=image.header.width, height=image.header.height
-        ),
+        class_=found.key,
+        label=found.label,
+        probabilities=found.probabilities,
+        p_malignant=found.p_malignant,
+        malignant=found.malignant,
+        not_excluded=found.not_excluded,
+        decision=found.decision,
+        reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in found.reasons],
+        wording=found.wording,
+        unlikeness=found.unlikeness,
+        quality=Quality(**vars(found.quality)),
+        image=ImageIdentity(sha256=image.sha256 or "", format=header.format, width=header.width, height=header.height),
         model=identity(model),
         timings_ms=Timings(
             read=_ms(read), decode=_ms(decode), queue=_ms(scores.queue_seconds), infer=_ms(scores.infer_seconds)
         ),
-        disclaimer=disclaimer(model),
+        disclaimer=disclaimer(model.contract),
     )
-
-
-def disclaimer(model: Model) -> str:
-    """The model's own disclaimer, after the one that a model without clinical meaning needs first."""
-    own = model.contract.disclaimer
-    return f"Trained on rendered images: no clinical meaning. {own}" if model.contract.provenance.synthetic else own
 
 
 def _ms(seconds: float) -> float:

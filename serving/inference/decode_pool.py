@@ -1,58 +1,15 @@
 """Decodes off the event loop, in a small pool with a bound of its own."""
 
-import hashlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from leukdetect import images
 from serving import problems
-from serving.request import upload
 
 Job = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """An image as the model will see it. `brightness`, `sharpness` and `stain` are those of `pixels`."""
-
-    pixels: np.ndarray  # uint8 [S, S, 3] RGB
-    header: images.Header
-    sha256: str  # of the file
-    brightness: float
-    sharpness: float
-    stain: float
-
-
-class Large(Exception):
-    """The image has more pixels than were to be decoded; none was."""
-
-
-def decode(data: bytes, size: int, max_pixels: int, most: int | None = None) -> Decoded:
-    """Checks the header, decodes and resizes.
-
-    Raises:
-        ProblemError: 415, 413 or 422, as `upload.check`, and 422 when the pixels are corrupt.
-        Large: there are more than `most` pixels.
-    """
-
-    def check(header: images.Header) -> None:
-        upload.check(header, max_pixels)
-        if most is not None and header.width * header.height > most:
-            raise Large
-
-    try:
-        header, image = images.read(data, check)
-    except images.ImageError as error:
-        raise upload.unusable(error) from error
-    pixels = images.resize(image, size)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return Decoded(pixels, header, sha256, *images.quality(pixels), images.stain(pixels))
 
 
 class DecodePool:

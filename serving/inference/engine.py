@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -23,19 +23,15 @@ from serving.metrics import Metrics
 Lane = Literal["predict", "explain", "shadow"]
 LANES: tuple[Lane, ...] = ("predict", "explain", "shadow")
 PATIENCE = 8  # runs for predictions while an explanation waits; then it has its turn, so that it does not starve
+BATCH = 4  # images in one run at most; more make the first wait for the last, and gain nothing on a CPU
 MARGIN = 1.5  # of the predicted wait, by which it must lie within the deadline: neighbours come, and the pace drops
 MEMORY = 0.9  # of the pace so far, when a run adds to it: the last ten runs or so count
-
-Job = Callable[[], None]
 
 log = logging.getLogger(__name__)
 
 
 class Runs(Protocol):
     """What the engine needs of a model."""
-
-    @property
-    def best_batch(self) -> int: ...
 
     @property
     def seconds_an_image(self) -> float: ...
@@ -67,7 +63,7 @@ class Engine:
     """Answers images one run at a time, in the order of `LANES`.
 
     Two callers on one session are slower than one after the other, so a single thread runs every model. It takes
-    what is waiting for the same model, up to that model's best batch, and never waits for more.
+    what is waiting for the same model, up to `BATCH`, and never waits for more.
     """
 
     def __init__(self, sizes: Mapping[Lane, int], pace: float, metrics: Metrics) -> None:
@@ -78,7 +74,7 @@ class Engine:
         self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
         self._admitted = dict.fromkeys(LANES, 0)
         self._passed_over = 0
-        self._arrived: queue.SimpleQueue[_Waiting | Job | None] = queue.SimpleQueue()  # to be put in lanes, or done
+        self._arrived: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # to be put in lanes
         self._closing = False
         self._ended = False
         self._last_done = 0.0
@@ -161,18 +157,6 @@ class Engine:
         if self._ended:  # in the meantime
             self._refuse_arrived()
 
-    def do(self, job: Job) -> None:
-        """Has the thread do something short before its next run; it must not raise. From any thread.
-
-        Raises:
-            ProblemError: 503 when stopping.
-        """
-        if not self.alive:
-            raise _stopping()
-        self._arrived.put(job)
-        if self._ended:  # in the meantime
-            self._refuse_arrived()
-
     def close(self) -> None:
         """Answers what waits, then ends the thread."""
         self._closing = True
@@ -205,8 +189,6 @@ class Engine:
                 item = self._arrived.get_nowait()
                 if isinstance(item, _Waiting):
                     item.promise.fail(problems.overloaded("The model's thread has ended. Try again.", 5))
-                elif item:
-                    item()  # what it submits is refused
 
     def _take(self) -> list[_Waiting]:
         """The next batch, of one model and one set of outputs; empty at the end."""
@@ -217,13 +199,11 @@ class Engine:
                 item = self._arrived.get()
                 if isinstance(item, _Waiting):
                     self._lanes[item.lane].append(item)
-                elif item:
-                    item()
             lane = self._next_lane()
             waiting = self._lanes[lane]
             first = waiting[0]
             batch: list[_Waiting] = []
-            while waiting and len(batch) < first.model.best_batch:
+            while waiting and len(batch) < BATCH:
                 item = waiting[0]
                 if (item.model, item.outputs) != (first.model, first.outputs):
                     break

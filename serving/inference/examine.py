@@ -1,17 +1,15 @@
-"""An image's way from bytes to scores: decode pool, then engine; a small image goes to the engine's thread at once."""
+"""An image's way from bytes to scores: decode pool, then engine."""
 
 import time
-from functools import partial
 
 from leukdetect.contract import OBSERVED
+from leukdetect.decoding import Decoded, decode
+from leukdetect.images import ImageError
 from leukdetect.model_file import Model
-from serving.inference.decode_pool import Decoded, Large, decode
+from serving import problems
 from serving.inference.engine import Lane, Scores
 from serving.inference.promise import Promise
 from serving.service import Service
-
-# Decoded in less time than it takes to wake another thread and be woken by it; a model's run is many times longer.
-SMALL_BYTES, SMALL_PIXELS = 2**16, 2**17
 
 
 async def examine(
@@ -37,14 +35,13 @@ async def examine(
     started = time.perf_counter()
     decoded: list[tuple[Decoded, float]] = []
 
-    def job(here: bool) -> None:
+    def job() -> None:
         if not promise.wanted:
             return
         try:
-            most = SMALL_PIXELS if here else None
-            image = decode(data, model.contract.decode.size, service.settings.max_pixels, most)
-        except Large:
-            send(here=False)
+            image = decode(data, model.contract.decode.size, service.settings.max_pixels)
+        except ImageError as error:
+            promise.fail(problems.of_image(error))
             return
         except Exception as error:
             promise.fail(error)
@@ -52,13 +49,7 @@ async def examine(
         decoded.append((image, time.perf_counter() - started))
         service.engine.submit(promise, model, image.pixels, deadline, lane=lane, outputs=outputs)
 
-    def send(here: bool) -> None:
-        try:
-            (service.engine.do if here else service.pool.submit)(partial(job, here))
-        except Exception as error:
-            promise.fail(error)
-
-    send(here=len(data) <= SMALL_BYTES)
+    service.pool.submit(job)
     scores = await promise
     image, decode_seconds = decoded[0]
     return image, scores, decode_seconds

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leukdetect.registry import DOWNLOAD, Located, Registered, is_registered, parse
+from leukdetect.registry import DOWNLOAD, Located, Registered, is_alias, parse
 from serving.settings import Settings
 
 LAST_KNOWN_GOOD, ORDERS = "last_known_good.json", "orders.json"
@@ -153,7 +153,7 @@ def _written(located: Located) -> dict[str, str | None]:
 
 def _noted(settings: Settings, name: str, key: str | None = None, gone: bool = False) -> Located | None:
     """A version in a note, or under a key of it, for the same alias. `gone`: its folder need not be there."""
-    if not is_registered(settings):
+    if not is_alias(settings.model):
         return None
     folder = _folder(settings)
     try:

@@ -2,11 +2,10 @@
 
 import ctypes
 import logging
-from pathlib import Path
 
-from leukdetect import model_file, registry
+from leukdetect import model_file
 from leukdetect.model_file import Model
-from leukdetect.registry import Located, RegistryError
+from leukdetect.registry import Located, RegistryError, discard, is_alias, parse
 from leukdetect.runtime import cpus
 from serving.models import last_known_good
 from serving.models.served import Models
@@ -32,7 +31,7 @@ def start(settings: Settings) -> Models:
                 raise  # never served here, or the registry names another that is not to serve
             # What a disk has done to it since is the likeliest cause.
             log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
-            registry.discard(located)
+            discard(located)
             located = resolve(settings)
             chosen = load(settings, located)
     except (RegistryError, model_file.RefusedError) as error:
@@ -59,21 +58,19 @@ def resolve(settings: Settings) -> Located:
     Raises:
         RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
     """
-    if not registry.is_registered(settings):
-        path = Path(settings.model)
-        if not path.is_file():
-            raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
-        return Located(path)
-    registered = registry.ask(settings)
+    if not is_alias(settings.model):
+        return settings.registry.locate(settings.model)
+    name, alias = parse(settings.model)
+    registered = settings.registry.ask(name, alias)
     if registered is None:
-        raise RegistryError(f"{settings.model}: the registry at {registry.shown(settings)} has no such alias")
+        raise RegistryError(f"{settings.model}: the registry at {settings.registry.shown} has no such alias")
     held = last_known_good.hold(settings)
-    return held.instead if held and held.holds(registered) else registry.fetch(settings, registered)
+    return held.instead if held and held.holds(registered) else settings.registry.fetch(registered)
 
 
-def load(settings: Settings, located: Located, like: Model | None = None) -> Model:
+def load(settings: Settings, located: Located) -> Model:
     """Loads what was found, for this process's share of the processors; see `model.load`."""
-    loaded = model_file.load(located, settings.precision, max(1, cpus() // settings.workers), like)
+    loaded = model_file.load(located, settings.precision, max(1, cpus() // settings.workers))
     give_back_memory()
     return loaded
 

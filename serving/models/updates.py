@@ -9,9 +9,8 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from leukdetect import registry
 from leukdetect.model_file import Model, RefusedError
-from leukdetect.registry import DamagedError, Located, Registered, RegistryError
+from leukdetect.registry import DamagedError, Located, Registered, RegistryError, discard, parse
 from serving.inference import answers
 from serving.metrics import Metrics
 from serving.models import last_known_good, startup
@@ -45,7 +44,7 @@ class Updates:
         self._orders = Orders(settings)
         self._asked: SimpleQueue[Future[Result] | None] = SimpleQueue()
         self._changing = threading.Lock()  # around whatever changes the champion, or the order to hold one back
-        self._alias = registry.parse(settings.model)[1]
+        self._name, self._alias = parse(settings.model)
         self._refused: dict[str, str] = {}  # by alias: the folder of the version that it named
         self._said = {self._alias: _in_service(models.champion)}  # by subject, an alias: the last thing in the log
         self._behind_since: float | None = None
@@ -175,7 +174,7 @@ class Updates:
     def _follow_champion(self) -> Result:
         hold = self._orders.hold  # as it is before asking: an answer from before the order must not lift it
         try:
-            registered = registry.ask(self._settings)
+            registered = self._settings.registry.ask(self._name, self._alias)
         except RegistryError as error:
             self._metrics.registry_reachable.set(0)
             self._metrics.reloads.labels("failed").inc()
@@ -229,7 +228,7 @@ class Updates:
     def _follow_challenger(self) -> None:
         models = self._models
         try:
-            registered = registry.ask(self._settings, CHALLENGER)
+            registered = self._settings.registry.ask(self._name, CHALLENGER)
         except RegistryError:
             return  # it was said of the champion's
         if registered is None or registered.folder == models.champion.located.path.name:
@@ -260,13 +259,13 @@ class Updates:
         """
         self._refused.pop(registered.alias, None)
         try:
-            located = registry.fetch(self._settings, registered)
+            located = self._settings.registry.fetch(registered)
             try:
                 return self._in_memory_or_loaded(located)
             except RefusedError as error:
                 if not located.path.is_dir():
                     raise RegistryError("another process removed it meanwhile") from error
-                registry.discard(located)
+                discard(located)
                 raise
         except (DamagedError, RefusedError):
             self._refused[registered.alias] = registered.folder
@@ -277,14 +276,12 @@ class Updates:
             raise
 
     def _in_memory_or_loaded(self, located: Located) -> Model:
-        return self._models.loaded(located) or startup.load(self._settings, located, like=self._models.champion)
+        return self._models.loaded(located) or startup.load(self._settings, located)
 
     def _settle(self) -> None:
         """What follows from another champion. Needs `_changing`."""
         models, metrics = self._models, self._metrics
         metrics.describe(answers.identity(models.champion))
-        metrics.threads.set(models.champion.tuning.threads)
-        metrics.best_batch.set(models.champion.tuning.batch)
         try:
             last_known_good.remember(self._settings, models.champion.located)
         except OSError as error:  # a full disk, say; it serves all the same

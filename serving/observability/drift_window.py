@@ -10,8 +10,8 @@ import numpy as np
 
 from leukdetect import drift
 from leukdetect.contract import OBSERVED
+from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
-from serving.inference.decode_pool import Decoded
 from serving.inference.engine import Scores
 from serving.metrics import Metrics
 

@@ -8,7 +8,6 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from leukdetect import images
 from serving.problems import ProblemError, body_too_large, overloaded
 
 FIELD = "file"
@@ -16,8 +15,6 @@ _FORM = b"multipart/form-data"
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_HEAD_BYTES = 8192  # of one part
 MAX_PARTS = 1000  # other fields included; far more than any client means to send, and few enough to look at
-# A strip of a few rows can hold millions of columns within max_pixels; resizing it would take gigabytes.
-MAX_SIDE = 32_768
 LARGE_BYTES = 2**23  # to put more than this together takes a thread, which lets go of the interpreter meanwhile
 
 
@@ -106,28 +103,6 @@ def all_files(request: Request, content: bytes) -> list[bytes]:
         detail = f"Send a multipart form with one field named '{FIELD}' for each image."
         raise ProblemError(415, "no-form", "Not a multipart form", detail)
     return _files(content, options.get(b"boundary", b""))
-
-
-def check(header: images.Header, max_pixels: int) -> None:
-    """Refuses by the header alone an image that is too large to decode.
-
-    Raises:
-        ProblemError: 413.
-    """
-    if header.width * header.height > max_pixels or max(header.width, header.height) > MAX_SIDE:
-        detail = (
-            f"The image has {header.width} × {header.height} pixels; at most {max_pixels / 1e6:g} megapixels "
-            f"and {MAX_SIDE} pixels a side are accepted. Crop it or make it smaller."
-        )
-        raise ProblemError(413, "too-many-pixels", "The image is too large", detail)
-
-
-def unusable(error: images.ImageError) -> ProblemError:
-    """The problem that says why the bytes are no usable image."""
-    detail = str(error)[0].upper() + str(error)[1:] + "."
-    if isinstance(error, images.UnsupportedImage):
-        return ProblemError(415, "unsupported-image", "Not an image of a known type", detail)
-    return ProblemError(422, "broken-image", "The image cannot be read", detail)
 
 
 def _files(body: bytes, boundary: bytes) -> list[bytes]:

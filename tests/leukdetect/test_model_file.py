@@ -60,7 +60,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_another_decoder_is_refused(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour="0" * 64))
-    with pytest.raises(model_file.RefusedError, match="decoder: this server decodes images otherwise"):
+    with pytest.raises(model_file.RefusedError, match="decoder: this machine decodes images otherwise"):
         load(tmp_path / "m.onnx")
 
 

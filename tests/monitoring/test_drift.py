@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from leukdetect import contract, drift, images
 from leukdetect.contract import OBSERVED, Reference
+from leukdetect.decoding import Decoded
 from leukdetect.drift import Signals
 from leukdetect.model_file import load
 from leukdetect.registry import Located
@@ -24,7 +25,6 @@ from leukdetect.runtime import open_session, run
 from pipeline.data import prepared, smears
 from pipeline.model_file import drift_reference
 from serving.app import create_app
-from serving.inference.decode_pool import Decoded
 from serving.inference.engine import Scores
 from serving.metrics import Metrics
 from serving.models.served import Models

@@ -155,7 +155,6 @@ def test_several_workers_share_the_port_and_add_their_metrics_up(model_file: Pat
         assert value(metrics, "in_flight") == 1  # whoever asks for the metrics, once
         assert value(metrics, 'queue_depth{lane="predict"}') == 0
         assert value(metrics, "threads") == 2 * max(1, cpus() // 2)
-        assert value(metrics, "best_batch") >= 1
         assert value(metrics, "resident_bytes") == pytest.approx(resident, rel=0.2)  # of both, whoever is asked
         assert server.stop() == 0
 

@@ -511,7 +511,6 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         client.post("/predict", content=b"text")
         client.get("/no/such/path")
         text = client.get("/metrics").text
-    tuning = app.state.service.models.champion.tuning
     for line in (
         'leukdetect_requests_total{code="200",reason="",route="/predict"} 2.0',
         'leukdetect_requests_total{code="415",reason="unsupported-image",route="/predict"} 1.0',
@@ -522,8 +521,7 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         'leukdetect_request_seconds_count{route="/predict"} 3.0',
         "leukdetect_in_flight 1.0",  # whoever asks for the metrics
         "leukdetect_batch_size_sum 2.0",
-        f"leukdetect_threads {float(tuning.threads)}",
-        f"leukdetect_best_batch {float(tuning.batch)}",
+        f"leukdetect_threads {float(app.state.service.models.champion.threads)}",
         "leukdetect_confidence_count 2.0",
         "leukdetect_unlikeness_count 2.0",
         'leukdetect_stage_seconds_count{stage="respond"} 2.0',

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.api import explain
+from leukdetect import explanation
 from tests import tiny_model
 from tests.server import serve
 from tests.serving.api.test_api import PROBLEM, Slow, app_of
@@ -73,7 +73,7 @@ def test_the_overlay_is_the_image_itself_coloured_where_the_map_is_high(client: 
     assert laid.shape == (48, 64, 3)
     assert laid[:30, :40].max() == 0
     yellow = np.array([253, 231, 37])
-    expected = explain.OPACITY * yellow + (1 - explain.OPACITY) * np.array(BLUE)
+    expected = explanation.OPACITY * yellow + (1 - explanation.OPACITY) * np.array(BLUE)
     assert np.abs(laid[-1, -1] - expected).max() <= 2
     greens = laid[-1, 40:56, 1]  # from the middle of one cell of the map to the next
     assert np.all(np.diff(greens) >= 0)
@@ -121,8 +121,8 @@ def test_where_nothing_speaks_for_a_class_the_map_is_zero_and_the_image_untouche
 
 
 def test_what_speaks_against_a_class_is_nothing() -> None:
-    np.testing.assert_array_equal(explain.scaled(np.array([[-4, 1], [0, 2]], np.float32)), [[0, 0.5], [0, 1]])
-    np.testing.assert_array_equal(explain.scaled(np.array([[-4, -1]], np.float32)), [[0, 0]])
+    np.testing.assert_array_equal(explanation.scaled(np.array([[-4, 1], [0, 2]], np.float32)), [[0, 0.5], [0, 1]])
+    np.testing.assert_array_equal(explanation.scaled(np.array([[-4, -1]], np.float32)), [[0, 0]])
 
 
 def test_the_note_calls_it_a_view_and_no_evidence_and_says_what_the_model_was_trained_on(client: httpx.Client) -> None:
@@ -215,14 +215,14 @@ def test_a_full_lane_of_explanations_is_told_at_once_and_leaves_predictions_room
 def test_drawing_blocks_neither_probes_nor_predictions_and_cannot_pile_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draws, gate, overlay = threading.Event(), threading.Event(), explain.overlay
+    draws, gate, overlay = threading.Event(), threading.Event(), explanation.overlay
 
     def held(*args: object) -> bytes:
         draws.set()
         assert gate.wait(10)
         return overlay(*args)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(explain, "overlay", held)
+    monkeypatch.setattr(explanation, "overlay", held)
     tiny_model.write(tmp_path / "m.onnx")
     with serve(app_of(tmp_path / "m.onnx", explain_queue_size=1)) as client, ThreadPoolExecutor() as others:
         explained = others.submit(client.post, "/explain", content=CORNER, timeout=20)

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
-from serving.inference import decode_pool, examine
+from leukdetect.decoding import Decoded
+from serving.inference import examine
 from serving.inference.decode_pool import DecodePool
 from serving.inference.engine import Engine, Scores
 from serving.inference.promise import Promise
@@ -59,7 +60,6 @@ def test_one_more_than_may_wait_is_refused_and_the_rest_done_in_order(pool: Deco
 class Model:
     """Answers when the gate opens."""
 
-    best_batch = 4
     seconds_an_image = 0.001
     contract = SimpleNamespace(decode=SimpleNamespace(size=32))
 
@@ -83,20 +83,7 @@ def service(pool: DecodePool) -> Iterator[Any]:
     engine.close()
 
 
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The threads that began to decode something."""
-    names: list[str] = []
-
-    def decode(*arguments: Any) -> decode_pool.Decoded:
-        names.append(threading.current_thread().name)
-        return decode_pool.decode(*arguments)
-
-    monkeypatch.setattr(examine, "decode", decode)
-    return names
-
-
-def examined(service: Any, model: Any, data: bytes) -> Coroutine[Any, Any, tuple[decode_pool.Decoded, Scores, float]]:
+def examined(service: Any, model: Any, data: bytes) -> Coroutine[Any, Any, tuple[Decoded, Scores, float]]:
     return asyncio.wait_for(examine.examine(service, model, data, deadline=time.perf_counter() + SECONDS), SECONDS)
 
 
@@ -107,31 +94,20 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 SMALL = tiny_model.jpeg((1, 2, 3))
-FEW_BYTES = png(np.zeros((600, 600), np.uint8))  # yet many pixels
-MANY_BYTES = png(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [(SMALL, ["inference"]), (FEW_BYTES, ["inference", "decode_0"]), (MANY_BYTES, ["decode_0"])],
-    ids=["small", "few bytes but many pixels", "many bytes"],
-)
-def test_an_image_is_decoded_and_scored_and_only_a_small_one_by_the_thread_that_runs_the_model(
-    service: Any, threads: list[str], data: bytes, expected: list[str]
-) -> None:
-    image, scores, decode_seconds = asyncio.run(examined(service, Model(), data))
+def test_an_image_is_decoded_and_scored(service: Any, gate: threading.Event) -> None:
+    gate.set()
+    image, scores, decode_seconds = asyncio.run(examined(service, Model(), SMALL))
     assert image.pixels.shape == (32, 32, 3)
     assert scores.outputs["unlikeness"] == 0
     assert decode_seconds > 0
-    assert threads == expected
 
 
-def test_a_bomb_in_few_bytes_costs_the_models_thread_no_pixel(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_in_few_bytes_costs_no_pixel(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("a pixel was decoded"))
-    bomb = png(np.zeros((2000, 2000), np.uint8))
-    assert len(bomb) < examine.SMALL_BYTES
     with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, Model(), bomb))
+        asyncio.run(examined(service, Model(), png(np.zeros((2000, 2000), np.uint8))))
     assert refused.value.status == 413
 
 
@@ -143,39 +119,38 @@ def test_what_cannot_be_decoded_never_reaches_the_model(service: Any, data: byte
     assert (refused.value.status, model.runs) == (415, 0)
 
 
-@pytest.mark.parametrize("data", [SMALL, MANY_BYTES], ids=["small", "many bytes"])
 def test_an_image_that_is_cancelled_before_its_turn_is_never_decoded(
-    service: Any, threads: list[str], gate: threading.Event, data: bytes
+    service: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Model()
-    model.gate.clear()
+    decoded: list[bytes] = []
+    decode = examine.decode
+
+    def noted(data: bytes, *arguments: Any) -> Decoded:
+        decoded.append(data)
+        return decode(data, *arguments)
+
+    monkeypatch.setattr(examine, "decode", noted)
+    cancelled, after = (tiny_model.jpeg((shade, 2, 3)) for shade in (10, 20))
 
     async def main() -> None:
-        running = asyncio.create_task(examined(service, model, SMALL))
-        assert await asyncio.to_thread(model.started.wait, SECONDS)
-        service.pool.submit(lambda: gate.wait(SECONDS) and None)  # both threads are busy now
-        task = asyncio.create_task(examined(service, model, data))
+        service.pool.submit(lambda: gate.wait(SECONDS) and None)  # the only thread is busy now
+        task = asyncio.create_task(examined(service, Model(), cancelled))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         gate.set()
-        model.gate.set()
-        await running
-        await examined(service, model, MANY_BYTES)  # after the cancelled one, whichever way it went
-        await examined(service, model, SMALL)
+        await examined(service, Model(), after)
 
     asyncio.run(main())
-    assert threads == ["inference", "decode_0", "inference"]
+    assert decoded == [after]
 
 
-def test_an_image_with_too_many_pixels_for_the_models_thread_is_refused_where_the_pool_is_full(
-    service: Any, gate: threading.Event
-) -> None:
+def test_an_image_is_refused_where_the_pool_is_full(service: Any, gate: threading.Event) -> None:
     for _ in range(3):  # one that runs, and two that wait
         service.pool.submit(lambda: gate.wait(SECONDS) and None)
     with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, Model(), FEW_BYTES))
+        asyncio.run(examined(service, Model(), SMALL))
     assert refused.value.status == 503
 
 

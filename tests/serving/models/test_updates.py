@@ -338,7 +338,7 @@ def test_a_reload_switches_at_once_and_says_what_it_did(a_registry: Registry, se
 def test_a_reload_that_takes_long_goes_on_and_is_told_so(
     a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, gate, ask = threading.Event(), threading.Event(), registry.ask
+    asked, gate, ask = threading.Event(), threading.Event(), registry.Registry.ask
 
     def slowly(*arguments: Any) -> registry.Registered | None:
         asked.set()
@@ -349,7 +349,7 @@ def test_a_reload_that_takes_long_goes_on_and_is_told_so(
     with served(settings, watch_seconds=0) as client:
         new = a_registry.add()
         monkeypatch.setattr(admin, "WAIT_SECONDS", 0.1)
-        monkeypatch.setattr(registry, "ask", slowly)
+        monkeypatch.setattr(registry.Registry, "ask", slowly)
         answer = client.post("/admin/reload")
         assert (answer.status_code, answer.json()["result"], answer.json()["model"]["version"]) == (
             202,
@@ -368,7 +368,7 @@ def test_what_nobody_expected_is_reported_and_watching_goes_on(
     a_registry.add()
     with served(settings) as client:
         with monkeypatch.context() as broken:
-            broken.setattr(registry, "ask", lambda *_: 1 / 0)
+            broken.setattr(registry.Registry, "ask", lambda *_: 1 / 0)
             until(lambda: reloads(client).get("failed", 0) > 2)
         new = a_registry.add()
         until(lambda: version(client) == new)

@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from leukdetect.contract import ANSWER
+from leukdetect.decoding import decode
 from leukdetect.model_file import Model, load
 from leukdetect.registry import Located
-from serving.api import predict
 from serving.app import create_app
-from serving.inference.decode_pool import decode
+from serving.inference import answers
 from serving.inference.engine import Engine, Scores
 from serving.metrics import Metrics
 from serving.models.served import Models
@@ -179,7 +179,7 @@ class Shadowed:
         image = decode(RED, champion.contract.decode.size, 10_000)
         self.pixels = image.pixels
         outputs = dict(zip(ANSWER, (rows[0] for rows in champion.run(self.pixels[None])), strict=True))
-        self.answer = predict.conclude("id", champion, image, Scores(outputs, 0, 0), 0, 0)
+        self.answer = answers.prediction("id", champion, image, Scores(outputs, 0, 0), 0, 0)
 
     def offer(self) -> None:
         self.shadow.offer(self.pixels, self.answer)

@@ -1,0 +1,105 @@
+"""From whatever holds an image to what the model sees of it, with everything cheap first."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from leukdetect import images
+
+MAX_PIXELS = 40_000_000  # of a file; a microscope camera's has 12 million
+# A strip of a few rows can hold millions of columns within MAX_PIXELS; resizing it would take gigabytes.
+MAX_SIDE = 32_768
+
+Source = bytes | str | Path | Image.Image | np.ndarray
+
+
+class TooLargeError(images.ImageError):
+    """The image has too many pixels; none was decoded."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the model will see it. `brightness`, `sharpness` and `stain` are those of `pixels`."""
+
+    pixels: np.ndarray  # uint8 [S, S, 3] RGB
+    header: images.Header
+    sha256: str | None  # of the file; None where there was none
+    brightness: float
+    sharpness: float
+    stain: float
+
+
+def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Checks an image file's header, decodes and resizes it to `size` pixels a side.
+
+    Raises:
+        TooLargeError: the header promises more than `max_pixels`.
+        UnsupportedImage, ImageError: as `images.decode`.
+    """
+    header, picture = images.read(data, lambda header: check(header, max_pixels))
+    return _seen(picture, header, size, hashlib.sha256(data).hexdigest())
+
+
+def look(source: Source, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """As `decode`, of any source; see `picture`."""
+    if isinstance(source, Image.Image | np.ndarray):
+        upright = picture(source)
+        kind = (source.format if isinstance(source, Image.Image) else None) or "pixels"
+        header = images.Header(kind, upright.width, upright.height, upright.mode)
+        check(header, max_pixels)
+        return _seen(upright, header, size, None)
+    return decode(_bytes(source), size, max_pixels)
+
+
+def picture(source: Source) -> Image.Image:
+    """The upright RGB image, at its own size.
+
+    Args:
+        source: an image file's bytes or path, a Pillow image, or uint8 [H, W, 3] RGB.
+
+    Raises:
+        ImageError: it is no image; the message says what is wanted.
+        OSError: the path cannot be read.
+    """
+    if isinstance(source, Image.Image):
+        return images.upright(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
+            raise images.ImageError(
+                f"the array is {source.dtype} {list(source.shape)}; an image is uint8 [height, width, 3], "
+                "red, green, blue from 0 to 255"
+            )
+        return Image.fromarray(source)
+    return images.decode(_bytes(source))
+
+
+def check(header: images.Header, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuses by the header alone an image that is too large to decode.
+
+    Raises:
+        TooLargeError: it is.
+    """
+    if header.width * header.height > max_pixels or max(header.width, header.height) > MAX_SIDE:
+        raise TooLargeError(
+            f"the image has {header.width} × {header.height} pixels; at most {max_pixels / 1e6:g} megapixels "
+            f"and {MAX_SIDE} pixels a side are accepted. Crop it or make it smaller"
+        )
+
+
+def _bytes(source: object) -> bytes:
+    if isinstance(source, str | Path):
+        return Path(source).read_bytes()
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    raise images.ImageError(
+        f"a {type(source).__name__} is no image; give a file's bytes or path, a Pillow image, "
+        "or an array uint8 [height, width, 3]"
+    )
+
+
+def _seen(picture: Image.Image, header: images.Header, size: int, sha256: str | None) -> Decoded:
+    pixels = images.resize(picture, size)
+    return Decoded(pixels, header, sha256, *images.quality(pixels), images.stain(pixels))
