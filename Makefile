@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 # As pip does: a hospital's proxy signs with a certificate that only the machine knows.
 export UV_SYSTEM_CERTS := true
 
-.PHONY: help demo serve repro mlflow-ui test test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
+.PHONY: help demo serve repro mlflow-ui test quick test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -64,6 +64,9 @@ bench-score: .benchmarks/model224  ## batch scoring beside a bare onnxruntime lo
 
 soak: .benchmarks/model224 .venv-serving/.ready  ## ten minutes of load and 20 swaps: memory stays flat
 	python -m benchmarks.soak --models $<
+
+quick: lint  ## lint, types and the tests that need no TensorFlow, process, browser or service (under a minute)
+	pytest -q --quick -m "not slow"
 
 lint: .venv/.ready
 	ruff check .

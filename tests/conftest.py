@@ -8,8 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import quick
+
 if TYPE_CHECKING:  # it imports MLflow, which takes seconds that most tests need not spend
     from tests.registry import Registry
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only files that need no TensorFlow, process or service")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under --quick, files that need more are not even imported."""
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if config.getoption("--quick") and is_test and not quick.is_quick(collection_path) else None
 
 
 def require(condition: object, reason: str) -> None:
