@@ -20,7 +20,8 @@ from pipeline import params, stage
 from pipeline.data import prepared, smears
 from pipeline.data.source import read_source
 from pipeline.evaluation import baselines, explanations, learning_curve, metrics, schema, sections, shortcuts, slices
-from pipeline.evaluation.classification import Answers, agreement, answer, headline, hits, per_class, wilson
+from pipeline.evaluation.answers import Answers, answer, sample
+from pipeline.evaluation.classification import agreement, headline, hits, per_class, wilson
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.reporting import datasheet, explanation_figures, html_page, model_card, plots
@@ -47,14 +48,14 @@ def main() -> None:
     history = plots.history_table({phase: read_history(phase) for phase in ("train_head", "fine_tune")})
     source = read_source()
 
-    pixels, labels, groups = images[test.index], test["label"].to_numpy(), test["group"].to_numpy()
-    answers, answers_int8 = answer(fp32, pixels), answer(int8, pixels)
     corner, n, seed = recipe.evaluate.corner, recipe.evaluate.bootstrap, recipe.seed
+    held_out = sample(images[test.index], test["label"].to_numpy(), test["group"].to_numpy(), n, seed)
+    pixels, labels, weights = held_out.pixels, held_out.labels, held_out.weights
+    answers, answers_int8 = (answer(model, pixels, held_out.quality) for model in (fp32, int8))
     seen = train["label"].to_numpy()
     by_colour = baselines.colour_only((images[i] for i in train.index), seen, pixels, seed)
     by_corner = baselines.corner_only((images[i] for i in train.index), seen, pixels, corner, seed)
 
-    weights = metrics.group_weights(labels, groups, n, seed)
     malignant = np.array([c.malignant for c in recipe.classes])
     keys = [c.key for c in recipe.classes]
     measured = {
@@ -72,30 +73,29 @@ def main() -> None:
         "int8": headline(labels, malignant, answers_int8, weights),
         "int8_vs_fp32": {
             "balanced_accuracy_drop": metrics.paired_bootstrap(
-                labels, answers.predicted, answers_int8.predicted, groups, n, seed
+                labels, answers.predicted, answers_int8.predicted, weights
             ),
             **agreement(answers, answers_int8, labels, weights),
         },
         "colour_only": hits(labels, by_colour, len(keys), weights),
         "mcnemar_over_colour": metrics.mcnemar(answers.predicted == labels, by_colour == labels),
-        "margin_over_colour": metrics.paired_bootstrap(labels, answers.predicted, by_colour, groups, n, seed),
+        "margin_over_colour": metrics.paired_bootstrap(labels, answers.predicted, by_colour, weights),
         "audit": {"corner_only": hits(labels, by_corner, len(keys), weights)}
-        | shortcuts.measure(lambda changed: predicted_by(fp32, changed), pixels, labels, weights, corner),
+        | shortcuts.measure(lambda changed: predicted_by(fp32, changed), held_out, answers.predicted, corner),
     }
-    held_out = sections.sample(images, test, recipe)
-    measured |= sections.measure(fp32, int8, held_out, recipe)
+    measured |= sections.measure(fp32, int8, held_out, {"fp32": answers, "int8": answers_int8}, recipe)
     measured |= read_cross_validation(recipe)
-    cells = smears.cell_masks(held_out.paths, images.shape[1], seed) if source["source"] == "demo" else None
-    measured["explanations"] = explanations.measure(fp32, pixels, labels, held_out.weights, seed, cells)
+    cells = smears.cell_masks(test["path"], images.shape[1], seed) if source["source"] == "demo" else None
+    measured["explanations"] = explanations.measure(fp32, held_out, answers, seed, cells)
     report = plain(measured)
     schema.check(report)
 
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
         prediction_table(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
-    by_slice = slices.table(pixels, groups, labels, answers.predicted, weights)
+    by_slice = slices.table(held_out, answers.predicted)
     write_plots(labels, malignant, answers, history, by_slice, keys)
-    write_figures(held_out, pixels, labels, answers, history, fp32, measured, cells)
+    write_figures(pixels, labels, answers, history, fp32, measured, cells)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
         card = model_card.render(report, fp32.contract, source, patients, by_slice)
@@ -204,7 +204,6 @@ def write_plots(
 
 
 def write_figures(
-    held_out: sections.Sample,
     pixels: np.ndarray,
     labels: np.ndarray,
     answers: Answers,
@@ -228,9 +227,9 @@ def write_figures(
             "reliability": plots.reliability(answers.confidence, correct, fp32["ece"]),
             "training_curves": plots.training_curves(history),
             "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
-            **sections.figures(model, held_out, measured),
+            **sections.figures(model.contract.temperature, labels, answers, measured),
             "explanations": explanation_figures.tests(measured["explanations"]),
-            "overlays": explanation_figures.overlays(explanations.maps(model, pixels), labels, names, cells),
+            "overlays": explanation_figures.overlays(explanations.maps(answers, pixels), labels, names, cells),
         }
         samples = {"training_curves": on_train}
         if folds := measured.get("cross_validation"):

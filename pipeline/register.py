@@ -170,8 +170,9 @@ def _regression(
         m.predict(_at_size(pixels, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, champion)
     ]
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    weights = measures.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
     return (
-        measures.paired_bootstrap(labels, new, old, groups, recipe.evaluate.bootstrap, recipe.seed),
+        measures.paired_bootstrap(labels, new, old, weights),
         measures.mcnemar(new == labels, old == labels),
     )
 

@@ -3,15 +3,15 @@
 The decisions are the server's own (`leukdetect.decision`), from the same thresholds in the model file.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from leukdetect import images
-from leukdetect.decision import Decision, ReasonCode, decide
+from leukdetect.decision import ReasonCode
 from pipeline.evaluation import metrics
-from pipeline.model_file.onnx_model import OnnxModel
+from pipeline.evaluation.answers import Answers
 from pipeline.reporting import plots
 
 # What an image is referred for, in the order in which each check is asked what it adds to those before.
@@ -20,16 +20,6 @@ CHECKS: dict[str, set[ReasonCode]] = {
     "quality": {"too_dark", "too_bright", "blurred", "no_stained_nucleus"},
     "scores": {"low_confidence", "malignant_not_excluded", "malignant_not_confirmed"},
 }
-
-
-def decisions(model: OnnxModel, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[Decision]]:
-    """Probabilities [n, C], unlikeness [n] and what the server would say of uint8 [n, S, S, 3]."""
-    outputs = model.predict(pixels, ("probabilities", "unlikeness"))
-    said = [
-        decide(p, float(u), images.brightness(x), images.sharpness(x), images.stain(x), model.contract)
-        for p, u, x in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
-    ]
-    return outputs["probabilities"], outputs["unlikeness"], said
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -50,44 +40,41 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarr
 
 
 def measure(
-    model: OnnxModel, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray, foreign: dict[str, np.ndarray]
+    answers: Answers, labels: np.ndarray, weights: np.ndarray, foreign: Mapping[str, Answers]
 ) -> dict[str, Any]:
-    """How the model file abstains on held-out smears [N, S, S, 3], and on each kind of foreign images [n, S, S, 3].
+    """How a model file abstains on held-out smears, and on each kind of foreign images.
 
     A false referral is that of a held-out smear whose class would have been right. AUROC: the chance that a foreign
     image's unlikeness is above a smear's. Intervals resample the smears' groups and the foreign images one by one.
     """
-    probabilities, unlikeness, said = decisions(model, pixels)
-    referred = np.array([each.kind == "refer" for each in said])
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    correct = answers.predicted == labels
     return {
-        "false_referrals": metrics.estimate(metrics.mean(referred & correct, weights)),
-        **_referrals(said, weights),
+        "false_referrals": metrics.estimate(metrics.mean(~answers.reported & correct, weights)),
+        **_referrals(answers, weights),
         "risk": metrics.estimate(metrics.mean(~correct, weights)),
-        "risk_reported": metrics.estimate(metrics.mean(~correct, weights * ~referred)),
-        "aurc": metrics.estimate(risk_coverage(confidence, correct, weights)),
-        "foreign": {name: _of_kind(model, theirs, unlikeness, weights) for name, theirs in foreign.items()},
+        "risk_reported": metrics.estimate(metrics.mean(~correct, weights * answers.reported)),
+        "aurc": metrics.estimate(risk_coverage(answers.confidence, correct, weights)),
+        "foreign": {name: _of_kind(theirs, answers.unlikeness, weights) for name, theirs in foreign.items()},
     }
 
 
-def _of_kind(model: OnnxModel, theirs: np.ndarray, unlikeness: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    _, distance, said = decisions(model, theirs)
-    n = len(theirs)
+def _of_kind(theirs: Answers, unlikeness: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    n = len(theirs.unlikeness)
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), len(weights) - 1)
     own = np.concatenate([np.ones((1, n)), draws])
-    scores, foreign = np.concatenate([unlikeness, distance]), np.arange(len(unlikeness) + n) >= len(unlikeness)
-    area = metrics.auroc(scores, foreign, np.concatenate([weights, own], axis=1))
-    return {"images": n, "auroc": metrics.estimate(area), **_referrals(said, own)}
+    scores = np.concatenate([unlikeness, theirs.unlikeness])
+    area = metrics.auroc(scores, np.arange(len(scores)) >= len(unlikeness), np.concatenate([weights, own], axis=1))
+    return {"images": n, "auroc": metrics.estimate(area), **_referrals(theirs, own)}
 
 
-def _referrals(said: list[Decision], weights: np.ndarray) -> dict[str, Any]:
+def _referrals(answers: Answers, weights: np.ndarray) -> dict[str, Any]:
     """The share that is referred: in all, for each reason, and what each of `CHECKS` adds to those before it."""
-    codes = [{reason.code for reason in each.reasons} for each in said]
 
     def share(flags: np.ndarray) -> metrics.Estimate:
         return metrics.estimate(metrics.mean(flags, weights))
 
-    left, adds = np.ones(len(said), bool), {}
+    codes = answers.reasons
+    left, adds = np.ones(len(codes), bool), {}
     for check, reasons in CHECKS.items():
         caught = np.array([bool(reasons & each) for each in codes])
         adds[check] = share(caught & left)
@@ -101,12 +88,11 @@ def _referrals(said: list[Decision], weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def figure(model: OnnxModel, pixels: np.ndarray, labels: np.ndarray, measured: dict[str, Any]) -> Figure:
+def figure(confidence: np.ndarray, correct: np.ndarray, measured: dict[str, Any]) -> Figure:
     """The risk–coverage curve, and which check refers what share of each kind of foreign images."""
     drawn = plots.blank(11, 4.6, "Abstention")
     curve, kinds = drawn.subplots(1, 2, width_ratios=(1, 1.1))
-    probabilities = model.predict(pixels)["probabilities"]
-    _draw_curve(curve, probabilities.max(1), probabilities.argmax(1) == labels, measured)
+    _draw_curve(curve, confidence, correct, measured)
     _draw_kinds(kinds, {"held-out smears": measured} | measured["foreign"])
     return drawn
 

@@ -1,47 +1,10 @@
-"""What a model file says of images, and all that one number says of it: a section of reports/metrics.json."""
-
-from dataclasses import dataclass
+"""All that one number says of a model file: sections of reports/metrics.json."""
 
 import numpy as np
 
-from leukdetect.decision import ReasonCode
-from pipeline.evaluation import abstention, metrics
+from pipeline.evaluation import metrics
+from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.metrics import Estimate, McNemar
-from pipeline.model_file.onnx_model import OnnxModel
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model file says of N images, read with its own thresholds as the server does."""
-
-    probabilities: np.ndarray  # float64 [N, C]
-    predicted: np.ndarray  # int [N]
-    confidence: np.ndarray  # [N], the highest probability
-    p_malignant: np.ndarray  # [N]
-    malignant: np.ndarray  # bool [N], called so at the operating point
-    unlikeness: np.ndarray  # [N]
-    reasons: list[set[ReasonCode]]  # N, why the server would refer it; empty: it would not
-
-    @property
-    def reported(self) -> np.ndarray:
-        """bool [N]: not referred."""
-        return np.array([not each for each in self.reasons])
-
-
-def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
-    """Runs uint8 [N, S, S, 3] through a model file."""
-    probabilities, unlikeness, said = abstention.decisions(model, pixels)
-    probabilities = probabilities.astype(np.float64)
-    p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
-    return Answers(
-        probabilities=probabilities,
-        predicted=probabilities.argmax(1),
-        confidence=probabilities.max(1),
-        p_malignant=p_malignant,
-        malignant=p_malignant >= model.contract.thresholds.malignant,
-        unlikeness=unlikeness,
-        reasons=[{reason.code for reason in each.reasons} for each in said],
-    )
 
 
 def hits(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> dict[str, Estimate]:

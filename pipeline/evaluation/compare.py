@@ -62,7 +62,7 @@ def report(both: pd.DataFrame) -> str:
     labels, a, b, groups = (both[name].to_numpy(str) for name in ("class", "predicted", "predicted_b", "group"))
     weights = metrics.group_weights(labels, groups, RESAMPLES, SEED)
     values = [metrics.estimate(metrics.balanced_accuracy(labels, predicted, weights)) for predicted in (a, b)]
-    difference = metrics.paired_bootstrap(labels, a, b, groups, RESAMPLES, SEED)
+    difference = metrics.paired_bootstrap(labels, a, b, weights)
     lines = [f"{len(both)} images in {len(np.unique(groups))} groups, {both.attrs['left_out']} rows left out", ""]
     for name, value in (*zip("AB", values, strict=True), ("A − B", difference)):
         lines.append(f"balanced accuracy of {name:5}  {value.value:7.4f}  [{value.low:.4f}, {value.high:.4f}]")

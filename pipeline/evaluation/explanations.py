@@ -5,6 +5,7 @@ cell, where the cell is known (`cell`); does it change with the weights (`random
 what it marks (`deletion`, `insertion`)? And one of the similar cases: are they of the image's class (`similar`)?
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,12 @@ from scipy.stats import rankdata
 
 from leukdetect import similar
 from pipeline.evaluation import metrics, randomisation
+from pipeline.evaluation.answers import Answers, Sample
 from pipeline.model_file.onnx_model import OnnxModel
 
 CENTRE = 0.25  # standard deviation of the centre Gaussian, as a share of the side
 STEPS = 8  # in which pixels are taken away or put in
-MOST = 64  # images whose pixels or weights are altered: each is asked about 54 times
+MOST = 64  # images whose pixels or weights are altered: each is asked about 48 times
 SHUFFLES = 6  # one network of shuffled weights favours one place, another another: one alone says nothing
 BLUR = 1 / 8  # of the side: hides what a nucleus looks like, and leaves where it is
 
@@ -29,6 +31,7 @@ class Maps:
     """What the model says of N images, and where it looked for that."""
 
     predicted: np.ndarray  # int [N]
+    confidence: np.ndarray  # [N], the probability of that class
     grid: np.ndarray  # [N, h, w], the map of the predicted class; 0 and above
     pixels: np.ndarray  # uint8 [N, S, S, 3]
 
@@ -38,11 +41,12 @@ class Maps:
         return np.asarray((self.grid <= 0).all(axis=(1, 2)))
 
 
-def maps(model: OnnxModel, pixels: np.ndarray) -> Maps:
-    """Runs uint8 [N, S, S, 3] through the model file."""
-    outputs = model.predict(pixels, ("probabilities", "cam"))
-    predicted = outputs["probabilities"].argmax(1)
-    return Maps(predicted, outputs["cam"][np.arange(len(pixels)), predicted], pixels)
+def maps(answers: Answers, pixels: np.ndarray) -> Maps:
+    """Of the class that the model file gives each of uint8 [N, S, S, 3]."""
+    predicted = answers.predicted
+    return Maps(
+        predicted, answers.confidence.astype(np.float32), answers.cam[np.arange(len(pixels)), predicted], pixels
+    )
 
 
 def enlarged(grid: np.ndarray, side: int) -> np.ndarray:
@@ -52,23 +56,15 @@ def enlarged(grid: np.ndarray, side: int) -> np.ndarray:
     )
 
 
-def measure(
-    model: OnnxModel,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    seed: int,
-    cells: np.ndarray | None,
-) -> dict[str, Any]:
+def measure(model: OnnxModel, sample: Sample, answers: Answers, seed: int, cells: np.ndarray | None) -> dict[str, Any]:
     """All of it, with intervals over the images' groups.
 
     Args:
-        pixels, labels: the test split, uint8 [N, S, S, 3] and [N].
-        weights: [R, N], of `metrics.group_weights`.
+        sample, answers: the test split, and what the model file says of it.
         seed: of the shuffled weights, the random maps and the choice of MOST images that have a map.
         cells: bool [N, S, S], where the cell is; None where that is not known.
     """
-    seen = maps(model, pixels)
+    seen, weights = maps(answers, sample.pixels), sample.weights
     rng = np.random.default_rng(seed)
     result: dict[str, Any] = {
         "grid": list(seen.grid.shape[1:]),
@@ -79,12 +75,13 @@ def measure(
     shown = np.flatnonzero(~seen.empty)
     if len(shown):
         chosen = np.sort(rng.permutation(shown)[:MOST])
-        few, theirs = Maps(seen.predicted[chosen], seen.grid[chosen], seen.pixels[chosen]), weights[:, chosen]
+        few = Maps(seen.predicted[chosen], seen.confidence[chosen], seen.grid[chosen], seen.pixels[chosen])
+        theirs = weights[:, chosen]
         result |= {"altered_images": len(chosen), "randomised": randomised(model, few, theirs, seed)}
         result |= altered(model, few, theirs, rng)
     index = similar.read(model.session.get_modelmeta().custom_metadata_map, len(model.contract.classes))
     if index is not None:
-        result["similar"] = same_class(model, index, pixels, labels, weights)
+        result["similar"] = same_class(index, answers.embedding, sample.labels, weights)
     return result
 
 
@@ -148,10 +145,9 @@ def randomised(model: OnnxModel, seen: Maps, weights: np.ndarray, seed: int) -> 
     """
     half = np.roll(np.arange(len(seen.grid)), len(seen.grid) // 2)
     left: dict[str, list[np.ndarray]] = {"other_images": [seen.grid[half]]}
-    for shuffle in range(SHUFFLES):
-        for name, session in randomisation.sessions(model.path, seed + shuffle):
-            changed = OnnxModel(model.path, model.contract, session).predict(seen.pixels, ("cam",))["cam"]
-            left.setdefault(name, []).append(changed[np.arange(len(changed)), seen.predicted])
+    for name, session in randomisation.sessions(model.path, range(seed, seed + SHUFFLES)):
+        changed = OnnxModel(model.path, model.contract, session).predict(seen.pixels, ("cam",))["cam"]
+        left.setdefault(name, []).append(changed[np.arange(len(changed)), seen.predicted])
     return {name: _alike(seen.grid, np.stack(after), weights, seed) for name, after in left.items()}
 
 
@@ -191,7 +187,7 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
         For each: the mean probability after each step with the map's and with the random order, the areas under the
         two curves, and the `gain` of the map's over the random one, above 0 if the map does better.
     """
-    pixels, predicted, grid = seen.pixels, seen.predicted, seen.grid
+    pixels, grid = seen.pixels, seen.grid
     side = pixels.shape[1]
     scaled = grid / grid.max(axis=(1, 2), keepdims=True)
     chance = enlarged(rng.random(grid.shape, dtype=np.float32), side)
@@ -204,9 +200,17 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
     blurred = ndimage.gaussian_filter(pixels.astype(np.float32), (0, BLUR * side, BLUR * side, 0))
     ends = {"deletion": (pixels, median), "insertion": (np.rint(blurred).astype(np.uint8), pixels)}
 
+    def ask(images: np.ndarray) -> np.ndarray:
+        return model.predict(images)["probabilities"][np.arange(len(images)), seen.predicted]
+
     result = {}
     for test, (start, end) in ends.items():
-        curves = {name: _curve(model, order, start, end, predicted) for name, order in orders.items()}
+        # Both orders begin and end with the same images, and one end is the images as they are.
+        first, last = (seen.confidence if side is pixels else ask(side) for side in (start, end))
+        curves = {
+            name: np.stack([first, *map(ask, _mixed(order, start, end)), last], axis=1)
+            for name, order in orders.items()
+        }
         areas = {name: np.trapezoid(curve, dx=1 / STEPS, axis=1) for name, curve in curves.items()}
         gain = (areas["random"] - areas["map"]) * (1 if test == "deletion" else -1)
         result[test] = {
@@ -217,25 +221,19 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
     return result
 
 
-def _curve(model: OnnxModel, order: np.ndarray, start: np.ndarray, end: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Each image's probability of its class, [n, STEPS + 1], while pixels of `start` become `end`'s, highest first."""
+def _mixed(order: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
+    """The steps between `start` and `end`, [n, S, S, 3] each, while pixels of one become the other's, highest first."""
     places = rankdata(-order.reshape(len(order), -1), method="ordinal", axis=1).reshape(order.shape)
     shares = (places - 1) / places[0].size  # 0 for the first pixel
-    found = []
-    for step in range(STEPS + 1):
-        mixed = np.where((shares < step / STEPS)[..., None], end, start)
-        found.append(model.predict(mixed)["probabilities"][np.arange(len(classes)), classes])
-    return np.stack(found, axis=1)
+    for step in range(1, STEPS):
+        yield np.where((shares < step / STEPS)[..., None], end, start)
 
 
 # --- are similar cases of the same class? ---
 
 
-def same_class(
-    model: OnnxModel, index: similar.Index, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> dict[str, Any]:
+def same_class(index: similar.Index, embedding: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     """Share of the nearest training images that have a test image's own class; `chance` is its share of the index."""
-    embedding = model.predict(pixels, ("embedding",))["embedding"]
     near = np.array([[row for row, _ in index.nearest(each)] for each in embedding])
     same = (index.classes[near] == labels[:, None]).mean(axis=1)
     chance = (index.classes[None] == labels[:, None]).mean(axis=1)

@@ -77,32 +77,24 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def paired_bootstrap(
-    labels: np.ndarray,
-    predictions_a: np.ndarray,
-    predictions_b: np.ndarray,
-    groups: Sequence[Hashable] | np.ndarray,
-    n: int,
-    seed: int,
+    labels: np.ndarray, predictions_a: np.ndarray, predictions_b: np.ndarray, weights: np.ndarray
 ) -> Estimate:
     """By how much A's balanced accuracy exceeds B's, both having answered for the same images.
 
-    Paired: each resample of groups (`group_weights`) scores A and B on the same images, so that what makes
-    an image hard for both cancels out. If `high` is below zero, A is worse by more than chance explains.
+    Paired: each resample of groups scores A and B on the same images, so that what makes an image hard for both
+    cancels out. If `high` is below zero, A is worse by more than chance explains.
 
     Args:
         labels, predictions_a, predictions_b: [N] classes, as numbers or as names, rows aligned.
-        groups: [N] hashables; images of one group are drawn together.
-        n: number of resamples.
-        seed: of the resamples.
+        weights: [1 + n, N], of `group_weights`.
 
     Raises:
-        ValueError: the lengths differ, or there are no images.
+        ValueError: the lengths differ.
     """
     if not len(labels) == len(predictions_a) == len(predictions_b):
         raise ValueError(
             f"{len(labels)} labels, {len(predictions_a)} and {len(predictions_b)} predictions: must be equal"
         )
-    weights = group_weights(labels, groups, n, seed)
     return estimate(
         balanced_accuracy(labels, predictions_a, weights) - balanced_accuracy(labels, predictions_b, weights)
     )

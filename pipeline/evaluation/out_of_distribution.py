@@ -7,15 +7,12 @@ same for the same seed.
 import gzip
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_sample_images
 
 from leukdetect import images
 from pipeline.stage import Problem
 
-SHIPPED = Path(matplotlib.get_data_path(), "sample_data")
 EACH = 60  # images a kind
 FEW = (  # for whoever reads an interval
     "Photographs are crops of three pictures, textures of three reliefs; blank slides and inverted colours are made of "
@@ -48,9 +45,10 @@ def kinds(smears: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     size = smears.shape[1]
     rng = np.random.default_rng(seed)
     chosen = smears[np.sort(rng.permutation(len(smears))[:EACH])]
+    photographs, reliefs = _photographs(), _reliefs()
     return {
-        "photographs": np.stack([_crop(_pick(_photographs(), rng), size, rng) for _ in range(EACH)]),
-        "textures": np.stack([_texture(_pick(_reliefs(), rng), size, rng) for _ in range(EACH)]),
+        "photographs": np.stack([_crop(_pick(photographs, rng), size, rng) for _ in range(EACH)]),
+        "textures": np.stack([_texture(_pick(reliefs, rng), size, rng) for _ in range(EACH)]),
         "noise": np.stack([_noise(size, rng) for _ in range(EACH)]),
         "blank slides": np.stack([_blank(image, rng) for image in chosen]),
         "inverted colours": 255 - chosen,
@@ -76,15 +74,24 @@ def _pick(sources: list[Image.Image], rng: np.random.Generator) -> Image.Image:
 
 def _photographs() -> list[Image.Image]:
     """A temple, a flower (scikit-learn, CC BY) and a portrait (matplotlib, public domain)."""
-    portrait = Image.open(SHIPPED / "grace_hopper.jpg").convert("RGB")
+    from sklearn.datasets import load_sample_images
+
+    portrait = Image.open(_shipped("grace_hopper.jpg")).convert("RGB")
     return [*(Image.fromarray(photograph) for photograph in load_sample_images().images), portrait]
+
+
+def _shipped(name: str) -> Path:
+    """An example of data that matplotlib brings along; its plotting is not loaded."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path(), "sample_data", name)
 
 
 def _reliefs() -> list[Image.Image]:
     """Heights of land and sea, and a slice of a head (MRI), all matplotlib's: grey, 8 bits."""
-    with gzip.open(SHIPPED / "s1045.ima.gz") as file:
+    with gzip.open(_shipped("s1045.ima.gz")) as file:
         head = np.frombuffer(file.read(), np.uint16).reshape(256, 256)
-    with np.load(SHIPPED / "topobathy.npz") as sea, np.load(SHIPPED / "jacksboro_fault_dem.npz") as land:
+    with np.load(_shipped("topobathy.npz")) as sea, np.load(_shipped("jacksboro_fault_dem.npz")) as land:
         return [_grey(plane.astype(np.float64)) for plane in (head, sea["topo"], land["elevation"])]
 
 
@@ -94,7 +101,9 @@ def _grey(plane: np.ndarray) -> Image.Image:
 
 
 def _texture(relief: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
-    colours = matplotlib.colormaps[MAPS[rng.integers(len(MAPS))]](np.arange(256))[:, :3]
+    from matplotlib import colormaps
+
+    colours = colormaps[MAPS[rng.integers(len(MAPS))]](np.arange(256))[:, :3]
     return np.rint(255 * colours[_crop(relief, size, rng)[..., 0]]).astype(np.uint8)
 
 
@@ -130,7 +139,8 @@ def _screenshot(size: int, rng: np.random.Generator) -> np.ndarray:
     draw = ImageDraw.Draw(page)
     draw.rectangle((0, 0, side, 18), fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
     height = int(rng.integers(10, 22))
+    font = ImageFont.load_default(height)
     for top in range(24, side, int(height * 1.4)):
         words = " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=int(rng.integers(2, 12))))
-        draw.text((6, top), words, fill=(int(ink),) * 3, font=ImageFont.load_default(height))
+        draw.text((6, top), words, fill=(int(ink),) * 3, font=font)
     return images.resize(page, size)

@@ -4,7 +4,7 @@ On the ONNX file itself, as it is served. The closed form of the maps holds the 
 kernels, transposed or not, are shuffled alike, so that map and answer stay those of one network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,24 @@ PARTS = {  # the share of the base's convolutions that is shuffled with the head
 }
 
 
-def sessions(path: Path, seed: int) -> Iterator[tuple[str, onnxruntime.InferenceSession]]:
-    """The model file with ever more of its weights shuffled, by the names of PARTS."""
+def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntime.InferenceSession]]:
+    """The model file for each seed with ever more of its weights shuffled, by the names of PARTS.
+
+    The kernels reach onnxruntime beside the graph and not within it: to write and read 90 MB of protobuf anew for
+    each network would take as long as running it.
+    """
     proto = onnx.load(path)
     names = kernels(proto)
-    for part, share in PARTS.items():
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-        shuffle(copy, names["head"] | last(names["base"], share), seed)
-        yield part, onnxruntime.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    values = take_out(proto, names["head"] | names["base"])
+    graph, matrices = proto.SerializeToString(), upright(values)
+    for seed in seeds:
+        for part, share in PARTS.items():
+            after = values | shuffled(values, matrices, names["head"] | last(names["base"], share), seed)
+            options = onnxruntime.SessionOptions()
+            options.add_external_initializers(
+                list(after), [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in after.values()]
+            )
+            yield part, onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def kernels(proto: onnx.ModelProto) -> dict[str, dict[str, None]]:
@@ -52,22 +61,38 @@ def last(names: dict[str, None], share: float) -> dict[str, None]:
     return dict.fromkeys(list(names)[len(names) - int(np.ceil(share * len(names))) :])
 
 
-def shuffle(proto: onnx.ModelProto, names: dict[str, None], seed: int) -> None:
-    """Shuffles each kernel's values, in place; equal kernels, transposed or not, alike."""
+def take_out(proto: onnx.ModelProto, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of initializers, by name, which the graph holds no longer: a session must be given them."""
+    wanted, values = set(names), {}
+    for each in proto.graph.initializer:
+        if each.name in wanted:
+            values[each.name] = numpy_helper.to_array(each)
+            outside = {"data_type": each.data_type, "dims": each.dims, "data_location": onnx.TensorProto.EXTERNAL}
+            each.CopyFrom(onnx.TensorProto(name=each.name, **outside))
+            each.external_data.add(key="location", value="beside the graph")
+    return values
+
+
+def upright(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Kernels without sides of 1, matrices with their long side down; equal ones are one array."""
+    known: dict[bytes, np.ndarray] = {}
+    bare = {name: value.squeeze() for name, value in values.items()}
+    lying = {name for name, each in bare.items() if each.ndim == 2 and each.shape[0] < each.shape[1]}
+    stood = {name: np.ascontiguousarray(each.T) if name in lying else each for name, each in bare.items()}
+    return {name: known.setdefault(each.tobytes(), each) for name, each in stood.items()}
+
+
+def shuffled(
+    values: Mapping[str, np.ndarray], matrices: Mapping[str, np.ndarray], names: Iterable[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Kernels with their values shuffled; those that are one array in `upright`'s `matrices`, alike."""
     rng = np.random.default_rng(seed)
-    made: dict[bytes, np.ndarray] = {}
-    by_name = {each.name: each for each in proto.graph.initializer}
+    made: dict[int, np.ndarray] = {}
+    after = {}
     for name in names:
-        value = numpy_helper.to_array(by_name[name])
-        upright = _upright(value)
-        key = upright.tobytes()
-        if key not in made:
-            made[key] = rng.permutation(upright.ravel()).reshape(upright.shape)
-        back = made[key] if upright.shape == value.squeeze().shape else made[key].T
-        by_name[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(back.reshape(value.shape)), name))
-
-
-def _upright(value: np.ndarray) -> np.ndarray:
-    """A matrix with its long side down, without sides of 1; what is no matrix as it is."""
-    bare = value.squeeze()
-    return np.ascontiguousarray(bare.T) if bare.ndim == 2 and bare.shape[0] < bare.shape[1] else bare
+        value, matrix = values[name], matrices[name]
+        if id(matrix) not in made:
+            made[id(matrix)] = rng.permutation(matrix.ravel()).reshape(matrix.shape)
+        back = made[id(matrix)] if matrix.shape == value.squeeze().shape else made[id(matrix)].T
+        after[name] = np.ascontiguousarray(back.reshape(value.shape))
+    return after

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pipeline.evaluation import metrics, nuclei
+from pipeline.evaluation.answers import Sample
 from pipeline.evaluation.metrics import Estimate
 
 BASELINES = {  # predictions of something that never sees a cell
@@ -42,27 +43,21 @@ MEANING = BASELINES | EXPERIMENTS
 
 
 def measure(
-    predict: Callable[[np.ndarray], np.ndarray],
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    weights: np.ndarray,
-    corner: float,
+    predict: Callable[[np.ndarray], np.ndarray], sample: Sample, before: np.ndarray, corner: float
 ) -> dict[str, dict[str, Estimate]]:
     """Balanced accuracy after each of `EXPERIMENTS`, and how many predictions it changes.
 
     Args:
         predict: uint8 [N, S, S, 3] to classes [N].
-        pixels: uint8 [N, S, S, 3]; labels: [N].
-        weights: [R, N], from `metrics.group_weights`.
+        before: what it says of the sample as it is, [N].
         corner: the masked corner's side, as a share.
     """
-    before = predict(pixels)
     result = {}
-    for name, changed in experiments(pixels, corner):
+    for name, changed in experiments(sample.pixels, corner):
         predicted = predict(changed)
         result[name] = {
-            "balanced_accuracy": metrics.estimate(metrics.balanced_accuracy(labels, predicted, weights)),
-            "changed": metrics.estimate(metrics.mean(predicted != before, weights)),
+            "balanced_accuracy": metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
+            "changed": metrics.estimate(metrics.mean(predicted != before, sample.weights)),
         }
     return result
 

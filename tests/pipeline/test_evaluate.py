@@ -24,6 +24,7 @@ from PIL import Image
 from pipeline import evaluate, params
 from pipeline.data import prepared
 from pipeline.evaluation import (
+    answers,
     baselines,
     classification,
     explanations,
@@ -469,9 +470,8 @@ class TestSlices:
     def test_a_part_of_few_groups_or_without_a_mistake_has_an_interval_too(self) -> None:
         pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
         pixels[20:] = 200
-        groups = np.repeat(["a", "b", "c", "d"], 10)
-        weights = metrics.group_weights(labels, groups, 200, 0)
-        table = slices.table(pixels, groups, labels, labels, weights).set_index("slice")
+        sample = answers.sample(pixels, labels, np.repeat(["a", "b", "c", "d"], 10), 200, 0)
+        table = slices.table(sample, labels).set_index("slice")
         assert (table["accuracy"] == 1).all()
         assert (table["high"] == 1).all()
         # Wilson: 20 of 20, and 10 of 10.
@@ -481,8 +481,8 @@ class TestSlices:
     def test_groups_that_differ_widen_it_beyond_wilsons(self) -> None:
         labels, groups = np.zeros(400, int), np.repeat(np.arange(8), 50)
         predicted = (groups % 2).astype(int)  # whole groups are right or wrong
-        weights = metrics.group_weights(labels, groups, 500, 0)
-        table = slices.table(np.zeros((400, 8, 8, 3), np.uint8), groups, labels, predicted, weights)
+        sample = answers.sample(np.zeros((400, 8, 8, 3), np.uint8), labels, groups, 500, 0)
+        table = slices.table(sample, predicted)
         [row] = table[table["slice"] == "sharpness"].itertuples()
         alone = metrics.wilson(200, 400)
         assert row.low < alone.low - 0.1
@@ -508,7 +508,7 @@ class TestProblems:
         self, project: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(evaluate.explanations, "measure", lambda *_: {"grid": [2, 2]})
-        with pytest.raises(Problem, match=r"metrics_schema.py at explanations\.empty: Field required"):
+        with pytest.raises(Problem, match=r"evaluation/schema.py at explanations\.empty: Field required"):
             evaluate.main()
 
     def test_missing_curves_name_the_phase(self, project: Path) -> None:
@@ -590,7 +590,7 @@ class TestFigures:
     def test_overlays_name_the_class_and_what_the_model_made_of_it(self) -> None:
         grid = np.ones((3, 2, 2), np.float32)
         grid[2] = 0
-        seen = explanations.Maps(np.array([0, 1, 1]), grid, np.zeros((3, 8, 8, 3), np.uint8))
+        seen = explanations.Maps(np.array([0, 1, 1]), np.ones(3), grid, np.zeros((3, 8, 8, 3), np.uint8))
         with matplotlib.rc_context(plots.STYLE):
             figure = explanation_figures.overlays(seen, np.array([0, 0, 1]), ["Benign", "Pro-B"], None)
         labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]

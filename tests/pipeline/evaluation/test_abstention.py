@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
-from pipeline.evaluation import abstention, out_of_distribution
+from pipeline.evaluation import abstention, answers, out_of_distribution
 from pipeline.model_file import calibration, onnx_model
 from pipeline.stage import Problem
 from tests import tiny_model
@@ -75,9 +75,9 @@ def test_every_check_counts_what_it_adds_to_those_before(tmp_path: Path) -> None
     smears = np.random.default_rng(0).integers(90, 160, (6, 32, 32, 3)).astype(np.uint8)
     black, grey = np.zeros((4, 32, 32, 3), np.uint8), np.full((4, 32, 32, 3), 110, np.uint8)
     grey[..., 2] = 120  # the model is unsure of it: pro, or pre
-    found = abstention.measure(
-        onnx_model.load(tmp_path / "m.onnx"), smears, np.full(6, 3), ONE, {"black": black, "grey": grey}
-    )
+    model = onnx_model.load(tmp_path / "m.onnx")
+    own, *foreign = (answers.answer(model, pixels, answers.quality(pixels)) for pixels in (smears, black, grey))
+    found = abstention.measure(own, np.full(6, 3), ONE, dict(zip(("black", "grey"), foreign, strict=True)))
     added = {name: {check: share.value for check, share in each["added_by"].items()} for name, each in kinds(found)}
     assert added["black"] == {"unlikeness": 1, "quality": 0, "scores": 0}  # though it is too dark as well
     assert found["foreign"]["black"]["referred_for"]["too_dark"].value == 1

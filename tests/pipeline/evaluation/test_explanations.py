@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import explanations, randomisation
+from pipeline.evaluation import answers, explanations, randomisation
+from pipeline.evaluation.answers import Answers, Sample
 from pipeline.evaluation.explanations import Maps
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import OnnxModel
@@ -17,6 +18,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
     tiny_model.write(path, index=tiny_model.index(thumbnails=False))
     return onnx_model.load(path)
+
+
+def asked(model: OnnxModel, pixels: np.ndarray) -> Answers:
+    return answers.answer(model, pixels, answers.quality(pixels))
 
 
 def one_hot(row: int, column: int, n: int = 3) -> np.ndarray:
@@ -72,7 +77,7 @@ class TestOnCells:
 class TestAltered:
     def gains(self, model: OnnxModel, grid: np.ndarray) -> tuple[float, float]:
         pixels = smears(len(grid))
-        seen = Maps(np.full(len(grid), 2), grid, pixels)
+        seen = Maps(np.full(len(grid), 2), model.predict(pixels)["probabilities"][:, 2], grid, pixels)
         weights = np.ones((11, len(grid)))
         found = explanations.altered(model, seen, weights, np.random.default_rng(0))
         for test in found.values():
@@ -103,7 +108,7 @@ class TestRandomised:
     def test_maps_change_with_the_weights_that_they_are_made_of(self, model: OnnxModel) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (30, SIDE, SIDE, 3)).astype(np.uint8)
         pixels[..., 2] = 255 - pixels[..., 0]  # so that other colours make other maps
-        seen = explanations.maps(model, pixels)
+        seen = explanations.maps(asked(model, pixels), pixels)
         found = explanations.randomised(model, seen, np.ones((11, 30)), seed=1)
         assert set(found) == {"other_images", *randomisation.PARTS}
         assert found["everything"]["correlation"].value < 0.9
@@ -134,7 +139,8 @@ def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel)
     pixels = smears()
     pixels[:3] = 5  # dark: pro, of which the tiny model has no map
     labels = np.array([3] * 3 + [2] * 9)
-    found = explanations.measure(model, pixels, labels, np.ones((11, 12)), 1, None)
+    sample = Sample(pixels, labels, labels, np.ones((11, 12)))
+    found = explanations.measure(model, sample, asked(model, pixels), 1, None)
     assert found["empty"].value == 0.25
     assert found["grid"] == [4, 4]
     assert found["altered_images"] == 9
@@ -144,7 +150,8 @@ def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel)
 
 def test_with_every_map_empty_nothing_is_said_of_curves(model: OnnxModel) -> None:
     dark = np.full((6, SIDE, SIDE, 3), 5, np.uint8)
-    found = explanations.measure(model, dark, np.full(6, 3), np.ones((11, 6)), 1, None)
+    sample = Sample(dark, np.full(6, 3), np.arange(6), np.ones((11, 6)))
+    found = explanations.measure(model, sample, asked(model, dark), 1, None)
     assert found["empty"].value == 1
     assert "deletion" not in found
 

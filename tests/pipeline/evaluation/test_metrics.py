@@ -233,22 +233,25 @@ class TestPairedBootstrap:
     @given(samples())
     def test_a_model_differs_from_itself_by_nothing(self, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         labels, predictions, groups = sample
-        assert metrics.paired_bootstrap(labels, predictions, predictions, groups, 50, 0) == Estimate(0, 0, 0)
+        assert metrics.paired_bootstrap(labels, predictions, predictions, resamples(labels, groups)) == Estimate(
+            0, 0, 0
+        )
 
     @unhurried
     @given(samples())
     def test_swapping_the_two_turns_the_sign(self, sample: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
         labels, predictions, groups = sample
         others = predictions[::-1]
-        ab = metrics.paired_bootstrap(labels, predictions, others, groups, 50, 0)
-        ba = metrics.paired_bootstrap(labels, others, predictions, groups, 50, 0)
+        weights = resamples(labels, groups)
+        ab = metrics.paired_bootstrap(labels, predictions, others, weights)
+        ba = metrics.paired_bootstrap(labels, others, predictions, weights)
         assert (ab.value, ab.low, ab.high) == pytest.approx((-ba.value, -ba.high, -ba.low), abs=1e-12)
 
     def test_the_value_is_the_difference_of_balanced_accuracies_and_names_will_do(self) -> None:
         labels = np.array(["benign", "benign", "pro", "pro"])
         a = np.array(["benign", "benign", "pro", "benign"])
         b = np.array(["pro", "benign", "pro", "early"])  # early occurs in no label
-        assert metrics.paired_bootstrap(labels, a, b, list("wxyz"), 100, 0).value == pytest.approx(0.75 - 0.5)
+        assert metrics.paired_bootstrap(labels, a, b, np.ones((2, 4))).value == pytest.approx(0.75 - 0.5)
 
     def test_what_is_hard_for_both_cancels_out(self) -> None:
         rng = np.random.default_rng(0)
@@ -256,14 +259,15 @@ class TestPairedBootstrap:
         hard = rng.random(40)[groups] < 0.4  # whole patients that both get wrong
         a = np.where(hard, 1 - labels, labels)
         b = np.where(hard | (np.arange(400) % 10 == 0), 1 - labels, labels)  # and one image of each more
-        alone = metrics.estimate(metrics.balanced_accuracy(labels, a, resamples(labels, groups, 500)))
-        paired = metrics.paired_bootstrap(labels, a, b, groups, 500, 0)
+        weights = resamples(labels, groups, 500)
+        alone = metrics.estimate(metrics.balanced_accuracy(labels, a, weights))
+        paired = metrics.paired_bootstrap(labels, a, b, weights)
         assert paired.low > 0
         assert paired.high - paired.low < (alone.high - alone.low) / 4
 
     def test_lengths_that_differ_are_refused(self) -> None:
         with pytest.raises(ValueError, match="3 labels, 3 and 2 predictions"):
-            metrics.paired_bootstrap(np.zeros(3), np.zeros(3), np.zeros(2), [1, 2, 3], 10, 0)
+            metrics.paired_bootstrap(np.zeros(3), np.zeros(3), np.zeros(2), np.ones((2, 3)))
 
 
 class TestProportions:

@@ -9,7 +9,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from pipeline import params
 from pipeline.data import smears
-from pipeline.evaluation import metrics, nuclei, shortcuts
+from pipeline.evaluation import answers, metrics, nuclei, shortcuts
 from pipeline.registry import gate
 from tests.pipeline.registry.test_gate import METRICS
 
@@ -60,10 +60,10 @@ def audited(
     predict: Predict, pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> dict[str, metrics.Estimate]:
     held_out = np.arange(len(labels)) // IMAGES % 2 == 1
-    weights = metrics.group_weights(labels[held_out], groups[held_out], 200, 0)
-    pixels, labels = pixels[held_out], labels[held_out]
-    found = shortcuts.measure(predict, pixels, labels, weights, corner=0.25)
-    unchanged = metrics.estimate(metrics.balanced_accuracy(labels, predict(pixels), weights))
+    sample = answers.sample(pixels[held_out], labels[held_out], groups[held_out], 200, 0)
+    before = predict(sample.pixels)
+    found = shortcuts.measure(predict, sample, before, corner=0.25)
+    unchanged = metrics.estimate(metrics.balanced_accuracy(sample.labels, before, sample.weights))
     return {"unchanged": unchanged} | {name: each["balanced_accuracy"] for name, each in found.items()}
 
 

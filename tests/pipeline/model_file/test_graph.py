@@ -1,5 +1,6 @@
 """The exported graph against Keras, TensorFlow's own gradients, and the NumPy it was written from."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -109,7 +110,7 @@ def test_int8_keeps_head_distance_and_maps_in_float(proto: onnx.ModelProto, imag
 
 
 def test_shuffling_keeps_answer_and_maps_those_of_one_network(
-    whole: keras.Model, proto: onnx.ModelProto, images: np.ndarray
+    whole: keras.Model, proto: onnx.ModelProto, images: np.ndarray, answers: dict[str, Any], tmp_path: Path
 ) -> None:
     before = {each.name: onnx.numpy_helper.to_array(each).squeeze() for each in proto.graph.initializer}
 
@@ -117,11 +118,16 @@ def test_shuffling_keeps_answer_and_maps_those_of_one_network(
         """Initializers that hold a kernel, as it is or transposed."""
         return [name for name, v in before.items() if any(np.array_equal(v, w) for w in (kernel, kernel.T))]
 
-    shuffled = onnx.ModelProto()
-    shuffled.CopyFrom(proto)
-    kernels = randomisation.kernels(proto)
-    randomisation.shuffle(shuffled, kernels["head"], seed=1)
-    after = {each.name: onnx.numpy_helper.to_array(each).squeeze() for each in shuffled.graph.initializer}
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    graph = onnx.load(path)
+    values = randomisation.take_out(graph, before)
+    after = {
+        name: value.squeeze()
+        for name, value in randomisation.shuffled(
+            values, randomisation.upright(values), randomisation.kernels(proto)["head"], seed=1
+        ).items()
+    }
     for layer in ("head_dense_1", "head_dense_2", "logits"):
         kernel = whole.get_layer(layer).get_weights()[0]
         names = copies(kernel)
@@ -130,12 +136,11 @@ def test_shuffling_keeps_answer_and_maps_those_of_one_network(
         np.testing.assert_array_equal(first, second)
         assert not np.array_equal(first, kernel)
         np.testing.assert_array_equal(np.sort(first, axis=None), np.sort(kernel, axis=None))
-    # The base is as it was.
-    embedding = [
-        onnxruntime.InferenceSession(each.SerializeToString()).run(["embedding"], {"image": images})[0]
-        for each in (proto, shuffled)
-    ]
-    np.testing.assert_array_equal(*embedding)
+    # The base is as it was, and the answer is another.
+    [head, *_] = (session for _, session in randomisation.sessions(path, [1]))
+    embedding, cam = head.run(["embedding", "cam"], {"image": images})
+    np.testing.assert_array_equal(embedding, answers["embedding"])
+    assert not np.array_equal(cam, answers["cam"])
 
 
 def test_a_share_of_the_base_is_its_last_convolutions(proto: onnx.ModelProto) -> None:
