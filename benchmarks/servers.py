@@ -60,12 +60,13 @@ class Server:
     read: Read = lambda answer: list(answer["probabilities"])
     prepare: tuple[str, ...] = ()  # a command to run before
     variables: Mapping[str, str] = field(default_factory=dict)
+    code: Path = ROOT  # of this project's own server
 
 
 def _ours(precision: str) -> Server:
     return Server(
         f"LeukDetect {precision.upper()}",
-        "as it starts: threads and batch by its own measurement",
+        "as it starts: a thread for each processor, batches up to 4",
         None,
         ("python", "-m", "serving", "--port", "{port}", "--cache-dir", "{folder}/cache"),
         "/readyz",
@@ -185,7 +186,7 @@ def started(server: Server, model: Path, environments: Path, folder: Path, **var
     environment = inherited | {fill(name): fill(value) for name, value in {**server.variables, **variables}.items()}
     if server.environment is None:
         command = [str(OURS), *map(fill, server.command[1:]), "--model", str(model)]
-        environment |= {"PATH": os.defpath, "PYTHONPATH": str(ROOT)}
+        environment |= {"PATH": os.defpath, "PYTHONPATH": str(server.code)}
     else:
         binaries = environments / server.environment / "bin"
         command = [str(binaries / server.command[0]), *map(fill, server.command[1:])]

@@ -20,10 +20,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks import checkout
+from benchmarks.checkout import ROOT
 from pipeline import stage
 from pipeline.stage import Problem
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/stages.json"
 FIRST = "6a94e1d"  # the first commit with a whole run in docs/results.md
 
@@ -33,13 +34,7 @@ def main() -> None:
     parser.add_argument("--before", default=FIRST, metavar="COMMIT")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder) / "code"
-        before.mkdir()
-        archive = ["git", "archive", options.before]
-        done = subprocess.run(archive, cwd=ROOT, capture_output=True, check=False)
-        if done.returncode:
-            raise Problem(f"--before {options.before}: {done.stderr.decode().strip()}")
-        subprocess.run(["tar", "-x"], cwd=before, input=done.stdout, check=True)
+        before = checkout.at(options.before, Path(folder) / "code")
         trees = {"before": before, "now": ROOT}
         works = {name: Path(folder) / name for name in trees}
         for name, tree in trees.items():
