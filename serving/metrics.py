@@ -73,7 +73,7 @@ class Metrics:
             "name", "version", "alias", "precision", "file_sha256",
         )  # fmt: skip
         self.reloads = counter("reloads", "Attempts at another version, by result", "result")
-        for result in ("switched", "refused", "failed", "rolled-back"):
+        for result in ("switched", "refused", "failed"):
             self.reloads.labels(result)  # 0 from the start: rate() knows no increase from nothing
         self.registry_reachable = gauge("registry_reachable", "1: the registry answered when last asked", "livemin")
         self.alias_lag = gauge(

@@ -1,4 +1,4 @@
-"""POST /admin/reload, /admin/rollback and /admin/webhook: what an administrator or the registry asks for."""
+"""POST /admin/reload and /admin/webhook: what an administrator or the registry asks for."""
 
 import asyncio
 import base64
@@ -48,14 +48,6 @@ class ReloadAnswer(BaseModel):
     note: str | None = Field(description="why it is not the one that the alias names")
 
 
-class RollbackAnswer(BaseModel):
-    """What became of a rollback."""
-
-    result: Literal["rolled-back"] = "rolled-back"
-    model: ModelIdentity = Field(description="the model in service now")
-    note: str | None = Field(description="what stays out, until the alias moves on or a reload is asked for")
-
-
 class WebhookAnswer(BaseModel):
     """The registry will be asked."""
 
@@ -70,11 +62,11 @@ class WebhookAnswer(BaseModel):
 async def reload(request: Request, response: Response) -> ReloadAnswer:
     """Asks the registry now, and switches if the alias names another version.
 
-    A version that was refused or rolled back from gets another chance. With several workers all of them do the same;
-    the answer is of the one that was asked. 202: it takes longer; see `/health`.
+    A version that was refused gets another chance. Where the alias moved back, the version before is in memory still.
+    202: it takes longer; see `/health`.
     """
     service = of(request)
-    done = await asyncio.to_thread(_updates(service).reload)
+    done = _updates(service).reload()
     outcome: Outcome
     try:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -84,17 +76,6 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
         outcome, response.status_code = "under-way", 202
     models = service.models
     return ReloadAnswer(result=outcome, model=answers.identity(models.champion), note=models.note)
-
-
-@router.post("/admin/rollback", dependencies=[_admin], responses=problems.documented(401, 403, 409, 429))
-async def roll_back(request: Request) -> RollbackAnswer:
-    """Back to the version before, at once and in every worker; the one that is left stays out, over restarts too."""
-    service = of(request)
-    if not await asyncio.to_thread(_updates(service).roll_back):
-        detail = "No earlier version is kept that can serve. Move the registry's alias to the version that should."
-        raise problems.ProblemError(409, "nothing-kept", "Nothing to go back to", detail)
-    models = service.models
-    return RollbackAnswer(model=answers.identity(models.champion), note=models.note)
 
 
 @router.post(
@@ -115,7 +96,7 @@ async def webhook(request: Request) -> WebhookAnswer:
         raise problems.ProblemError(403, "forbidden", "Not allowed", detail)
     async with upload.body(request, service.buffered, MAX_WEBHOOK_BYTES, service.settings.read_seconds) as content:
         _check_signature(request, content, secret.get_secret_value())
-    await asyncio.to_thread(_updates(service).wake)
+    _updates(service).reload()
     return WebhookAnswer()
 
 

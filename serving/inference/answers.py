@@ -131,7 +131,7 @@ class Health(BaseModel):
     status: Literal["ok", "degraded", "stopping"]
     note: str | None = Field(description="why it is degraded")
     model: ModelIdentity
-    previous: ModelIdentity | None = Field(description="kept for a rollback")
+    previous: ModelIdentity | None = Field(description="in memory still, should the alias move back")
     challenger: ModelIdentity | None = Field(description="answers some requests too, unseen")
     classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
     operating_point: float = Field(description="malignant from this p_malignant on")

@@ -5,7 +5,7 @@ import logging
 
 from leukdetect import model_file
 from leukdetect.model_file import Model
-from leukdetect.registry import Located, RegistryError, discard, is_alias, parse
+from leukdetect.registry import Located, RegistryError, discard
 from leukdetect.runtime import cpus
 from serving.models import last_known_good
 from serving.models.served import Models
@@ -26,10 +26,9 @@ def start(settings: Settings) -> Models:
         try:
             chosen = load(settings, located)
         except model_file.RefusedError as error:
-            held = last_known_good.hold(settings)
-            if located != last_known_good.last_known_good(settings) or (held and held.instead == located):
-                raise  # never served here, or the registry names another that is not to serve
-            # What a disk has done to it since is the likeliest cause.
+            if located != last_known_good.last_known_good(settings):
+                raise  # it has never served here
+            # It has, so the likeliest cause is a damaged disk.
             log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
             discard(located)
             located = resolve(settings)
@@ -46,26 +45,16 @@ def start(settings: Settings) -> Models:
         last_known_good.remember(settings, located)
     except OSError as error:  # a disk that is full or may not be written to; it serves all the same
         log.error("the model could not be noted for the next start", extra={"error": str(error)})
-    hold = last_known_good.hold(settings)
-    return Models(chosen, hold.note if hold and hold.instead == located else None)
+    return Models(chosen)
 
 
 def resolve(settings: Settings) -> Located:
     """Finds what `settings.model` names; a registered version is downloaded once and kept.
 
-    A version that was rolled back from stays out: what was put in its place is found instead.
-
     Raises:
         RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
     """
-    if not is_alias(settings.model):
-        return settings.registry.locate(settings.model)
-    name, alias = parse(settings.model)
-    registered = settings.registry.ask(name, alias)
-    if registered is None:
-        raise RegistryError(f"{settings.model}: the registry at {settings.registry.shown} has no such alias")
-    held = last_known_good.hold(settings)
-    return held.instead if held and held.holds(registered) else settings.registry.fetch(registered)
+    return settings.registry.locate(settings.model)
 
 
 def load(settings: Settings, located: Located) -> Model:

@@ -120,24 +120,6 @@ def test_a_last_known_good_that_a_disk_has_damaged_is_downloaded_anew(
     ]
 
 
-def test_one_that_was_rolled_back_to_is_not_made_up_for_by_the_one_that_was_left(
-    a_registry: Registry, settings: Settings
-) -> None:
-    a_registry.add()
-    start(settings)
-    a_registry.add()
-    start(settings)
-    good, left = last_known_good.one_before(settings), last_known_good.last_known_good(settings)
-    assert good
-    assert left
-    last_known_good.order(settings, last_known_good.Hold(left, good))
-    assert start(settings).champion.located == good
-    for file in good.path.glob("*.onnx"):
-        file.write_bytes(b"damaged")
-    with pytest.raises(model_file.RefusedError):
-        start(settings)
-
-
 def test_a_new_version_that_is_refused_changes_nothing(
     a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,7 +146,7 @@ def test_an_interrupted_download_never_looks_finished(
 ) -> None:
     a_registry.add()
 
-    def half(artifact_uri: str, dst_path: str) -> None:
+    def half(artifact_uri: str, dst_path: str, **_: str) -> None:
         (Path(dst_path) / "leukdetect.onnx").write_bytes(b"half")
         raise ConnectionError("the registry went away")
 
@@ -202,44 +184,20 @@ def test_what_is_of_no_use_any_more_is_removed_from_disk(a_registry: Registry, s
     assert left == {located[0].path, located[2].path, located[3].path, under_way}  # the last, and the one before it
 
 
-def test_a_version_that_was_rolled_back_from_stays_out_until_the_alias_moves(
-    a_registry: Registry, settings: Settings
-) -> None:
-    versions = []
-    for _ in range(2):
-        versions.append(a_registry.add())
-        start(settings)
-    good, left = last_known_good.one_before(settings), last_known_good.last_known_good(settings)
-    assert good
-    assert left
-    last_known_good.order(settings, last_known_good.Hold(left, good))
-    for _ in range(2):
-        begun = start(settings)
-        assert begun.champion.located.version == versions[0]
-        assert begun.note == f"Version {versions[1]} was rolled back from; version {versions[0]} serves."
-    assert last_known_good.one_before(settings) is None  # there is no way back to what was left
-    newer = a_registry.add()
-    begun = start(settings)
-    assert (begun.champion.located.version, begun.note) == (newer, None)
-
-
 def test_notes_about_another_alias_do_not_count(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
-    located = start(settings).champion.located
-    last_known_good.order(settings, last_known_good.Hold(located, located))
+    start(settings)
     other = settings.model_copy(update={"model": "models:/leukdetect@other"})
     assert last_known_good.last_known_good(settings)
-    assert last_known_good.hold(settings)
-    assert last_known_good.last_known_good(other) is last_known_good.hold(other) is None
+    assert last_known_good.last_known_good(other) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "models:/leukdetect@champion", "folder": 1}'])
 def test_a_broken_note_counts_as_none(a_registry: Registry, settings: Settings, text: str) -> None:
     a_registry.add()
     start(settings)
-    for note in (last_known_good.LAST_KNOWN_GOOD, last_known_good.ORDERS):
-        (settings.cache_dir / "leukdetect" / note).write_text(text)
-    assert last_known_good.last_known_good(settings) is last_known_good.hold(settings) is None
+    (settings.cache_dir / "leukdetect" / last_known_good.LAST_KNOWN_GOOD).write_text(text)
+    assert last_known_good.last_known_good(settings) is None
     assert start(settings).note is None
 
 

@@ -1,4 +1,4 @@
-"""Another version while the server runs, with a real registry and real requests: switched, refused, rolled back."""
+"""Another version while the server runs, with a real registry and real requests: switched, refused, moved back."""
 
 import gc
 import logging
@@ -24,14 +24,15 @@ from leukdetect.contract import FILES
 from serving.api import admin
 from serving.app import create_app
 from serving.metrics import Metrics
-from serving.models import last_known_good
+from serving.models import startup
 from serving.models.startup import start
-from serving.models.updates import Updates
+from serving.models.updates import JITTER, Updates
+from serving.periodic import Periodic
 from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
 from tests.registry import Registry
-from tests.server import running, serve
+from tests.server import serve
 
 RED = tiny_model.jpeg((200, 60, 60))
 ALWAYS_PRO = 60.0  # a bias with which the tiny model calls everything pro; else red is benign
@@ -99,7 +100,7 @@ def metric(client: httpx.Client, name: str) -> float | None:
 
 
 def reloads(client: httpx.Client) -> dict[str, float]:
-    results = ("switched", "refused", "failed", "rolled-back")
+    results = ("switched", "refused", "failed")
     return {each: value for each in results if (value := metric(client, f'reloads_total{{result="{each}"}}'))}
 
 
@@ -173,6 +174,37 @@ def test_what_the_alias_goes_back_to_is_in_memory_still(
         f"version {second} is in service",
         f"version {first} is in service",
     ]
+
+
+def test_a_reload_goes_back_at_once_to_the_version_that_the_alias_moved_back_to(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = a_registry.add()
+    with served(settings, watch_seconds=0) as client, asking(client) as tally:
+        bad = a_registry.add(bias=ALWAYS_PRO)
+        assert client.post("/admin/reload").json()["model"]["version"] == bad
+        a_registry.move(good)
+        monkeypatch.setattr(startup, "load", lambda *_: pytest.fail("a version in memory was loaded again"))
+        answer = client.post("/admin/reload").json()
+        assert (answer["result"], answer["model"]["version"], answer["note"]) == ("switched", good, None)
+        assert version(client) == good
+        a_registry.move(bad)  # and forth
+        assert client.post("/admin/reload").json()["model"]["version"] == bad
+    assert tally.errors == []
+    assert {status for status, _, _ in tally.seen} == {200}
+
+
+def test_going_back_after_a_restart_downloads_nothing(a_registry: Registry, settings: Settings) -> None:
+    good = a_registry.add()
+    with served(settings) as client:
+        bad = a_registry.add()
+        until(lambda: version(client) == bad)
+    with served(settings, watch_seconds=0) as client:
+        assert version(client) == bad
+        for source in a_registry.sources:
+            source.rename(source.with_suffix(".away"))
+        a_registry.move(good)
+        assert client.post("/admin/reload").json()["model"]["version"] == good
 
 
 def edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], None]:
@@ -376,104 +408,26 @@ def test_what_nobody_expected_is_reported_and_watching_goes_on(
     assert errors == ["looking for another version failed"]  # once
 
 
-def test_servers_that_start_together_do_not_ask_together(a_registry: Registry, settings: Settings) -> None:
-    a_registry.add()
-    usual = settings.model_copy(update={"watch_seconds": 15})
-    updates = Updates(usual, start(usual), Metrics())
-    pauses = [updates._next_turn() - time.monotonic() for _ in range(200)]
+def test_servers_that_start_together_do_not_ask_together() -> None:
+    pauses = [Periodic("updates", 15, lambda: None, JITTER).pause() or 0 for _ in range(200)]
     assert 13 < min(pauses) < 14
     assert 16 < max(pauses) < 17
-
-
-def test_a_rollback_holds_until_the_alias_moves_on(a_registry: Registry, settings: Settings) -> None:
-    good = a_registry.add()
-    with served(settings) as client, asking(client) as tally:
-        bad = a_registry.add(bias=ALWAYS_PRO)
-        until(lambda: version(client) == bad)
-        answer = client.post("/admin/rollback").json()
-        told = f"Version {bad} was rolled back from; version {good} serves."
-        assert (answer["result"], answer["model"]["version"], answer["note"]) == ("rolled-back", good, told)
-        assert version(client) == good
-        time.sleep(1)  # some turns later
-        assert (version(client), note(client)) == (good, told)
-        assert (metric(client, "alias_lag_seconds") or 0) > 0
-        again = client.post("/admin/rollback")
-        assert (again.status_code, again.json()["type"]) == (409, f"{PROBLEM}nothing-kept")
-        better = a_registry.add()
-        until(lambda: version(client) == better)
-        assert note(client) is None
-        a_registry.move(bad)  # to choose it anew is to mean it
-        until(lambda: version(client) == bad)
-        assert reloads(client) == {"switched": 3, "rolled-back": 1}
-    assert tally.errors == []
-    assert {status for status, _, _ in tally.seen} == {200}
-
-
-def test_a_rollback_holds_over_restarts(a_registry: Registry, settings: Settings) -> None:
-    good = a_registry.add()
-    with served(settings) as client:
-        bad = a_registry.add()
-        until(lambda: version(client) == bad)
-        client.post("/admin/rollback")
-    told = f"Version {bad} was rolled back from; version {good} serves."
-    for _ in range(2):
-        with served(settings) as client:
-            assert (version(client), note(client)) == (good, told)
-            time.sleep(0.7)  # some turns later
-            assert (version(client), note(client)) == (good, told)
-    with a_registry.down(), served(settings) as client:
-        assert version(client) == good
-    with served(settings, watch_seconds=0) as client:
-        assert client.post("/admin/reload").json()["result"] == "switched"  # it was asked for
-        assert version(client) == bad
-
-
-def test_after_a_restart_the_version_before_is_still_there(a_registry: Registry, settings: Settings) -> None:
-    good = a_registry.add()
-    with served(settings) as client:
-        bad = a_registry.add()
-        until(lambda: version(client) == bad)
-    with served(settings) as client:
-        assert version(client) == bad
-        assert client.post("/admin/rollback").json()["model"]["version"] == good
-        assert version(client) == good
-
-
-def test_a_rollback_works_while_the_registry_is_down(a_registry: Registry, settings: Settings) -> None:
-    good = a_registry.add()
-    with served(settings) as client:
-        bad = a_registry.add()
-        until(lambda: version(client) == bad)
-        with a_registry.down():
-            assert client.post("/admin/rollback").status_code == 200
-            assert version(client) == good
-        until(lambda: metric(client, "registry_reachable") == 1)
-        assert version(client) == good
-
-
-def test_where_nothing_is_kept_there_is_nothing_to_go_back_to(a_registry: Registry, settings: Settings) -> None:
-    a_registry.add()
-    with served(settings) as client:
-        answer = client.post("/admin/rollback")
-        assert (answer.status_code, answer.json()["type"]) == (409, f"{PROBLEM}nothing-kept")
 
 
 def test_a_file_is_never_reloaded(settings: Settings, tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
     with served(settings, model=str(tmp_path / "m.onnx")) as client:
-        for path in ("/admin/reload", "/admin/rollback"):
-            answer = client.post(path)
-            assert (answer.status_code, answer.json()["type"]) == (409, f"{PROBLEM}nothing-to-reload")
+        answer = client.post("/admin/reload")
+        assert (answer.status_code, answer.json()["type"]) == (409, f"{PROBLEM}nothing-to-reload")
         signed = signature("{}", int(time.time()))
         assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 409
 
 
-@pytest.mark.parametrize("path", ["/admin/reload", "/admin/rollback"])
-def test_only_an_administrator_may(a_registry: Registry, settings: Settings, path: str) -> None:
+def test_only_an_administrator_may_reload(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
     with served(settings) as client:
-        assert client.post(path, headers={"X-API-Key": ""}).status_code == 401
-        assert client.post(path, headers={"X-API-Key": "lis"}).status_code == 403
+        assert client.post("/admin/reload", headers={"X-API-Key": ""}).status_code == 401
+        assert client.post("/admin/reload", headers={"X-API-Key": "lis"}).status_code == 403
 
 
 def test_mlflows_own_webhook_is_understood(
@@ -490,21 +444,6 @@ def test_mlflows_own_webhook_is_understood(
         result = mlflow.webhooks.delivery.test_webhook(hook)
         assert (result.success, result.response_status) == (True, 202), result
         until(lambda: version(client) == new)
-
-
-def test_a_webhook_undoes_no_rollback(a_registry: Registry, settings: Settings) -> None:
-    good = a_registry.add()
-    with served(settings, watch_seconds=0) as client:
-        a_registry.add()
-        assert client.post("/admin/reload").json()["result"] == "switched"
-        assert client.post("/admin/rollback").status_code == 200
-        signed = signature("{}", int(time.time()))
-        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
-        time.sleep(0.7)
-        assert version(client) == good
-        better = a_registry.add()
-        assert client.post("/admin/webhook", content="{}", headers=signed).status_code == 202
-        until(lambda: version(client) == better)
 
 
 def signature(body: str, timestamp: int, secret: str = SECRET) -> dict[str, str]:
@@ -573,57 +512,3 @@ def test_twenty_swaps_leave_two_models_in_memory_and_two_versions_on_disk(
     finally:
         updates.stop()
     assert models.champion.located.version == versions[-1]
-
-
-def test_the_order_to_go_back_holds_in_memory_where_it_cannot_be_written(
-    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    good = a_registry.add()
-    with served(settings) as client:
-        bad = a_registry.add()
-        until(lambda: version(client) == bad)
-        monkeypatch.setattr(last_known_good, "_write", full)
-        assert client.post("/admin/rollback").json()["model"]["version"] == good
-        time.sleep(0.7)  # some turns later
-        assert version(client) == good
-    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert "the order reaches no other worker and no later start" in errors
-
-
-def test_every_worker_follows_a_reload_and_a_rollback(a_registry: Registry, tmp_path: Path, keys_file: Path) -> None:
-    flags = ["--workers", "2", "--watch-seconds", "0", "--mlflow-tracking-uri", a_registry.uri]
-    flags += ["--keys-file", str(keys_file), "--feedback-db", str(tmp_path / "feedback.db")]
-
-    good = a_registry.add()
-    with running(tmp_path, *flags) as server, httpx.Client(base_url=server.url, headers=ADMIN, timeout=30) as client:
-        until(lambda: [line["message"] for line in server.log()].count("model loaded") >= 3)  # in the parent too
-        a_registry.add()
-        assert client.post("/admin/reload").json()["result"] == "switched"
-        until(lambda: reloads(client) == {"switched": 2})  # the sum over both
-        assert client.post("/admin/rollback").json()["model"]["version"] == good
-        until(lambda: reloads(client) == {"switched": 2, "rolled-back": 2})
-
-
-def test_a_worker_that_has_not_switched_yet_knows_what_to_roll_back_from(
-    a_registry: Registry, settings: Settings
-) -> None:
-    """Two workers, each with models of its own, as far as files can tell."""
-    versions = [a_registry.add(), a_registry.add()]
-    never = settings.model_copy(update={"watch_seconds": 0})
-    a_registry.move(versions[0])
-    slow = start(settings)
-    behind = Updates(never, slow, Metrics())
-    a_registry.move(versions[1])
-    fast = start(settings)
-    ahead = Updates(never, fast, Metrics())
-    ahead.start()
-    try:
-        assert behind.roll_back()
-        assert slow.champion.located.version == versions[0]
-        until(lambda: fast.champion.located.version == versions[0])
-        assert not ahead.roll_back()
-    finally:
-        ahead.stop()

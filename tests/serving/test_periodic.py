@@ -1,0 +1,37 @@
+"""Work that is done again and again: it survives its own failures, and can be woken and stopped."""
+
+import logging
+import threading
+
+import pytest
+
+from serving.periodic import Periodic
+
+
+def test_a_call_that_fails_is_logged_and_the_next_comes(caplog: pytest.LogCaptureFixture) -> None:
+    calls, enough = [], threading.Event()
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            enough.set()
+        raise ValueError
+
+    periodic = Periodic("drift", 0.01, work)
+    periodic.start()
+    assert enough.wait(10)
+    periodic.stop()
+    after = len(calls)
+    assert [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR] == ["drift failed"] * after
+
+
+def test_without_a_pause_it_waits_until_it_is_woken_and_a_stop_ends_it_without_a_call() -> None:
+    called = threading.Event()
+    periodic = Periodic("updates", 0, called.set)
+    periodic.start()
+    assert not called.wait(0.1)
+    periodic.wake()
+    assert called.wait(10)
+    called.clear()
+    periodic.stop()
+    assert not called.is_set()
