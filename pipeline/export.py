@@ -16,6 +16,7 @@ import numpy as np
 from scipy.special import softmax
 
 from leukdetect import contract, images
+from leukdetect.runtime import open_session
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import read_source
@@ -51,7 +52,7 @@ def main() -> None:
     thumbnails = pixels[indexed.index] if source.get("thumbnails") else None
     with stage.writing(FP32) as fp32, stage.writing(INT8) as int8:
         for precision, made, path in (("fp32", proto, fp32), ("int8", quantised, int8)):
-            session = onnx_model.open_graph(made)
+            session = open_session(made.SerializeToString())
             answers = onnx_model.answers(session, pixels[val.index], contract.OBSERVED)
             signals = drift_reference.signals(pixels[val.index], answers)
             own = {  # what is true of this very graph's answers to the validation images

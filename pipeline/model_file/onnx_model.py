@@ -53,16 +53,11 @@ def load(path: Path) -> OnnxModel:
     """Opens a model file. Raises Problem if it is missing, or carries no contract or a broken one."""
     if not path.is_file():
         raise Problem(f"{path} is missing; `dvc repro export` makes it")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = runtime.open_session(path)
     try:
         return OnnxModel(path, contract.parse(session.get_modelmeta().custom_metadata_map), session)
     except contract.ContractError as error:
         raise Problem(f"{path}: {error}") from error
-
-
-def open_graph(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A graph as a session."""
-    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def leads_to(proto: onnx.ModelProto, output: str) -> set[str]:

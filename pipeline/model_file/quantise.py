@@ -8,6 +8,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from leukdetect.runtime import open_session
 from pipeline.model_file import onnx_model
 
 
@@ -57,7 +58,7 @@ def rescale_unlikeness(proto: onnx.ModelProto, pixels: np.ndarray, quantile: flo
     Rounding moves features out of the training images' subspace, so that every distance grows; with FP32's scale
     a third of ordinary images would be referred.
     """
-    distances = onnx_model.answers(onnx_model.open_graph(proto), pixels, ("unlikeness",))["unlikeness"]
+    distances = onnx_model.answers(open_session(proto.SerializeToString()), pixels, ("unlikeness",))["unlikeness"]
     factor = np.float32(1 / np.quantile(distances, quantile))
     for node in proto.graph.node:
         node.output[:] = ["unlikeness_unscaled" if name == "unlikeness" else name for name in node.output]

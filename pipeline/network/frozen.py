@@ -3,12 +3,11 @@
 On a processor that is onnxruntime, which folds batch normalisation into the convolutions; with a GPU, TensorFlow.
 """
 
-import os
-
 import keras
 import numpy as np
 import tensorflow as tf
 
+from leukdetect.runtime import cpus
 from pipeline.network import classifier, to_onnx, views
 from pipeline.network.views import Forward
 from pipeline.params import Params
@@ -46,8 +45,7 @@ def tensorflow(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> For
 
 def onnx(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
     """The same by onnxruntime, on as many threads as this process may use."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    return views.session(_graph(whole, outputs), threads)
+    return views.session(_graph(whole, outputs), cpus())
 
 
 def _stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
+from leukdetect import runtime
 from pipeline.network import augment
 from pipeline.params import Augment
 from pipeline.stage import Problem
@@ -74,10 +74,6 @@ def stored(forward: Forward | None, images: np.ndarray) -> Stored:
 
 def session(graph: bytes, threads: int) -> Forward:
     """A function from images to a graph's outputs, by onnxruntime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # A thread that waits gives its processor to the augmentation of the next batch.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    opened = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    opened = runtime.open_session(graph, threads)
     names = [output.name for output in opened.get_outputs()]
-    return lambda images: dict(zip(names, opened.run(names, {"image": images}), strict=True))
+    return lambda images: dict(zip(names, runtime.run(opened, images, names), strict=True))
