@@ -7,19 +7,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import stage
+from pipeline import params, stage
 from pipeline.evaluation import metrics
 from pipeline.evaluation.classification import hits
 from pipeline.params import Params
 from pipeline.reporting import plots
 
-# What decides how a network is trained. The rest of a recipe judges it, or says where its images are from.
-TRAINING = {"seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune"}
-
 
 def key(recipe: Params, data: str) -> str:
     """Names the recipe and the images (`prepared.digest`), so that one's folds are never shown as another's."""
-    return stage.state_key(recipe.model_dump_json(by_alias=True, include=TRAINING), data)
+    return stage.state_key(params.until(recipe, "fine_tune"), data)
 
 
 def summary(table: pd.DataFrame, recipe: Params) -> dict[str, Any]:
