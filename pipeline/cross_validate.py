@@ -26,7 +26,8 @@ from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.evaluation import baselines, learning_curve
 from pipeline.params import Params
-from pipeline.reporting import plots
+from pipeline.reporting.figures import learning_curve as curve
+from pipeline.reporting.figures.style import STYLE, save
 from pipeline.stage import Problem
 
 JSON, CSV, PNG = (Path(f"reports/cross_validation.{kind}") for kind in ("json", "csv", "png"))
@@ -61,9 +62,8 @@ def main() -> None:
     result = {"key": key, "folds": k, "by_share": by_share}
     with stage.writing(CSV) as path:
         last.to_csv(path, index=False, float_format="%.6f")
-    with stage.writing(PNG) as path, matplotlib.rc_context(plots.STYLE):
-        figure, sample = learning_curve.figure(result), learning_curve.sample(result)
-        plots.save(figure, path, sample, synthetic=recipe.fetch.synthetic)
+    with stage.writing(PNG) as path, matplotlib.rc_context(STYLE):
+        save(curve.figure(result), path, curve.sample(result), synthetic=recipe.fetch.synthetic)
     stage.write_json(JSON, result)
     shutil.rmtree(state)
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
@@ -20,14 +19,14 @@ from pipeline import params, stage
 from pipeline.data import prepared, smears
 from pipeline.data.source import read_source
 from pipeline.evaluation import baselines, explanations, learning_curve, metrics, schema, sections, shortcuts, slices
-from pipeline.evaluation.answers import Answers, answer, sample
+from pipeline.evaluation.answers import answer, sample
 from pipeline.evaluation.classification import agreement, headline, hits, per_class, wilson
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
-from pipeline.reporting import datasheet, explanation_figures, html_page, model_card, plots
+from pipeline.reporting import datasheet, html_page, model_card, tables
+from pipeline.reporting.figures import draw
 from pipeline.stage import Problem
 
-HISTORY = Path("reports/history")
 CROSS_VALIDATION = Path("reports/cross_validation.json")
 METRICS = Path("reports/metrics.json")
 PREDICTIONS = Path("reports/predictions.csv")
@@ -45,7 +44,7 @@ def main() -> None:
     images, split = prepared.read()
     test, train = split[split["split"] == "test"], split[split["split"] == "train"]
     check(test, images, fp32, recipe)
-    history = plots.history_table({phase: read_history(phase) for phase in ("train_head", "fine_tune")})
+    history = tables.history()
     source = read_source()
 
     corner, n, seed = recipe.evaluate.corner, recipe.evaluate.bootstrap, recipe.seed
@@ -92,10 +91,15 @@ def main() -> None:
 
     stage.write_json(METRICS, report)
     with stage.writing(PREDICTIONS) as path:
-        prediction_table(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
+        tables.predictions(test, answers, keys).to_csv(path, index=False, float_format="%.6f")
     by_slice = slices.table(held_out, answers.predicted)
-    write_plots(labels, malignant, answers, history, by_slice, keys)
-    write_figures(pixels, labels, answers, history, fp32, measured, cells)
+    with stage.writing(PLOTS) as folder:
+        folder.mkdir()
+        for name, table in tables.plots(labels, malignant, answers, history, by_slice, keys).items():
+            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6f")
+    with stage.writing(FIGURES) as folder:
+        folder.mkdir()
+        draw.write(folder, fp32.contract, held_out, answers, measured, history, cells)
     with stage.writing(MODEL_CARD) as path:
         patients = split.loc[split["patient"] != "", "patient"].nunique()
         card = model_card.render(report, fp32.contract, source, patients, by_slice)
@@ -137,13 +141,6 @@ def check(test: pd.DataFrame, images: np.ndarray, model: OnnxModel, recipe: para
         )
 
 
-def read_history(phase: str) -> pd.DataFrame:
-    path = HISTORY / f"{phase}.csv"
-    if not path.is_file():
-        raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
-    return pd.read_csv(path)
-
-
 def read_cross_validation(recipe: params.Params) -> dict[str, Any]:
     """The section on grouped folds, if they were trained for this recipe on these images."""
     found = json.loads(CROSS_VALIDATION.read_text()) if CROSS_VALIDATION.is_file() else {"key": None}
@@ -162,81 +159,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return round(value, 6) + 0.0 if isinstance(value, float) else value  # + 0.0: no negative zero
-
-
-def prediction_table(test: pd.DataFrame, answers: Answers, keys: list[str]) -> pd.DataFrame:
-    """One row an image of the test split: what was said of it, and why it was referred if it was."""
-    columns = {
-        "path": test["path"].to_numpy(),
-        "class": test["class"].to_numpy(),
-        "group": test["group"].to_numpy(),
-        "predicted": np.array(keys)[answers.predicted],
-        "confidence": answers.confidence,
-        "p_malignant": answers.p_malignant,
-        "unlikeness": answers.unlikeness,
-        "malignant": answers.malignant,
-        "decision": np.where(answers.reported, "report", "refer"),
-        "reasons": [" ".join(sorted(each)) for each in answers.reasons],
-    }
-    return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
-
-
-def write_plots(
-    labels: np.ndarray,
-    malignant: np.ndarray,
-    answers: Answers,
-    history: pd.DataFrame,
-    by_slice: pd.DataFrame,
-    keys: list[str],
-) -> None:
-    names = np.array(keys)
-    tables = {
-        "confusion": pd.DataFrame({"actual": names[labels], "predicted": names[answers.predicted]}),
-        "roc": plots.roc_table(answers.p_malignant, malignant[labels]),
-        "reliability": plots.reliability_table(answers.confidence, answers.predicted == labels),
-        "history": history,
-        "slices": by_slice,
-    }
-    with stage.writing(PLOTS) as folder:
-        folder.mkdir()
-        for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6f")
-
-
-def write_figures(
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    answers: Answers,
-    history: pd.DataFrame,
-    model: OnnxModel,
-    measured: dict[str, Any],
-    cells: np.ndarray | None,
-) -> None:
-    names = [c.label for c in model.contract.classes]
-    malignant = np.array([c.malignant for c in model.contract.classes])
-    counts = metrics.confusion(labels, answers.predicted, len(names), np.ones((1, len(labels))))[0]
-    correct, fp32, split = answers.predicted == labels, measured["fp32"], measured["split"]
-    threshold = model.contract.thresholds.malignant
-    on_test = f"Test split, n = {split['test']} images in {split['test_groups']} groups"
-    on_train = f"Training split, n = {split['train']}; validation split, n = {split['val']}"
-    with matplotlib.rc_context(plots.STYLE), stage.writing(FIGURES) as folder:
-        folder.mkdir()
-        figures = {
-            "confusion_matrix": plots.confusion_matrix(counts, names),
-            "roc": plots.roc(answers.probabilities, labels, names, malignant, threshold, fp32["malignant_auroc"]),
-            "reliability": plots.reliability(answers.confidence, correct, fp32["ece"]),
-            "training_curves": plots.training_curves(history),
-            "mistakes": plots.mistakes(pixels, labels, answers.predicted, answers.confidence, names),
-            **sections.figures(model.contract.temperature, labels, answers, measured),
-            "explanations": explanation_figures.tests(measured["explanations"]),
-            "overlays": explanation_figures.overlays(explanations.maps(answers, pixels), labels, names, cells),
-        }
-        samples = {"training_curves": on_train}
-        if folds := measured.get("cross_validation"):
-            figures["learning_curve"] = learning_curve.figure(folds)
-            samples["learning_curve"] = learning_curve.sample(folds)
-        for name, figure in figures.items():
-            plots.save(figure, folder / f"{name}.png", samples.get(name, on_test), synthetic=measured["synthetic"])
 
 
 if __name__ == "__main__":

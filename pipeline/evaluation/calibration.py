@@ -3,11 +3,9 @@
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from pipeline.evaluation import metrics
-from pipeline.reporting import plots
 
 
 def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -75,29 +73,6 @@ def _predictive(sensitivity: np.ndarray, specificity: np.ndarray, prevalence: fl
     right, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
     clear, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
     return {"ppv": _share(right, false), "npv": _share(clear, missed)}
-
-
-def figure(probabilities: np.ndarray, temperature: float, labels: np.ndarray, measured: dict[str, Any]) -> Figure:
-    """Accuracy against confidence in equal-mass bins, before and after the temperature."""
-    drawn = plots.blank(8.6, 4.2, f"Calibration: temperature {temperature:.2f}")
-    panels = drawn.subplots(1, 2, sharex=True, sharey=True)
-    for axes, name, p in zip(
-        panels, ("before", "after"), (uncalibrated(probabilities, temperature), probabilities), strict=True
-    ):
-        table = plots.reliability_table(p.max(1), p.argmax(1) == labels)
-        ece = measured[name]["ece"]
-        axes.plot([0, 1], [0, 1], color=plots.FAINT, linewidth=1, linestyle=":", label="Perfectly calibrated")
-        axes.vlines(
-            table["confidence"], table["confidence"], table["accuracy"], color=plots.ORANGE, linewidth=2, label="Gap"
-        )
-        about = f"About {table['images'].mean():.0f} images"
-        axes.plot(table["confidence"], table["accuracy"], "o", color=plots.BLUE, markersize=5, label=about)
-        axes.set_title(f"{name}: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]", fontsize=10)
-        axes.set(xlim=(0.2, 1.02), ylim=(-0.02, 1.03), xlabel="Confidence (highest probability)")
-        axes.grid(True)
-    panels[0].set_ylabel("Accuracy")
-    panels[0].legend(loc="lower right")
-    return drawn
 
 
 def _share(part: np.ndarray, rest: np.ndarray) -> np.ndarray:

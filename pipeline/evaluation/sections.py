@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pipeline.evaluation import abstention, calibration, out_of_distribution, prediction_sets
 from pipeline.evaluation.answers import Answers, Sample, answer, quality
@@ -49,12 +48,4 @@ def measure(
             )
             for model in (fp32, int8)
         },
-    }
-
-
-def figures(temperature: float, labels: np.ndarray, own: Answers, measured: dict[str, Any]) -> dict[str, Figure]:
-    """The sections' figures by file name, to be drawn within `plots.STYLE`; `own` are FP32's answers."""
-    return {
-        "calibration": calibration.figure(own.probabilities, temperature, labels, measured["calibration"]),
-        "abstention": abstention.figure(own.confidence, own.predicted == labels, measured["abstention"]["fp32"]),
     }

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.data import splits
-from pipeline.reporting import plots
+from pipeline.reporting.markdown import SYNTHETIC
 
 
 def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
@@ -16,7 +16,7 @@ def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
         split: what data/prepared/split.csv holds.
         size: pixels a side, as the model takes them.
     """
-    stamp = f"\n**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n" if source["synthetic"] else ""
+    stamp = f"\n**{SYNTHETIC}. The images are rendered; there is no patient.**\n" if source["synthetic"] else ""
     patients = split.loc[split["patient"] != "", "patient"].nunique()
     fetched, used = sum(source["images"].values()), len(split)
     travels = (

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
+
 
 def interval(estimate: Mapping[str, float]) -> str:
     """An estimate for people: `0.934 [0.902, 0.961]`."""

@@ -9,8 +9,8 @@ import pandas as pd
 
 from leukdetect.contract import Contract
 from pipeline.evaluation import shortcuts
-from pipeline.reporting import markdown, model_card_trust, plots
-from pipeline.reporting.markdown import interval
+from pipeline.reporting import markdown, model_card_trust
+from pipeline.reporting.markdown import SYNTHETIC, interval
 
 LOWEST = 8  # slices on the card
 HEADLINE = {  # the names in reports/metrics.json, for people
@@ -55,7 +55,7 @@ def render(
         "Thresholds": _thresholds(contract),
         "Limits": _limits(measured, contract, patients),
     }
-    stamp = f"**{plots.SYNTHETIC}. The images are rendered; there is no patient.**\n\n" if measured["synthetic"] else ""
+    stamp = f"**{SYNTHETIC}. The images are rendered; there is no patient.**\n\n" if measured["synthetic"] else ""
     head = f"# Model card: {contract.name}\n\n{stamp}> {contract.disclaimer}\n"
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
@@ -79,7 +79,7 @@ def table(measured: dict[str, Any], resamples: int) -> str:
         _line("  lost by INT8", "", interval(drop)),
         _line("  with the corner masked", interval(measured["audit"]["corner_masked"]["balanced_accuracy"])),
     ]
-    return "\n".join([*lines, "", plots.SYNTHETIC] if measured["synthetic"] else lines)
+    return "\n".join([*lines, "", SYNTHETIC] if measured["synthetic"] else lines)
 
 
 def _use(contract: Contract) -> str:

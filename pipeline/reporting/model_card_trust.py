@@ -6,10 +6,21 @@ from leukdetect.contract import Contract
 from pipeline.evaluation import out_of_distribution
 from pipeline.evaluation.compare import sentence
 from pipeline.evaluation.metrics import McNemar
-from pipeline.reporting.explanation_figures import BESIDE, PARTS
 from pipeline.reporting.markdown import interval, percent, table
 
 COARSE = 5  # positions a side; with fewer a map says little more than which quarter
+PARTS = {
+    "other_images": "another image's map",
+    "head": "head shuffled",
+    "head_and_last_fifth": "… and a fifth of the base",
+    "everything": "everything shuffled",
+}
+BESIDE = {
+    "map": "the map",
+    "centre": "a centre Gaussian",
+    "uniform": "everywhere alike",
+    "best": "the best on this grid",
+}
 
 
 def comparisons(measured: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import onnxruntime
 import pandas as pd
@@ -24,17 +23,11 @@ from PIL import Image
 from pipeline import evaluate, params
 from pipeline.data import prepared
 from pipeline.evaluation import (
-    answers,
-    baselines,
-    classification,
-    explanations,
     learning_curve,
-    metrics,
     schema,
     shortcuts,
-    slices,
 )
-from pipeline.reporting import explanation_figures, html_page, model_card_trust, plots
+from pipeline.reporting import html_page, model_card_trust
 from pipeline.stage import Problem
 from tests import tiny_model
 from tests.project import ROOT
@@ -453,42 +446,6 @@ class TestFiles:
         assert "<img" not in page
 
 
-def test_an_interval_of_balanced_accuracy_from_recalls_holds_the_truth_as_often_as_it_says() -> None:
-    truth, n = np.array([0.8, 0.97, 1.0, 0.98]), np.array([59, 135, 117, 129])
-    found = [
-        classification.mean_of([metrics.wilson(*pair) for pair in zip(drawn.tolist(), n.tolist(), strict=True)])
-        for drawn in np.random.default_rng(0).binomial(n, truth, (400, 4))
-    ]
-    held = np.mean([each.low <= truth.mean() <= each.high for each in found])
-    assert 0.92 <= held <= 0.99
-    one = metrics.wilson(47, 59)
-    alone = classification.mean_of([one])
-    assert (alone.value, alone.low, alone.high) == pytest.approx((one.value, one.low, one.high))
-
-
-class TestSlices:
-    def test_a_part_of_few_groups_or_without_a_mistake_has_an_interval_too(self) -> None:
-        pixels, labels = np.zeros((40, 8, 8, 3), np.uint8), np.zeros(40, int)
-        pixels[20:] = 200
-        sample = answers.sample(pixels, labels, np.repeat(["a", "b", "c", "d"], 10), 200, 0)
-        table = slices.table(sample, labels).set_index("slice")
-        assert (table["accuracy"] == 1).all()
-        assert (table["high"] == 1).all()
-        # Wilson: 20 of 20, and 10 of 10.
-        assert table.loc["brightness", "low"].tolist() == pytest.approx([0.8389, 0.8389], abs=1e-4)
-        assert table.loc["group", "low"].tolist() == pytest.approx([0.7225] * 4, abs=1e-4)
-
-    def test_groups_that_differ_widen_it_beyond_wilsons(self) -> None:
-        labels, groups = np.zeros(400, int), np.repeat(np.arange(8), 50)
-        predicted = (groups % 2).astype(int)  # whole groups are right or wrong
-        sample = answers.sample(np.zeros((400, 8, 8, 3), np.uint8), labels, groups, 500, 0)
-        table = slices.table(sample, predicted)
-        [row] = table[table["slice"] == "sharpness"].itertuples()
-        alone = metrics.wilson(200, 400)
-        assert row.low < alone.low - 0.1
-        assert row.high > alone.high + 0.1
-
-
 class TestProblems:
     @pytest.mark.parametrize(
         ("missing", "target"),
@@ -537,79 +494,3 @@ class TestProblems:
         np.save(project / "data/prepared/images.npy", images[:, :16, :16])
         with pytest.raises(Problem, match=r"holds images of 16 px, but models/leukdetect.onnx takes 32 px"):
             evaluate.main()
-
-
-def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-    before = pixels.copy()
-    masked = shortcuts.mask_corner(pixels, 0.25)
-    assert (pixels == before).all()
-    changed = (masked != pixels).any(axis=(0, 3))
-    assert changed[24:, 24:].all()
-    assert not changed[:24].any()
-    assert not changed[:, :24].any()
-    assert (masked[1, 24:, 24:] == np.median(pixels[1], axis=(0, 1)).astype(np.uint8)).all()
-
-
-def test_the_colour_baseline_sees_colour_and_nothing_of_the_shape() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    images = (
-        rng.normal(np.where(labels, 100, 150)[:, None, None, None], 20, (60, 16, 16, 3)).clip(0, 255).astype(np.uint8)
-    )
-    predicted = baselines.colour_only(images[:30], labels[:30], images[30:], seed=0)
-    assert (predicted == labels[30:]).all()
-    scattered = images[30:].reshape(30, 256, 3)[:, rng.permutation(256)].reshape(30, 16, 16, 3)
-    assert (baselines.colour_only(images[:30], labels[:30], scattered, seed=0) == predicted).all()
-
-
-class TestFigures:
-    def test_a_synthetic_run_is_stamped_and_a_real_one_is_not(self, tmp_path: Path) -> None:
-        for synthetic in (True, False):
-            with matplotlib.rc_context(plots.STYLE):
-                figure = plots.confusion_matrix(np.eye(2) * 5, ["Benign", "Malignant"])
-                plots.save(figure, tmp_path / "figure.png", "Test split, n = 10", synthetic=synthetic)
-            texts = [text.get_text() for text in figure.texts]
-            assert "Test split, n = 10" in texts
-            assert (plots.SYNTHETIC in texts) is synthetic
-
-    def test_the_stamps_line_is_left_out_of_a_real_runs_figure_and_nothing_else_is(self, tmp_path: Path) -> None:
-        drawn = []
-        for synthetic in (True, False):
-            with matplotlib.rc_context(plots.STYLE):
-                figure = plots.confusion_matrix(np.eye(2) * 5, ["Benign", "Malignant"])
-                plots.save(figure, tmp_path / "figure.png", "Test split, n = 10", synthetic=synthetic)
-            drawn.append(np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")).astype(int))
-        stamped, plain = drawn
-        line = len(stamped) - len(plain)
-        assert line == 36  # 0.24 inches
-        titles = 105  # rows: the title and what was measured, without the stamp
-        assert np.abs(stamped[:titles] - plain[:titles]).max() < 40  # but for the edges of letters
-        np.testing.assert_array_equal(stamped[titles + line :], plain[titles:])
-
-    def test_overlays_name_the_class_and_what_the_model_made_of_it(self) -> None:
-        grid = np.ones((3, 2, 2), np.float32)
-        grid[2] = 0
-        seen = explanations.Maps(np.array([0, 1, 1]), np.ones(3), grid, np.zeros((3, 8, 8, 3), np.uint8))
-        with matplotlib.rc_context(plots.STYLE):
-            figure = explanation_figures.overlays(seen, np.array([0, 0, 1]), ["Benign", "Pro-B"], None)
-        labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
-        assert labels == ["Benign\n→ Benign", "Benign\n→ Pro-B", "Pro-B\n→ Pro-B, empty map"]
-
-    def test_the_mistakes_shown_are_the_most_confident_ones(self) -> None:
-        labels, predicted = np.zeros(40, int), np.ones(40, int)
-        confidence = np.linspace(0.5, 0.99, 40)
-        figure = plots.mistakes(np.zeros((40, 8, 8, 3), np.uint8), labels, predicted, confidence, ["A", "B"])
-        shown = [axes.get_xlabel() for axes in figure.axes]
-        assert shown == [f"A\n→ B, {value:.2f}" for value in confidence[::-1][:12]]
-
-    def test_without_mistakes_the_figure_says_so(self) -> None:
-        figure = plots.mistakes(np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, int), np.zeros(3, int), np.ones(3), ["A"])
-        assert "All 3 images were classified correctly." in [text.get_text() for text in figure.texts]
-
-    def test_a_perfectly_confident_and_right_model_can_be_drawn(self, tmp_path: Path) -> None:
-        certain = metrics.Estimate(0, 0, 0)
-        with matplotlib.rc_context(plots.STYLE):
-            figure = plots.reliability(np.ones(20), np.ones(20, bool), certain)
-            plots.save(figure, tmp_path / "reliability.png", "n = 20", synthetic=False)
-        assert (tmp_path / "reliability.png").stat().st_size > 0

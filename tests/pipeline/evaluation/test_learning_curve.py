@@ -7,7 +7,8 @@ import pytest
 
 from pipeline import params
 from pipeline.evaluation import learning_curve
-from pipeline.reporting import plots
+from pipeline.reporting.figures.learning_curve import figure
+from pipeline.reporting.figures.style import STYLE
 
 KEYS = ["benign", "early", "pre", "pro"]
 RECIPE = params.load()
@@ -60,9 +61,9 @@ def test_the_curve_has_a_point_and_an_interval_for_each_share_and_for_the_baseli
     by_share = {
         share: learning_curve.summary(predictions(5), RECIPE) | {"trained_on": 100 * float(share)} for share in shares
     }
-    with matplotlib.rc_context(plots.STYLE):
-        figure = learning_curve.figure({"folds": 2, "by_share": by_share})
-    lines = {line.get_marker(): line for line in figure.axes[0].lines}
+    with matplotlib.rc_context(STYLE):
+        drawn = figure({"folds": 2, "by_share": by_share})
+    lines = {line.get_marker(): line for line in drawn.axes[0].lines}
     for marker, value in (("o", 0.875), ("s", 0.25)):
-        drawn = np.asarray(lines[marker].get_xydata(), float)
-        assert drawn.tolist() == [[100 * float(share), value] for share in shares]
+        points = np.asarray(lines[marker].get_xydata(), float)
+        assert points.tolist() == [[100 * float(share), value] for share in shares]

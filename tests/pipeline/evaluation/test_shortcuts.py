@@ -123,3 +123,15 @@ def test_nuclei_are_counted_and_cut_out_black_is_none() -> None:
 def test_grey_images_keep_their_luma_and_lose_their_colour() -> None:
     pixels = np.array([[[[255, 0, 0], [10, 10, 10]]]], np.uint8)
     assert shortcuts.grey(pixels).tolist() == [[[[76] * 3, [10] * 3]]]
+
+
+def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    before = pixels.copy()
+    masked = shortcuts.mask_corner(pixels, 0.25)
+    assert (pixels == before).all()
+    changed = (masked != pixels).any(axis=(0, 3))
+    assert changed[24:, 24:].all()
+    assert not changed[:24].any()
+    assert not changed[:, :24].any()
+    assert (masked[1, 24:, 24:] == np.median(pixels[1], axis=(0, 1)).astype(np.uint8)).all()

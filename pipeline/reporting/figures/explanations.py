@@ -1,4 +1,4 @@
-"""What `pipeline.evaluation.explanations` found, drawn; within `plots.STYLE`."""
+"""What `pipeline.evaluation.explanations` found, drawn; within `style.STYLE`."""
 
 from typing import Any
 
@@ -8,41 +8,30 @@ from matplotlib.figure import Figure
 
 from pipeline.evaluation import explanations
 from pipeline.evaluation.explanations import Maps
-from pipeline.reporting import plots
+from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank
+from pipeline.reporting.model_card_trust import BESIDE, PARTS
 
 SHOWN = 8  # overlays
-PARTS = {
-    "other_images": "another image's map",
-    "head": "head shuffled",
-    "head_and_last_fifth": "… and a fifth of the base",
-    "everything": "everything shuffled",
-}
-BESIDE = {
-    "map": "the map",
-    "centre": "a centre Gaussian",
-    "uniform": "everywhere alike",
-    "best": "the best on this grid",
-}
 
 
 def tests(measured: dict[str, Any]) -> Figure:
     """Deletion and insertion, what is left of the maps without the weights, and how much is on the cell."""
-    figure = plots.blank(10, 7.6 if "cell" in measured else 7.2, "Where the model looked: tests of the maps")
+    figure = blank(10, 7.6 if "cell" in measured else 7.2, "Where the model looked: tests of the maps")
     panels = figure.subplots(2, 2).ravel()
     for axes, test in zip(panels, ("deletion", "insertion"), strict=False):
         _curves(axes, test, measured)
     panels[2].set_title("Left of the map: rank correlation with it", fontsize=10)
     if "randomised" in measured:
         left = {title: measured["randomised"][name]["correlation"] for name, title in PARTS.items()}
-        _bars(panels[2], left, (-1, 1), plots.BLUE)
-        panels[2].axvline(0, color=plots.FAINT, linewidth=1)
+        _bars(panels[2], left, (-1, 1), BLUE)
+        panels[2].axvline(0, color=FAINT, linewidth=1)
     if "cell" in measured:
         energy = {title: measured["cell"]["energy"][name] for name, title in BESIDE.items()}
-        _bars(panels[3], energy, (0, 1), plots.GREEN)
+        _bars(panels[3], energy, (0, 1), GREEN)
         panels[3].set_title("Share of the map's energy in the cell", fontsize=10)
     else:
         panels[3].axis("off")
-        panels[3].text(0, 0.5, "Where the cells are is not known in this data.", color=plots.FAINT)
+        panels[3].text(0, 0.5, "Where the cells are is not known in this data.", color=FAINT)
     return figure
 
 
@@ -54,7 +43,7 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
     rows = np.linspace(0, len(seen.pixels) - 1, min(SHOWN, len(seen.pixels))).round().astype(int)
     side = seen.pixels.shape[1]
     h, w = seen.grid.shape[1:]
-    figure = plots.blank(10, 5.6, f"Where the model looked for the class it gave (maps of {h} × {w} positions)")
+    figure = blank(10, 5.6, f"Where the model looked for the class it gave (maps of {h} × {w} positions)")
     # At fixed places: the layout engine's last bits vary, an outline shows them, and equal maps must give equal bytes
     figure.set_layout_engine("none")
     places = {"left": 0.02, "right": 0.98, "bottom": 0.09, "top": 0.84, "wspace": 0.08, "hspace": 0.25}
@@ -78,11 +67,11 @@ def _curves(axes: Axes, test: str, measured: dict[str, Any]) -> None:
     axes.set_title(test.capitalize(), fontsize=10)
     if test not in measured:
         axes.axis("off")
-        axes.text(0, 0.5, "Every map is empty.", color=plots.FAINT)
+        axes.text(0, 0.5, "Every map is empty.", color=FAINT)
         return
     found = measured[test]
     share = np.linspace(0, 1, explanations.STEPS + 1)
-    for name, colour, dashes in (("map", plots.BLUE, "-"), ("random", plots.ORANGE, "--")):
+    for name, colour, dashes in (("map", BLUE, "-"), ("random", ORANGE, "--")):
         title = "the map's order" if name == "map" else "a random map's"
         label = f"{title}: area {found[name].value:.3f}"
         axes.plot(share, found["curves"][name], color=colour, linestyle=dashes, marker=".", label=label)
@@ -101,7 +90,7 @@ def _curves(axes: Axes, test: str, measured: dict[str, Any]) -> None:
 def _bars(axes: Axes, values: dict[str, Any], limits: tuple[float, float], colour: str) -> None:
     middle = [each.value for each in values.values()]
     ends = [[each.value - each.low for each in values.values()], [each.high - each.value for each in values.values()]]
-    axes.barh(list(values), middle, color=colour, xerr=ends, error_kw={"ecolor": plots.INK, "capsize": 3})
+    axes.barh(list(values), middle, color=colour, xerr=ends, error_kw={"ecolor": INK, "capsize": 3})
     for place, each in enumerate(values.values()):
         axes.annotate(f"{each.value:.2f}", (max(each.high, 0), place), (4, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()

@@ -1,87 +1,24 @@
-"""The figures that a person looks at, and the same data as tables for `dvc plots`.
+"""How good a model file is, drawn; within `style.STYLE`."""
 
-Colours are Okabe & Ito's (2008), told apart by people with any colour vision. Figures are drawn without
-pyplot: no window, no open figures to close. Draw and `save` them inside `matplotlib.rc_context(STYLE)`.
-"""
-
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.transforms import Bbox
 from sklearn.metrics import roc_curve
 
+from leukdetect.contract import Contract
 from pipeline.evaluation import metrics
+from pipeline.evaluation.answers import Answers
+from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, blank
+from pipeline.reporting.tables import reliability_table, roc_table
 
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-INK, FAINT = "#222222", "#767676"
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "savefig.dpi": 150,
-}
-SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
 MOST_MISTAKES = 12
-_HEAD, _MARGIN = 1.0, 0.2  # inches: the strip for titles above each figure, and their distance from its left
-_TITLE, _STAMP = 0.18, 0.24  # inches of that strip: above the title, and for a synthetic figure's stamp
 
 
-def save(figure: Figure, path: Path, sample: str, *, synthetic: bool) -> None:
-    """Writes a PNG, saying below the title what was measured. Equal figures give equal bytes.
-
-    Args:
-        figure: one of this module's.
-        path: of the PNG.
-        sample: what was measured: the split and its size.
-        synthetic: stamps the figure, so that nobody shows it as a clinical result.
-    """
-    width, height = figure.get_size_inches()
-    spare = 0 if synthetic else _STAMP  # cut off above the title, which comes down by as much
-    figure.texts[0].set_y(1 - (_TITLE + spare) / height)
-    figure.text(_MARGIN / width, 1 - (0.48 + spare) / height, sample, fontsize=9.5, va="top")
-    if synthetic:
-        figure.text(_MARGIN / width, 1 - 0.72 / height, SYNTHETIC, fontsize=9.5, va="top", color=RED, weight="bold")
-    kept = Bbox([[0, 0], [width, height - spare]])
-    figure.savefig(path, format="png", facecolor="white", metadata={"Software": None}, bbox_inches=kept)
-
-
-def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:
-    """The corners of the ROC curve of malignant (bool [N]) against benign, by P(malignant) [N]."""
-    fpr, tpr, _ = roc_curve(is_malignant, p_malignant)
-    return pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr})
-
-
-def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean confidence, accuracy and number of images in each bin that `metrics.ece` sums over."""
-    frame = pd.DataFrame({"bin": metrics.confidence_bins(confidence), "confidence": confidence, "correct": correct})
-    return frame.groupby("bin", as_index=False).agg(
-        confidence=("confidence", "mean"), accuracy=("correct", "mean"), images=("correct", "size")
-    )
-
-
-def history_table(phases: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The phases' curves one after the other; `step` counts epochs through all of them."""
-    frame = pd.concat([history.assign(phase=phase) for phase, history in phases.items()], ignore_index=True)
-    frame["step"] = np.arange(1, len(frame) + 1)
-    return frame[["step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]]
-
-
-def confusion_matrix(counts: np.ndarray, names: list[str]) -> Figure:
-    """Counts [C, C], rows actual, in cells that are shaded by their share of the row."""
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> Figure:
+    """Counts of images [N], rows actual, in cells that are shaded by their share of the row."""
+    counts = metrics.confusion(labels, predicted, len(names), np.ones((1, len(labels))))[0]
     side = 0.95 * len(names)  # inches
     figure = blank(side + 3.0, side + 1.4, "Confusion matrix")
     axes = figure.subplots()
@@ -102,27 +39,13 @@ def confusion_matrix(counts: np.ndarray, names: list[str]) -> Figure:
     return figure
 
 
-def roc(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    names: list[str],
-    malignant: np.ndarray,
-    threshold: float,
-    auroc: metrics.Estimate,
-) -> Figure:
-    """Malignant against benign with its operating point, and each class against the rest.
-
-    Args:
-        probabilities: [N, C]; labels: [N]; names and malignant (bool): [C].
-        threshold: of P(malignant), at and above which an image is called malignant.
-        auroc: of malignant against benign.
-    """
+def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics.Estimate) -> Figure:
+    """Malignant against benign (of that AUROC) with its operating point, and each class against the rest."""
     figure = blank(6.4, 6.2, "ROC")
     axes = figure.subplots()
-    p_malignant, is_malignant = probabilities[:, malignant].sum(1), malignant[labels]
-    called = p_malignant >= threshold
-    sensitivity, false_alarms = called[is_malignant].mean(), called[~is_malignant].mean()
-    overall = roc_table(p_malignant, is_malignant)
+    probabilities, is_malignant = answers.probabilities, np.array([c.malignant for c in contract.classes])[labels]
+    sensitivity, false_alarms = (answers.malignant[kind].mean() for kind in (is_malignant, ~is_malignant))
+    overall = roc_table(answers.p_malignant, is_malignant)
     looks = [(BLUE, "--"), (ORANGE, "-."), (GREEN, (0, (1, 1))), (PURPLE, (0, (5, 1, 1, 1))), (SKY, (0, (8, 3)))]
 
     panels = [axes]
@@ -130,11 +53,11 @@ def roc(
         panels.append(axes.inset_axes((0.42, 0.36, 0.55, 0.55)))
         panels[-1].set(xlim=(0, 0.2), ylim=(0.8, 1.005), xticks=[0, 0.1, 0.2], yticks=[0.8, 0.9, 1])
     for panel in panels:
-        for index, name in enumerate(names):
+        for index, each in enumerate(contract.classes):
             fpr, tpr, _ = roc_curve(labels == index, probabilities[:, index])
             area = metrics.auroc(probabilities[:, index], labels == index, np.ones((1, len(labels))))[0]
             colour, dashes = looks[index % len(looks)]
-            label = f"{name} against the rest: {area:.3f}"
+            label = f"{each.label} against the rest: {area:.3f}"
             panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
         label = f"Malignant against benign: {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]"
         panel.plot(overall["false_positive_rate"], overall["true_positive_rate"], color=INK, linewidth=2.2, label=label)
@@ -215,13 +138,4 @@ def mistakes(
         axes.set_xlabel(text, fontsize=9, linespacing=1.35)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    return figure
-
-
-def blank(width: float, height: float, title: str) -> Figure:
-    """A figure of so many inches; above it the title, and room for what `save` puts there."""
-    total, pad = height + _HEAD, _MARGIN / 2  # half the margin is the layout's own
-    inside = (pad / width, pad / total, 1 - 2 * pad / width, (height - pad) / total)
-    figure = Figure(figsize=(width, total), layout=ConstrainedLayoutEngine(rect=inside, w_pad=pad, h_pad=pad))
-    figure.text(_MARGIN / width, 1 - _TITLE / total, title, fontsize=13, weight="bold", va="top")
     return figure

@@ -1,0 +1,1 @@
+"""Figures, drawn with matplotlib; nothing else in the pipeline loads it."""

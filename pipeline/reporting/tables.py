@@ -1,0 +1,80 @@
+"""Tables of what a model file said: each image's row, and the data of figures for `dvc plots`."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+
+from pipeline.evaluation import metrics
+from pipeline.evaluation.answers import Answers
+from pipeline.stage import Problem
+
+HISTORY = Path("reports/history")
+
+
+def predictions(test: pd.DataFrame, answers: Answers, keys: list[str]) -> pd.DataFrame:
+    """One row an image of the test split: what was said of it, and why it was referred if it was."""
+    columns = {
+        "path": test["path"].to_numpy(),
+        "class": test["class"].to_numpy(),
+        "group": test["group"].to_numpy(),
+        "predicted": np.array(keys)[answers.predicted],
+        "confidence": answers.confidence,
+        "p_malignant": answers.p_malignant,
+        "unlikeness": answers.unlikeness,
+        "malignant": answers.malignant,
+        "decision": np.where(answers.reported, "report", "refer"),
+        "reasons": [" ".join(sorted(each)) for each in answers.reasons],
+    }
+    return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
+
+
+def plots(
+    labels: np.ndarray,
+    malignant: np.ndarray,
+    answers: Answers,
+    history: pd.DataFrame,
+    by_slice: pd.DataFrame,
+    keys: list[str],
+) -> dict[str, pd.DataFrame]:
+    """The tables that `dvc plots` draws, by name."""
+    names = np.array(keys)
+    return {
+        "confusion": pd.DataFrame({"actual": names[labels], "predicted": names[answers.predicted]}),
+        "roc": roc_table(answers.p_malignant, malignant[labels]),
+        "reliability": reliability_table(answers.confidence, answers.predicted == labels),
+        "history": history,
+        "slices": by_slice,
+    }
+
+
+def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:
+    """The corners of the ROC curve of malignant (bool [N]) against benign, by P(malignant) [N]."""
+    fpr, tpr, _ = roc_curve(is_malignant, p_malignant)
+    return pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr})
+
+
+def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """Mean confidence, accuracy and number of images in each bin that `metrics.ece` sums over."""
+    frame = pd.DataFrame({"bin": metrics.confidence_bins(confidence), "confidence": confidence, "correct": correct})
+    return frame.groupby("bin", as_index=False).agg(
+        confidence=("confidence", "mean"), accuracy=("correct", "mean"), images=("correct", "size")
+    )
+
+
+def history() -> pd.DataFrame:
+    """The curves of both phases of training, one after the other; `step` counts epochs through both.
+
+    Raises:
+        Problem: a phase has left none.
+    """
+    phases = []
+    for phase in ("train_head", "fine_tune"):
+        path = HISTORY / f"{phase}.csv"
+        if not path.is_file():
+            raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
+        phases.append(pd.read_csv(path).assign(phase=phase))
+    frame = pd.concat(phases, ignore_index=True)
+    frame["step"] = np.arange(1, len(frame) + 1)
+    return frame[["step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]]
