@@ -11,15 +11,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 METADATA_KEY = "leukdetect"
-# A registered version's artifacts/ hold these; its tags, the hashes of both model files.
+# The file names in a registered version's artifacts/, and the tags that hold both model files' hashes.
 FILES = {"fp32": "leukdetect.onnx", "int8": "leukdetect.int8.onnx"}
 SHA256_TAGS = {"fp32": "leukdetect.sha256", "int8": "leukdetect.int8_sha256"}
 METRICS_FILE, MODEL_CARD_FILE = "metrics.json", "model_card.md"
 REPORT_FILE, DATASHEET_FILE = "report.html", "datasheet.html"
 SCHEMA_FILE = Path(__file__).with_name("contract.schema.json")
 OUTPUTS = ("probabilities", "embedding", "unlikeness", "cam")
-ANSWER = ("probabilities", "unlikeness")  # what a prediction needs; the graph skips what is not asked for
-OBSERVED = (*ANSWER, "embedding")  # and what the drift window needs; on the way to the others, so it costs nothing
+ANSWER = ("probabilities", "unlikeness")  # the outputs that a prediction needs; the graph skips the others
+OBSERVED = (*ANSWER, "embedding")  # the drift window needs the embedding too, which is computed on the way
 QUANTILES = 21  # 0, 5, … 100 %
 DISCLAIMER = (
     "For research and education only. Not a medical device. Every answer must be reviewed by a "
@@ -175,7 +175,7 @@ class Contract(_Frozen):
         return self
 
     def index_of(self, key: str) -> int:
-        """Where the class of this key stands.
+        """The index of the class with this key.
 
         Raises:
             KeyError: there is none; the message names the classes.

@@ -33,14 +33,14 @@ MEANING = {
     "embedding": "What the model sees in the images, all taken together; the least specific of the signals.",
 }
 
-SIDE = 32  # pixels that colour is measured on, about; averages need no more
-STAINED = 0.15  # mean optical density from which a pixel holds stain, and not the empty slide
+SIDE = 32  # colour is measured on about SIDE × SIDE pixels; averages need no more
+STAINED = 0.15  # mean optical density above which a pixel counts as stained
 FEATURES = 128  # random frequencies; their error on MMD² is about 1/√128 of its largest value
 SEED = 4
-FLOOR = 0.01  # of a share in PSI, whose logarithm knows no empty bin; smaller, and one patient more or less decides
+FLOOR = 0.01  # smallest share in PSI, whose logarithm needs one above 0; a smaller floor lets a single patient decide
 CELLS = QUANTILES + 1  # below the reference's lowest, between its quantiles, above its highest
-_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each value of a channel
-_DECILES = np.r_[0, np.arange(3, CELLS - 2, 2)]  # where each of PSI's ten bins begins among the cells
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each channel value
+_DECILES = np.r_[0, np.arange(3, CELLS - 2, 2)]  # the first cell of each of PSI's ten bins
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Encoder:
 
 
 def encoder(reference: Reference) -> Encoder:
-    """The one that made the reference."""
+    """The encoder that the reference was made with."""
     edges = np.array([reference.scalars[signal].quantiles for signal in SCALARS])
     return Encoder(edges, len(reference.class_shares), reference.bandwidth)
 
@@ -158,7 +158,7 @@ def colour(sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     saturation = ((highest - values.min(axis=0)) / np.maximum(highest, 1)).mean(axis=1)
     density = _DENSITY[values]
     stained = density.mean(axis=0) > STAINED
-    stained |= ~stained.any(axis=1, keepdims=True)  # where none is: all
+    stained |= ~stained.any(axis=1, keepdims=True)  # an image without stained pixels is measured on all of them
     red, green, blue = (density * stained).sum(axis=2) / stained.sum(axis=1)
     along, across = red - (red + green + blue) / 3, (green - blue) / np.sqrt(3)
     return saturation, np.degrees(np.arctan2(across, along)) % 360
@@ -172,7 +172,7 @@ def _psi(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 @cache
 def _signs(dimensions: int) -> np.ndarray:
-    """±1, [D, F], the same everywhere: of NumPy's random numbers only the bits themselves are promised to stay."""
+    """Random signs ±1, [D, F], equal on every machine: NumPy guarantees its raw random bits, not its distributions."""
     bits = np.random.PCG64(SEED).random_raw(dimensions * FEATURES // 64)
     unpacked = np.unpackbits(bits.astype("<u8").view(np.uint8))
     return (2 * unpacked.astype(np.float32) - 1).reshape(dimensions, FEATURES)

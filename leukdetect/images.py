@@ -19,20 +19,21 @@ import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-# What a microscope camera or a viewer exports. By content, never by file name.
+# The formats that microscope cameras and viewers export; recognised by content, never by file name.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF's tags
-_SCAN = b"\xff\xda"  # begins one in a JPEG; where pixels are, another byte follows 0xff
-_ARITHMETIC = b"\xff\xc9"  # begins the frame of a JPEG that is coded so
+_SCAN = b"\xff\xda"  # the marker that begins a JPEG scan; inside pixel data, 0xff is never followed by this byte
+_ARITHMETIC = b"\xff\xc9"  # the marker of an arithmetic-coded JPEG frame
 
-# What costs more than its pixels. A JPEG may look at every pixel again in each of any number of scans of a few bytes:
-# 170 kB kept a processor busy for 19 s. A camera's has about ten; this many take 4 s. A TIFF's tile is decoded whole.
+# Limits for files that cost more to decode than their size shows. A JPEG may have any number of scans of a few bytes,
+# each of which goes over every pixel: 170 kB kept a processor busy for 19 s. A camera's has about ten scans; the most
+# that is allowed takes 4 s. A TIFF's tile is decoded whole, however little of it lies within the image.
 MAX_SCANNED_PIXELS = 4_000_000_000
 MAX_TILE_PIXELS = 2**22
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
-# Of odd tags and the like: what matters raises. Once for the process, since catch_warnings is not thread-safe.
+# Pillow warns of odd tags, and raises what matters. Set once for the process: catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # We cap pixels ourselves, from the header; Pillow's own warning at 89 MP would come too late.
@@ -140,7 +141,7 @@ def quality(pixels: np.ndarray) -> tuple[float, float]:
     laplacian += y[1:-1, :-2]
     laplacian += y[1:-1, 2:]
     laplacian -= 4 * y[1:-1, 1:-1]
-    # `mean` and `var` to the last bit, in a third of the calls: of a small image it is those that cost.
+    # The same as np.mean and np.var to the last bit, with a third of the calls, which dominate on a small image.
     brightness = np.add.reduce(y, axis=None) / y.size
     laplacian -= np.add.reduce(laplacian, axis=None) / laplacian.size
     laplacian *= laplacian
@@ -197,7 +198,7 @@ def _decode(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _refuse_bomb(image: Image.Image, data: bytes) -> None:
-    """By what the header's size does not show."""
+    """Refuses files that cost far more to decode than the size in their header shows."""
     if image.format in ("JPEG", "MPO") and _may_have_many_scans(image, data):
         scans = data.count(_SCAN)
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
@@ -210,10 +211,12 @@ def _refuse_bomb(image: Image.Image, data: bytes) -> None:
 
 
 def _may_have_many_scans(image: Image.Image, data: bytes) -> bool:
-    """Not the common kind, where a scan takes bytes for every pixel: to count them costs a twentieth of decoding."""
+    """Only progressive, arithmetic and multi-picture JPEGs: counting scans costs a twentieth of decoding the others."""
     if image.format == "MPO" or "progressive" in image.info:
         return True
-    head = image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)  # so far it was read
+    head = (
+        image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)
+    )  # where Pillow stopped reading
     return data.find(_ARITHMETIC, 0, head) >= 0
 
 

@@ -27,7 +27,7 @@ class RefusedError(Exception):
 
 
 class GoldenError(RefusedError):
-    """The file is whole, yet on this processor it does not answer as it did where it was built."""
+    """The file is intact, but its golden images get other answers on this processor than where it was built."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Model:
     session: onnxruntime.InferenceSession
     index: similar.Index | None  # of similar cases; None: the file is from before there was an index
     threads: int
-    seconds_an_image: float  # as its golden images took, one at a time
+    seconds_an_image: float  # measured on the golden images, one at a time
 
     def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
         """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`."""
@@ -165,12 +165,12 @@ def _check_graph(session: onnxruntime.InferenceSession, promise: contract.Contra
 
 
 def _check_golden(session: onnxruntime.InferenceSession, promise: contract.Contract) -> float:
-    """The same file can give other answers on another processor, INT8 above all: see before clients do.
+    """Runs the golden set, since the same file can give other answers on another processor, INT8 above all.
 
-    Each image alone, then all as one batch; so the session is warm afterwards too.
+    Each image runs alone, then all run as one batch, which also warms the session up.
 
     Returns:
-        Seconds that an image takes alone: the least, since noise only adds.
+        Seconds that one image takes: the minimum, since noise only adds.
     """
     golden = promise.golden
     try:

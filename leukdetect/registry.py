@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leukdetect.contract import FILES, SHA256_TAGS
 
-# A server must find out soon that its registry is down; MLflow's own defaults take minutes.
+# With MLflow's defaults it takes minutes to notice that a registry is down.
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -20,7 +20,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
-DOWNLOAD = ".download-"  # what is under way is called
+DOWNLOAD = ".download-"  # prefix of the folder of an unfinished download
 
 
 class RegistryError(Exception):
@@ -52,8 +52,8 @@ class Registered:
 
     @property
     def folder(self) -> str:
-        """What its folder on this machine is called."""
-        # A registry that is made anew counts from 1 again: the time of creation tells its versions apart.
+        """Name of its folder on this machine."""
+        # Versions count from 1 again in a new registry, so the time of creation is part of the name.
         return f"{self.version}-{self.created}"
 
 
@@ -72,7 +72,7 @@ class Registry:
         """
         self._refuse_missing_database()
         try:
-            import mlflow  # a second to import: not when a file is served
+            import mlflow  # takes a second, which serving a file need not spend
             from mlflow.exceptions import MlflowException
 
             mlflow.set_tracking_uri(self.tracking_uri)
@@ -82,7 +82,7 @@ class Registry:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
-        except Exception as error:  # database, HTTP and MLflow errors of every kind mean one thing here
+        except Exception as error:  # database, HTTP and MLflow errors share no base class
             raise RegistryError(f"models:/{name}@{alias} could not be had from {self.shown}: {_safe(error)}") from error
         hashes = {precision: found.tags[tag] for precision, tag in SHA256_TAGS.items() if tag in found.tags}
         return Registered(name, str(found.version), alias, found.creation_timestamp, hashes)
@@ -100,7 +100,7 @@ class Registry:
                 self._keep(f"models:/{registered.name}/{registered.version}/artifacts", folder, registered.sha256)
             except RegistryError:
                 raise
-            except Exception as error:  # as in ask, and what a disk can raise
+            except Exception as error:  # as in ask, and disk errors
                 raise RegistryError(
                     f"version {registered.version} could not be downloaded from {self.shown}: {_safe(error)}"
                 ) from error
@@ -123,7 +123,7 @@ class Registry:
         return self.fetch(registered)
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
-        """Downloads an artifact into a folder; whatever MLflow raises goes on."""
+        """Downloads an artifact into a folder. Errors are MLflow's own."""
         import mlflow
 
         return Path(
@@ -139,14 +139,14 @@ class Registry:
 
     def _refuse_missing_database(self) -> None:
         path = Path(self.tracking_uri.removeprefix("sqlite:///"))
-        if self.tracking_uri.startswith("sqlite:///") and not path.is_file():  # else MLflow would make an empty one
+        if self.tracking_uri.startswith("sqlite:///") and not path.is_file():  # MLflow would create an empty one
             raise RegistryError(
                 f"there is no registry at {path}; run `dvc repro`, set MLFLOW_TRACKING_URI, "
                 "or serve a file with --model"
             )
 
     def _keep(self, artifact_uri: str, folder: Path, sha256: dict[str, str]) -> None:
-        """Downloads under a temporary name, so that a folder that is there is whole."""
+        """Downloads to a temporary name and renames, so that an existing folder is always complete."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=DOWNLOAD, ignore_cleanup_errors=True) as temporary:
             got = self.download(artifact_uri, Path(temporary))
@@ -154,7 +154,7 @@ class Registry:
                 try:
                     with (got / FILES[precision]).open("rb") as file:
                         actual = hashlib.file_digest(file, "sha256").hexdigest()
-                        os.fsync(file.fileno())  # the folder's name promises whole files, over a power failure too
+                        os.fsync(file.fileno())  # complete even after a power failure
                 except FileNotFoundError:
                     actual = None
                 if actual != expected:
@@ -167,7 +167,7 @@ class Registry:
 
 
 def is_alias(model: str) -> bool:
-    """Whether it names an alias, which can move, and not a file."""
+    """Whether `model` names a registry alias and not a file."""
     return model.startswith("models:/")
 
 
@@ -180,7 +180,7 @@ def parse(model: str) -> tuple[str, str]:
 
 
 def discard(located: Located) -> None:
-    """Removes a version that is of no use, so that it would be downloaded anew."""
+    """Removes a version's files, so that the next fetch downloads them again."""
     shutil.rmtree(located.path, ignore_errors=True)
 
 

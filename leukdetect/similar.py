@@ -21,7 +21,7 @@ CASES = 5  # enough to see whether they agree, few enough to be looked at
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Training images by where their embeddings, at unit length, lie in the directions in which these differ most."""
+    """Training images, each as its unit-length embedding projected on the principal directions of all of them."""
 
     mean: np.ndarray  # [D], of the unit-length embeddings
     directions: np.ndarray  # [D, k], orthonormal
