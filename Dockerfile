@@ -39,7 +39,7 @@ USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=90s \
     CMD ["/opt/venv/bin/python", "-c", "from os import environ; from urllib.request import urlopen; urlopen(f\"http://127.0.0.1:{environ['LEUKDETECT_PORT']}/readyz\", timeout=2)"]
-# The server is process 1: it handles SIGTERM, and reaps the workers it starts, so there is no init before it.
+# The server is process 1: it handles SIGTERM and starts no process, so there is no init before it.
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "serving"]
 
 FROM python:3.11.14-slim-bookworm AS training

@@ -1,23 +1,17 @@
 """Serves a model: `python -m serving [--model models/leukdetect.onnx]`; `--help` tells every setting."""
 
-import os
 import signal
 import ssl
 import sys
-import tempfile
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
-from uvicorn.supervisors import Multiprocess
 
 from leukdetect.model_file import RefusedError
 from leukdetect.registry import RegistryError
 from serving import logs
-from serving.app import application, worker
+from serving.app import application
 from serving.request import connections
 from serving.request.auth import KeysError
 from serving.settings import Settings
@@ -48,19 +42,7 @@ def main() -> None:
         app = application(settings)
     except (RegistryError, RefusedError, KeysError) as error:
         sys.exit(f"error: {error}")
-    if settings.workers == 1:
-        uvicorn.Server(_config(settings, app)).run()
-    else:
-        del app  # it was a rehearsal, whose faults end the start here; each worker loads its own
-        with tempfile.TemporaryDirectory(prefix="leukdetect-metrics-") as folder:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # the workers' metrics meet there
-            config = _config(settings, partial(worker, settings), factory=True, workers=settings.workers)
-            Multiprocess(config, [config.bind_socket()]).run()
-    sys.exit(0)
-
-
-def _config(settings: Settings, app: Callable[..., object], **options: Any) -> uvicorn.Config:
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -70,11 +52,11 @@ def _config(settings: Settings, app: Callable[..., object], **options: Any) -> u
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=settings.drain_seconds,
-        timeout_worker_healthcheck=60,  # a worker that is still importing on a busy machine is not dead
         proxy_headers=False,  # the client's address is used for nothing
         http=connections.Connection,
-        **options,
     )
+    uvicorn.Server(config).run()
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from starlette.staticfiles import StaticFiles
 from leukdetect.answer import disclaimer
 from leukdetect.registry import is_alias
 from leukdetect.runtime import cpus
-from serving import logs, problems, shutdown
+from serving import problems, shutdown
 from serving.api import admin, explain, health, open_inference, predict, status
-from serving.inference import answers
 from serving.inference.decode_pool import DecodePool
 from serving.inference.engine import BATCH, Engine, Lane
 from serving.metrics import Metrics
@@ -104,7 +103,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             history=History(metrics),
             updates=updates,
         )
-        metrics.describe(answers.identity(models.champion))
+        metrics.describe(models.champion)
         metrics.threads.set(models.champion.threads)
         shutdown.install(service)
         metrics.registry_reachable.set(1)  # until it is asked in vain
@@ -166,9 +165,3 @@ def application(settings: Settings) -> FastAPI:
         },
     )
     return create_app(settings, models)
-
-
-def worker(settings: Settings) -> FastAPI:
-    """The same in a process of its own, which inherits no logging."""
-    logs.configure()
-    return application(settings)

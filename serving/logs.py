@@ -22,7 +22,6 @@ class JsonLines(logging.Formatter):
             "time": f"{_second(int(record.created))}.{int(record.msecs):03}+00:00",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "pid": record.process,  # which of several workers
             "message": record.getMessage(),
         }
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}

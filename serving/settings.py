@@ -47,7 +47,6 @@ class Settings(BaseSettings):
     # where it listens
     host: str = Field(default="127.0.0.1", description="the address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on")
-    workers: int = Field(default=1, gt=0, description="processes; they share the processors, each loads the model")
     tls_certificate: Path | None = Field(default=None, description="a PEM file; with tls_key: serve https")
     tls_key: Path | None = Field(default=None, description="the certificate's private key, a PEM file")
     cors_origins: list[str] = Field(

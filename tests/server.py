@@ -78,6 +78,6 @@ def _url(process: subprocess.Popen[bytes], log_file: Path) -> str:
                     if httpx.get(f"{url}/readyz").status_code == 200:
                         return url
                 except httpx.ConnectError:
-                    pass  # the port is bound before the first of several workers listens
+                    pass  # the port is bound a moment before it listens
         time.sleep(0.05)
     raise AssertionError(f"the server did not start:\n{log_file.read_text()}")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from serving import problems
 from serving.inference.answers import BatchAnswer, BatchItem, Prediction, prediction
 from serving.inference.examine import examine
+from serving.observability.counts import count
 from serving.request import auth, upload
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
 from serving.service import Service, of
@@ -125,7 +126,7 @@ async def answer(
     with service.engine.admitted(deadline):
         image, scores, decode_seconds = await examine(service, model, data, deadline)
     answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
-    service.metrics.count(answered)
+    count(service.metrics, answered)
     service.feedback.record(request_id, answered.class_, answered.model.version)
     service.shadow.offer(image.pixels, answered)
     service.window.add(model, image, scores)

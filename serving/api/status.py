@@ -66,8 +66,8 @@ class Signal(BaseModel):
     meaning: str
     tests: list[Test]
     window: list[float] | None = Field(
-        description="shares of the window in the cells of the reference's quantiles, or in classes; of the worker that "
-        "was asked. The embedding has none"
+        description="shares of the window in the cells of the reference's quantiles, or in classes; the embedding has "
+        "none"
     )
 
 

@@ -6,7 +6,6 @@ import logging
 from leukdetect import model_file
 from leukdetect.model_file import Model
 from leukdetect.registry import Located, RegistryError, discard
-from leukdetect.runtime import cpus
 from serving.models import last_known_good
 from serving.models.served import Models
 from serving.settings import Settings
@@ -58,8 +57,8 @@ def resolve(settings: Settings) -> Located:
 
 
 def load(settings: Settings, located: Located) -> Model:
-    """Loads what was found, for this process's share of the processors; see `model.load`."""
-    loaded = model_file.load(located, settings.precision, max(1, cpus() // settings.workers))
+    """Loads what was found, with as many threads as this process may use processors; see `model_file.load`."""
+    loaded = model_file.load(located, settings.precision)
     give_back_memory()
     return loaded
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 from leukdetect.model_file import Model, RefusedError
 from leukdetect.registry import DamagedError, Registered, RegistryError, discard, parse
-from serving.inference import answers
 from serving.metrics import Metrics
 from serving.models import last_known_good, startup
 from serving.models.served import Models
@@ -115,7 +114,7 @@ class Updates:
         self._models.switch(new)
         self._behind_since = None
         self._metrics.reloads.labels("switched").inc()
-        self._metrics.describe(answers.identity(new))
+        self._metrics.describe(new)
         try:
             last_known_good.remember(self._settings, new.located)
         except OSError as error:  # a full disk, say; it serves all the same

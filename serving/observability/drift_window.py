@@ -30,10 +30,7 @@ class _Answer:
 
 
 class Window:
-    """As many answers as the reference's largest window has, each as a row of a few hundred numbers.
-
-    With several workers each compares its own; the gauges show the highest.
-    """
+    """As many answers as the reference's largest window has, each as a row of a few hundred numbers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.shares: np.ndarray | None = None  # mean of the rows that were compared last

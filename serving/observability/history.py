@@ -51,7 +51,7 @@ class History:
     def _now(self) -> Samples:
         return {
             Sample(sample.name.removeprefix("leukdetect_"), tuple(sorted(sample.labels.items()))): sample.value
-            for family in self._metrics.together().collect()
+            for family in self._metrics.registry.collect()
             if family.name.removeprefix("leukdetect_").startswith(_FAMILIES)
             for sample in family.samples
         }
@@ -60,7 +60,7 @@ class History:
         while not self._stopped.wait(STEP):
             try:
                 self._kept.append((time.monotonic(), self._now()))
-            except Exception:  # a worker that dies this very moment; the next step will do
+            except Exception:
                 log.exception("the metrics could not be remembered")
 
 

@@ -142,27 +142,13 @@ def wait_until_closed(url: str) -> None:
         time.sleep(0.05)
 
 
-def test_several_workers_share_the_port_and_add_their_metrics_up(model_file: Path, tmp_path: Path) -> None:
-    with running(tmp_path, "--model", str(model_file), "--workers", "2") as server:
-        for _ in range(40):  # each on a connection of its own, so that both are asked
-            assert httpx.post(f"{server.url}/predict", content=BLUE).status_code == 200
-        pids = {line["pid"] for line in server.log() if line["message"] == "request"}
-        assert len(pids) == 2
-        metrics = httpx.get(f"{server.url}/metrics").text
-        resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * resource.getpagesize()
-        assert 'leukdetect_predictions_total{class="pre",version=""} 40.0' in metrics.splitlines()
-        assert value(metrics, "confidence_count") == value(metrics, "batch_size_sum") == 40
-        assert value(metrics, "in_flight") == 1  # whoever asks for the metrics, once
-        assert value(metrics, 'queue_depth{lane="predict"}') == 0
-        assert value(metrics, "threads") == 2 * max(1, cpus() // 2)
-        assert value(metrics, "resident_bytes") == pytest.approx(resident, rel=0.2)  # of both, whoever is asked
-        assert server.stop() == 0
-
-
-def value(metrics: str, name: str) -> float:
-    """Of `leukdetect_NAME`, with its labels."""
-    [line] = [line for line in metrics.splitlines() if line.startswith(f"leukdetect_{name} ")]
-    return float(line.rpartition(" ")[2])
+def test_the_metrics_tell_the_memory_and_the_threads_of_the_process(model_file: Path, tmp_path: Path) -> None:
+    with running(tmp_path, "--model", str(model_file)) as server:
+        metrics = httpx.get(f"{server.url}/metrics").text.splitlines()
+        pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    told = dict(line.rsplit(" ", 1) for line in metrics)
+    assert float(told["leukdetect_threads"]) == cpus()
+    assert float(told["leukdetect_resident_bytes"]) == pytest.approx(pages * resource.getpagesize(), rel=0.2)
 
 
 @pytest.mark.parametrize(
