@@ -6,6 +6,7 @@ a mean, the reference is a mean, and thousands of bootstrapped windows are one m
 (`pipeline.model_file.drift_reference`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -98,6 +99,41 @@ def mean(reference: Reference) -> np.ndarray:
     """The mean of the reference's rows: float64 [K]."""
     shares = [reference.scalars[signal].shares for signal in SCALARS]
     return np.concatenate([*shares, reference.class_shares, reference.embedding])
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A window of images beside the reference."""
+
+    images: int
+    tests: dict[str, dict[str, tuple[float, float]]]  # by signal and test: the statistic, and what it may not exceed
+    shares: dict[str, np.ndarray]  # by signal: of the window, in the reference's cells or in classes
+
+    def alarm(self, signal: str) -> bool:
+        """Whether a statistic of this signal is beyond its threshold."""
+        return any(statistic > threshold for statistic, threshold in self.tests[signal].values())
+
+    def alarms(self) -> list[str]:
+        """The signals that raise an alarm."""
+        return [signal for signal in MEANING if self.alarm(signal)]
+
+
+def compare(rows: Sequence[np.ndarray] | np.ndarray, reference: Reference) -> Comparison | None:
+    """Holds the last of an encoder's rows against the reference: as many as the largest window that is full.
+
+    Returns:
+        None below the smallest window. A file that is older than a test has no threshold for it, and no result.
+    """
+    full = [window for window in reference.windows if window.images <= len(rows)]
+    if not full:
+        return None
+    limits, classes = full[-1].thresholds, len(reference.class_shares)
+    window = np.asarray(rows[-full[-1].images :]).mean(axis=0, dtype=np.float64)
+    tests: dict[str, dict[str, tuple[float, float]]] = {signal: {} for signal in MEANING}
+    for (signal, test), statistic in statistics(window, mean(reference), classes).items():
+        if test in limits.get(signal, {}):
+            tests[signal][test] = float(statistic), limits[signal][test]
+    return Comparison(full[-1].images, tests, parts(window, classes))
 
 
 def statistics(window: np.ndarray, reference: np.ndarray, classes: int) -> dict[tuple[str, str], np.ndarray]:

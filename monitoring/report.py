@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from matplotlib.ticker import PercentFormatter
 
 from leukdetect import contract, drift, images
 from leukdetect.contract import Reference
+from leukdetect.drift import Comparison
 from leukdetect.runtime import cpus, open_session, run
 
 ALARM = 3  # exit code
@@ -45,26 +46,12 @@ class ReportError(Exception):
 
 
 @dataclass(frozen=True)
-class Window:
-    """So many images in a row, compared: by signal and test, the statistic and its threshold."""
-
-    name: str
-    images: int
-    tests: dict[str, dict[str, tuple[float, float]]]
-
-    def alarm(self, signal: str) -> bool:
-        """Whether a statistic of this signal is beyond its threshold."""
-        return any(statistic > threshold for statistic, threshold in self.tests[signal].values())
-
-
-@dataclass(frozen=True)
 class Findings:
-    """What the page shows: windows in order of time, and how the signals of the last were spread."""
+    """What the page shows."""
 
     source: str
     promise: dict[str, Any]  # the contract as JSON, perhaps without its golden images: a server tells all but those
-    windows: list[Window]
-    shares: dict[str, list[float]]  # of the last window, in the cells of the reference or in classes
+    windows: dict[str, Comparison]  # by name, in order of time
     unreadable: int = 0
 
     @property
@@ -72,9 +59,14 @@ class Findings:
         """What the windows were compared with."""
         return Reference.model_validate(self.promise["reference"])
 
+    @property
+    def last(self) -> Comparison:
+        """The latest window."""
+        return list(self.windows.values())[-1]
+
     def alarms(self) -> list[str]:
         """The signals that raise an alarm in any window."""
-        return [signal for signal in drift.MEANING if any(window.alarm(signal) for window in self.windows)]
+        return [signal for signal in drift.MEANING if any(window.alarm(signal) for window in self.windows.values())]
 
 
 def main() -> int:
@@ -110,8 +102,9 @@ def of_folder(folder: Path, model: Path) -> Findings:
     except contract.ContractError as error:
         raise ReportError(f"{model}: {error}") from error
     reference = promise.reference
-    encode, middle = drift.encoder(reference), drift.mean(reference)
-    rows, unreadable = [], 0
+    encode = drift.encoder(reference)
+    rows: list[np.ndarray] = []
+    unreadable = 0
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             pixels = images.resize(images.decode(path.read_bytes()), promise.decode.size)
@@ -120,23 +113,16 @@ def of_folder(folder: Path, model: Path) -> Findings:
             continue
         answers = dict(zip(contract.OBSERVED, run(session, pixels[None], contract.OBSERVED), strict=True))
         rows.append(encode(drift.signals([drift.looks(pixels)], **answers))[0])
-    full = [window for window in reference.windows if window.images <= len(rows)]
+    full = [window.images for window in reference.windows if window.images <= len(rows)]
     if not full:
         needed = reference.windows[0].images
         raise ReportError(f"{folder} has {len(rows)} images that can be read; a comparison needs {needed}")
-    size, limits = full[-1].images, full[-1].thresholds
-    windows = []
-    for end in range(size, len(rows) + 1, size):
-        mean = np.stack(rows[end - size : end]).mean(axis=0, dtype=np.float64)
-        found = drift.statistics(mean, middle, len(reference.class_shares))
-        tests: dict[str, dict[str, tuple[float, float]]] = {signal: {} for signal in drift.MEANING}
-        for signal, test in drift.TESTS:
-            if test in limits[signal]:  # a file that is older than a test has no threshold for it
-                tests[signal][test] = float(found[signal, test]), limits[signal][test]
-        windows.append(Window(f"{end - size + 1}–{end}", size, tests))
-    shares = {signal: part.tolist() for signal, part in drift.parts(mean, len(reference.class_shares)).items()}
-    promised = promise.model_dump(mode="json")
-    return Findings(f"{len(rows)} images of a folder", promised, windows, shares, unreadable)
+    windows = {}
+    for end in range(full[-1], len(rows) + 1, full[-1]):
+        start = end - full[-1]
+        if found := drift.compare(rows[start:end], reference):
+            windows[f"{start + 1}–{end}"] = found
+    return Findings(f"{len(rows)} images of a folder", promise.model_dump(mode="json"), windows, unreadable)
 
 
 def of_server(url: str) -> Findings:
@@ -153,16 +139,16 @@ def of_server(url: str) -> Findings:
         each["signal"]: {test["test"]: (test["statistic"], test["threshold"]) for test in each["tests"]}
         for each in found["signals"]
     }
-    shares = {each["signal"]: each["window"] for each in found["signals"] if each["window"]}
-    last = Window(f"last {found['images']} answers", found["images"], tests)
-    return Findings(f"The server at {url}", model["contract"], [last], shares)
+    shares = {each["signal"]: np.array(each["window"]) for each in found["signals"] if each["window"]}
+    last = Comparison(found["images"], tests, shares)
+    return Findings(f"The server at {url}", model["contract"], {f"last {last.images} answers": last})
 
 
 def page(found: Findings) -> str:
     """The page, as HTML."""
-    last, promise, reference = found.windows[-1], found.promise, found.reference
+    last, promise, reference = found.last, found.promise, found.reference
     alarms = [NAMES[signal].lower() for signal in found.alarms()]
-    count = sum(any(window.alarm(signal) for signal in drift.MEANING) for window in found.windows)
+    count = sum(bool(window.alarms()) for window in found.windows.values())
     windows = f"windows of {last.images} images"
     verdict = (
         f"Drift in {count} of the {windows} ({len(found.windows)} in all): {', '.join(alarms)}."
@@ -208,14 +194,14 @@ and wrong on images that have not: only confirmed diagnoses tell.</p>
 
 
 def _section(signal: str, meaning: str, found: Findings) -> str:
-    last = found.windows[-1]
+    last = found.last
     alarm = last.alarm(signal)
     rows = "".join(
         f'<tr class="{"bad" if statistic > threshold else ""}"><th scope="row">{test.upper()}</th>'
         f"<td>{statistic:.3f}</td><td>{threshold:.3f}</td></tr>"
         for test, (statistic, threshold) in last.tests[signal].items()
     )
-    plot = _svg(_spread(signal, found)) if signal in found.shares and signal != "embedding" else ""
+    plot = _svg(_spread(signal, found)) if signal in last.shares and signal != "embedding" else ""
     return f"""<section>
 <h3>{NAMES[signal]} <span class="{"bad" if alarm else "good"}">{"alarm" if alarm else "as expected"}</span></h3>
 <p>{meaning}</p>
@@ -228,7 +214,8 @@ def _section(signal: str, meaning: str, found: Findings) -> str:
 def _spread(signal: str, found: Findings) -> Figure:
     """The window's shares beside the reference's: of classes, or between the deciles of the validation images."""
     figure, axes = _figure(9, 2.5)
-    reference, ours = found.reference, found.shares[signal]
+    reference, ours = found.reference, found.last.shares[signal]
+    theirs: Sequence[float] | np.ndarray
     if signal == "class":
         theirs, width = reference.class_shares, 0.4
         axes.set_xticks(range(len(ours)), [each["label"] for each in found.promise["classes"]])
@@ -240,28 +227,27 @@ def _spread(signal: str, found: Findings) -> Figure:
         axes.set_xlabel(f"{UNITS[signal]}; the outermost bars are lower or higher than any validation image")
     places = np.arange(len(ours))
     axes.bar(places - width / 2, theirs, width, color=REFERENCE, label="validation")
-    axes.bar(places + width / 2, ours, width, color=BAD if found.windows[-1].alarm(signal) else WINDOW, label="window")
+    axes.bar(places + width / 2, ours, width, color=BAD if found.last.alarm(signal) else WINDOW, label="window")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(frameon=False, ncols=2, loc="outside upper left")
     return figure
 
 
-def _deciles(shares: Sequence[float]) -> list[float]:
+def _deciles(shares: Sequence[float] | np.ndarray) -> np.ndarray:
     """Of 22 cells: below, ten tenths, above."""
-    low, *inner, high = shares
-    return [low, *(a + b for a, b in zip(inner[::2], inner[1::2], strict=True)), high]
+    return np.r_[shares[0], np.reshape(shares[1:-1], (-1, 2)).sum(axis=1), shares[-1]]
 
 
-def _course(windows: Sequence[Window]) -> Figure:
+def _course(windows: Mapping[str, Comparison]) -> Figure:
     """Each signal's largest statistic ÷ threshold, window by window."""
     figure, axes = _figure(9, 3.4)
     for index, signal in enumerate(drift.MEANING):
-        ratios = [max(s / t if t else 0.0 for s, t in window.tests[signal].values()) for window in windows]
+        ratios = [max(s / t if t else 0.0 for s, t in window.tests[signal].values()) for window in windows.values()]
         axes.plot(ratios, marker="o", ms=4, color=mpl.color_sequences["tab10"][index], label=NAMES[signal])
     axes.axhline(1, color=BAD, lw=1.5)
     axes.annotate("threshold", (0, 1), xytext=(2, 3), textcoords="offset points", color=BAD)
     axes.set_ylim(bottom=0)
-    axes.set_xticks(range(len(windows)), [window.name for window in windows], rotation=30, ha="right")
+    axes.set_xticks(range(len(windows)), list(windows), rotation=30, ha="right")
     axes.set_xlabel("images")
     axes.set_ylabel("statistic ÷ threshold")
     axes.legend(frameon=False, bbox_to_anchor=(1, 1), loc="upper left")

@@ -197,8 +197,8 @@ def _drift(service: Service, samples: Samples) -> Drift:
     images, needed = int(samples.get(Sample("drift_window_images", ()), 0)), reference.windows[0].images
     if images < needed:
         return Drift(images=images, needed=needed, signals=[])
-    shares = service.window.shares
-    window = {} if shares is None else drift.parts(shares, len(reference.class_shares)) | {"embedding": None}
+    last = service.window.last
+    window = last.shares | {"embedding": None} if last else {}
     signals = [
         Signal(
             signal=signal,

@@ -33,7 +33,7 @@ class Window:
     """As many answers as the reference's largest window has, each as a row of a few hundred numbers."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.shares: np.ndarray | None = None  # mean of the rows that were compared last
+        self.last: drift.Comparison | None = None
         self._metrics = metrics
         self._arrived: deque[_Answer] = deque(maxlen=1000)  # more than any server answers in SECONDS, nearly
         self._rows: deque[np.ndarray] = deque()
@@ -63,22 +63,16 @@ class Window:
             self._take_in(model, list(answers))
         if not arrived or not self._model:
             return
-        reference = self._model.contract.reference
-        full = [window for window in reference.windows if window.images <= len(self._rows)]
-        self._metrics.drift_window.set(full[-1].images if full else len(self._rows))
-        if not full:
-            return
-        rows = np.stack(list(self._rows)[-full[-1].images :])
-        self.shares = rows.mean(axis=0, dtype=np.float64)
-        found = drift.statistics(self.shares, drift.mean(reference), len(reference.class_shares))
-        self._tell({key: float(value) for key, value in found.items()}, full[-1].thresholds)
+        self.last = drift.compare(list(self._rows), self._model.contract.reference)
+        self._metrics.drift_window.set(self.last.images if self.last else len(self._rows))
+        self._tell()
 
     def _take_in(self, model: Model, answers: list[_Answer]) -> None:
         reference = model.contract.reference
         if self._model is None or model.sha256 != self._model.sha256:  # another model, another reference
             self._rows = deque(maxlen=reference.windows[-1].images)
-            self.shares = None
-            self._tell({}, {})
+            self.last = None
+            self._tell()
         self._model = model
         saturation, hue = drift.colour(np.stack([each.sampled for each in answers]))
         brightness, sharpness = ([getattr(each, name) for each in answers] for name in ("brightness", "sharpness"))
@@ -86,17 +80,13 @@ class Window:
         outputs = {name: np.stack([each.outputs[name] for each in answers]) for name in OBSERVED}
         self._rows.extend(drift.encoder(reference)(drift.signals(looks, **outputs)))
 
-    def _tell(self, found: dict[tuple[str, str], float], thresholds: dict[str, dict[str, float]]) -> None:
-        """Sets the gauges; nothing found is 0, and no alarm."""
-        drifted = set()
+    def _tell(self) -> None:
+        """Sets the gauges; where nothing was compared they are 0, and no alarm."""
         for signal, test in drift.TESTS:
-            threshold = thresholds.get(signal, {}).get(test)
-            # A file that is older than a test has no threshold for it.
-            statistic = 0.0 if threshold is None else found.get((signal, test), 0.0)
-            if threshold is not None and statistic > threshold:
-                drifted.add(signal)
+            statistic, threshold = self.last.tests[signal].get(test, (0.0, 0.0)) if self.last else (0.0, 0.0)
             self._metrics.drift_statistic.labels(signal, test).set(statistic)
-            self._metrics.drift_threshold.labels(signal, test).set(threshold or 0.0)
+            self._metrics.drift_threshold.labels(signal, test).set(threshold)
+        drifted = set(self.last.alarms()) if self.last else set()
         for signal in drift.MEANING:
             self._metrics.drift_alarm.labels(signal).set(signal in drifted)
         if drifted - self._drifted:

@@ -131,14 +131,12 @@ def some(found: Signals, rows: np.ndarray) -> Signals:
     return Signals(found.scalars[rows], found.classes[rows], found.embedding[rows])
 
 
-def alarms(found: Signals, against: Reference, size: int | None = None) -> set[str]:
+def alarms(found: Signals, against: Reference) -> set[str]:
     """The signals that alarm in one window."""
-    rows = drift.encoder(against)(found)
-    size = size or len(rows)
-    [limits] = [each.thresholds for each in against.windows if each.images == size]
-    assert len(rows) == size
-    statistics = drift.statistics(rows.mean(axis=0), drift.mean(against), len(against.class_shares))
-    return {signal for (signal, test), value in statistics.items() if value > limits[signal].get(test, np.inf)}
+    compared = drift.compare(drift.encoder(against)(found), against)
+    assert compared
+    assert compared.images == len(found.classes)
+    return set(compared.alarms())
 
 
 def windows(patients: list[str], size: int, count: int) -> Iterator[np.ndarray]:

@@ -63,15 +63,15 @@ def test_a_folder_of_images_makes_a_page_that_stands_alone(folder: Path) -> None
 
 def test_several_windows_are_drawn_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report.of_folder(folder / "varied", folder / "m.onnx")
-    assert [each.name for each in found.windows] == ["1–50", "51–100"]
+    assert list(found.windows) == ["1–50", "51–100"]
     assert "Window by window" in report.page(found)
 
 
 def test_a_window_without_an_alarm_is_exit_code_0(folder: Path) -> None:
     found = report.of_folder(folder / "varied", folder / "m.onnx")
-    assert not found.windows[0].alarm("class")
-    calm = [report.Window("1–50", 50, {signal: {"ks": (0.1, 0.7)} for signal in drift.MEANING})]
-    quiet = report.Findings("A test", found.promise, calm, found.shares)
+    assert not found.windows["1–50"].alarm("class")
+    calm = drift.Comparison(50, {signal: {"ks": (0.1, 0.7)} for signal in drift.MEANING}, found.last.shares)
+    quiet = report.Findings("A test", found.promise, {"1–50": calm})
     assert quiet.alarms() == []
     assert "No drift in the windows of 50 images (1 in all)." in report.page(quiet)
 
