@@ -214,9 +214,8 @@ def _may_have_many_scans(image: Image.Image, data: bytes) -> bool:
     """Only progressive, arithmetic and multi-picture JPEGs: counting scans costs a twentieth of decoding the others."""
     if image.format == "MPO" or "progressive" in image.info:
         return True
-    head = (
-        image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)
-    )  # where Pillow stopped reading
+    # Where Pillow stopped reading the header.
+    head = image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)
     return data.find(_ARITHMETIC, 0, head) >= 0
 
 
