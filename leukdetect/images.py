@@ -4,7 +4,6 @@ Training decodes through this module too (`pipeline.prepare`), and every model f
 what it does (`behaviour`), so a server whose decoder differs from the one trained with refuses the file.
 """
 
-import base64
 import hashlib
 import io
 import math
@@ -13,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 # The formats that microscope cameras and viewers export; recognised by content, never by file name.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+PROBES = Path(__file__).with_name("probes")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF's tags
 _SCAN = b"\xff\xda"  # the marker that begins a JPEG scan; inside pixel data, 0xff is never followed by this byte
@@ -176,8 +177,8 @@ def stain(pixels: np.ndarray) -> float:
 def behaviour(size: int) -> str:
     """SHA-256 of what decode and resize make of a fixed photograph-like JPEG and a 16-bit PNG."""
     digest = hashlib.sha256()
-    for data in _probes():
-        digest.update(resize(decode(data), size).tobytes())
+    for probe in ("photograph.jpg", "grey16.png"):  # 100×75, 4:2:0, quality 40; 32×24
+        digest.update(resize(decode((PROBES / probe).read_bytes()), size).tobytes())
     return digest.hexdigest()
 
 
@@ -247,45 +248,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _probes() -> tuple[bytes, bytes]:
-    return base64.b64decode(_PROBE_JPEG), base64.b64decode(_PROBE_PNG)
-
-
-# 100×75, 4:2:0, quality 40
-_PROBE_JPEG = (
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVGZIhlbXd7"
-    "gYKBTmCNl4x9lnN+gXz/2wBDARUXFx4aHjshITt8U0ZTfHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8fHx8"
-    "fHx8fHx8fHz/wAARCABLAGQDASIAAhEBAxEB/8QAHwAAAQUBAQEBAQEAAAAAAAAAAAECAwQFBgcICQoL/8QAtRAAAgEDAwIEAwUF"
-    "BAQAAAF9AQIDAAQRBRIhMUEGE1FhByJxFDKBkaEII0KxwRVS0fAkM2JyggkKFhcYGRolJicoKSo0NTY3ODk6Q0RFRkdISUpTVFVW"
-    "V1hZWmNkZWZnaGlqc3R1dnd4eXqDhIWGh4iJipKTlJWWl5iZmqKjpKWmp6ipqrKztLW2t7i5usLDxMXGx8jJytLT1NXW19jZ2uHi"
-    "4+Tl5ufo6erx8vP09fb3+Pn6/8QAHwEAAwEBAQEBAQEBAQAAAAAAAAECAwQFBgcICQoL/8QAtREAAgECBAQDBAcFBAQAAQJ3AAEC"
-    "AxEEBSExBhJBUQdhcRMiMoEIFEKRobHBCSMzUvAVYnLRChYkNOEl8RcYGRomJygpKjU2Nzg5OkNERUZHSElKU1RVVldYWVpjZGVm"
-    "Z2hpanN0dXZ3eHl6goOEhYaHiImKkpOUlZaXmJmaoqOkpaanqKmqsrO0tba3uLm6wsPExcbHyMnK0tPU1dbX2Nna4uPk5ebn6Onq"
-    "8vP09fb3+Pn6/9oADAMBAAIRAxEAPwCjO1UJWq5NVGWuGlE5MNEl0u2F3fqr4KIN7A98dvzxXTOay/D0YFtNLk7mfafTgf8A160m"
-    "rCuuapbsKvLmq27DCaTNBpKSpG9OI8GpUNQrUyCqdA6kizHUl1ai8tHhONxGVJ7HtUcYq7CKyeHad0Wm4u6OEu5MIkYPU5PPb/P8"
-    "qW37U7XFA1y6VSSA3f3GT+pNFuOle9HCXpp23OXGVVWqOa2NGP7oop0Y+UUVzPBnmsoTCqMorSmWqMq1jQO3Dmv4fH+gSf8AXU/y"
-    "FaDCsnw9Ntnlt2PDjcuT3HoPp/KttkqKkLVGZVVy1ncrEUm2pilASuiFM6abGKtTItCpUo2r16+lbOEYK8nZHTFksS1ZLCGFpCQM"
-    "DjPr2qsjscYGKiv32xKrNgfeYk9APX/PauGWJpuXLBXM8RL2dJyOS1ZlGrT85+70/wB0U63k9F/OqTObi5kmbOXYnBOce1X7aPpX"
-    "sSrV3FJaHGoKEFF9EX45G2DgUVLHH8gorkvX/mZg7EMyVSlStaRAyhlIKkZBHQiqckVcOHkaYeRnxs9vOksfDIciurtZku7dZo8c"
-    "jkA/dPcVzbxU+0uJrGUvCRyMMrdDXqOj7VJrc76lL20U1ujpTHRsxyeKZZ6jbXa/eET8Ao5AJPt61O6lz049K5q1VYZWktexzRUo"
-    "u0lYgJJ4XgetOjjqZYqm2pGheRlRR1LHAFeXKU60rydzrjLohIoq5vxLf/vGtYjlj8r88qPT8efw+taepa2LeKRbMBmXI8xhlc9s"
-    "evNciiZJdySScknkk17OBwNn7WpokZ4qD91T9bfkPt4uladugXGeKpw5P3Rj3rRt4SSCea6K+KhHSmr/AJHHN9y3GV29DRViOH5B"
-    "xRXnfWK3l9xyuSMPRrsKPskzADP7o4/MZ/l/+qtOSH2rAlg9q1tL1DzcW10f3nRHP8Xsff8An9esKnf34nfUpf8ALyHzB4faoWh9"
-    "q2Hg9qryxbVJxz2r06NVQjzPZGtGqY0yZO0dB1qS3nubfb5MzqF6LnK/l0q19n9qcLf2ri9o68nKZ6sZxasxBqN+ylTOcEY4UA/n"
-    "imFZJmDSu0jAYyxJNWUt/anmPHyr17mupOlQjzNWN4OK+FWMrUT5aJEvLMcnnoP8/wAqqxQljk81cni8y5bjhflH4VYgt/aodWdZ"
-    "K+3Y+exmJU60n8hlvB04rTjRIIzJKwVFGSTSKkdvE0szBI1GSTWHe38moShUBSBT8q+vufemoQXxHLShKvLTYL2b7ZcNIxAA4QdM"
-    "L2op0dt8g4orZYyUVZR0PVUoxVkW5bf2qpJbe1a8JMlpC78s0akn1JFRSKPSvLwk2nY5KNRp2IbHUpbVVimTzYhwD/Eo/r9K00nt"
-    "70/uHBIGSp4YdO1ZTKPSqEije3Heu/GU4ypJLS7O2NCFR3WjOn+ze1OFt7VjafqF19qhiMzMjyKGDfMeSB1PNdYqj0rjhTdJpMmo"
-    "p0WkzOaHYMAcmmND5UTPjoOPrWgVBc5HeqHiKV7bR5JYW2uGXnGe9cftJYmuo9L2Q51pRpvl3M+G19qin1S1tBhP37+iHj8/8Kwm"
-    "uZro/v5WcZzgnj8ulCAFzkd69+dJUIJvVs8mnhNb1Hcmnmn1GYST4wBhVXotXLW16cUluq8cVrWqrxxXPGN9WdUqnJHlitAjtfkH"
-    "FFXQTzz0NFcMsfTi2uVnNzyP/9k="
-)
-# 32×24, 16-bit grey
-_PROBE_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAYEAAAAADuqHyrAAAAr0lEQVR4nGNkYGC9w4YESeUxMu0hXzPbHbY7LMx7mO8w32G+w3SH"
-    "6Q6MTQqPkcOEPJthPEauD+RphocB7xpSlOMMA1R/MWPw8ISBsAqFYSD6gJJUgBSN5EYk1jAghccoJ0JuCEDDQOECafGOMwzIjUh4"
-    "GBAb7xhhoMlCYXbWPkBJKqBCdmZh3kO+ZuY7THcYjb+QFu/oPJxJmdiYQQoD8iKS0UaDwuxs94SSVMB2BwA+O5gt/072IgAAAABJ"
-    "RU5ErkJggg=="
-)
