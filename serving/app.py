@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
-from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
@@ -30,7 +29,7 @@ from serving.observability.feedback_store import Feedback
 from serving.observability.history import History
 from serving.observability.shadow import Shadow
 from serving.request.auth import Access
-from serving.request.middleware import Direct, Observe
+from serving.request.middleware import Observe
 from serving.request.upload import Buffered
 from serving.service import Service
 from serving.settings import Settings
@@ -41,7 +40,6 @@ SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # FastAPI's own /do
 log = logging.getLogger(__name__)
 
 pages = APIRouter(include_in_schema=False)
-_PREDICT = next(each for each in predict.router.routes if isinstance(each, APIRoute) and each.path == "/predict")
 ROUTERS = (
     predict.router,
     explain.router,
@@ -134,7 +132,6 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
     )
     app.state.access = access
     problems.install(app)
-    app.add_middleware(Direct, route=_PREDICT)  # the last to be added is the first to be called
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]

@@ -5,8 +5,7 @@ import os
 import time
 from collections.abc import Callable
 
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
@@ -86,30 +85,3 @@ class Observe:
             if route not in _PROBES or code >= 400:
                 fields = {"request_id": request_id, "route": route, "code": code, "ms": round(seconds * 1000, 1)}
                 log.info("request", extra=fields)
-
-
-class Direct:
-    """Calls one POST route's endpoint with nothing between but its dependencies, which take only the request.
-
-    For /predict, since the framework's routing, dependency solving and exit stacks cost as much as all of our own code
-    (benchmarks/overhead.py). The route itself stays, for OpenAPI and for other methods.
-    """
-
-    def __init__(self, app: ASGIApp, route: APIRoute) -> None:
-        self.app = app
-        self.route = route
-        self.dependencies = [each.dependency for each in route.dependencies if each.dependency]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self.route.path or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = self.route
-        request = Request(scope, receive)
-        try:
-            for dependency in self.dependencies:
-                await dependency(request)
-            response = await self.route.endpoint(request)
-        except problems.ProblemError as error:
-            response = problems.answer(request, error)
-        await response(scope, receive, send)
