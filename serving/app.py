@@ -79,7 +79,7 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
             "shadow": BATCH,
         }
         engine = Engine(sizes, models.champion.seconds_an_image, metrics)
-        pool = DecodePool(cpus(), settings.queue_size)
+        pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels)
         store = Feedback(
             settings.feedback_db or settings.cache_dir / "feedback.db",
             settings.feedback_days,

@@ -98,7 +98,7 @@ async def explain(
         # As predict.answer, but the place is kept until the picture is drawn, so that those cannot pile up either.
         with while_connected(request), service.engine.admitted(deadline, "explain"):
             image, scores, decode_seconds = await examine(
-                service, model, data, deadline, lane="explain", outputs=explanation.OUTPUTS
+                service.pool, service.engine, model, data, deadline, lane="explain", outputs=explanation.OUTPUTS
             )
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
             cam = explanation.scaled(scores.outputs["cam"][index])

@@ -124,7 +124,7 @@ async def answer(
     """
     model = service.models.champion
     with service.engine.admitted(deadline):
-        image, scores, decode_seconds = await examine(service, model, data, deadline)
+        image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)
     answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
     count(service.metrics, answered)
     service.feedback.record(request_id, answered.class_, answered.model.version)

@@ -1,65 +1,40 @@
-"""Decodes off the event loop, in a small pool with a bound of its own."""
+"""Decodes images off the event loop, in a small pool with a bound of its own."""
 
-import queue
+import asyncio
 import threading
-from collections import deque
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from leukdetect.decoding import Decoded, decode
+from leukdetect.images import ImageError
 from serving import problems
-
-Job = Callable[[], None]
 
 
 class DecodePool:
-    """A few threads that decode; at most `waiting` more images wait for one.
+    """A few threads that decode; at most `waiting` more images wait for one."""
 
-    Of the idle threads the last to finish is the next to start, since its caches are warm; and no other is woken, which
-    the queue of `concurrent.futures` does with every job.
-    """
-
-    def __init__(self, threads: int, waiting: int) -> None:
+    def __init__(self, threads: int, waiting: int, max_pixels: int) -> None:
         Image.init()  # else Pillow looks for its plugins at the first odd upload, which then waits a third of a second
-        self._most_waiting = waiting
-        self._waiting: deque[Job] = deque()
-        self._inboxes: list[queue.SimpleQueue[Job | None]] = [queue.SimpleQueue() for _ in range(threads)]
-        self._idle = list(self._inboxes)
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._work, args=[inbox], name=f"decode_{number}", daemon=True)
-            for number, inbox in enumerate(self._inboxes)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._max_pixels = max_pixels
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._room = threading.Semaphore(threads + waiting)
 
-    def submit(self, job: Job) -> None:
-        """Has a thread do it; it must not raise.
+    async def decode(self, data: bytes, size: int) -> Decoded:
+        """Decodes a file and resizes it to uint8 [size, size, 3]; one that is cancelled before its turn is not decoded.
 
         Raises:
-            ProblemError: 503 at once when the pool is full.
+            ProblemError: 413, 415, 422 for the image; 503 at once where too many wait already.
         """
-        with self._lock:
-            if self._idle:
-                self._idle.pop().put(job)
-            elif len(self._waiting) < self._most_waiting:
-                self._waiting.append(job)
-            else:
-                raise problems.overloaded("Too many images wait to be decoded. Try again in a second.")
+        if not self._room.acquire(blocking=False):
+            raise problems.overloaded("Too many images wait to be decoded. Try again in a second.")
+        decoding = self._threads.submit(decode, data, size, self._max_pixels)
+        decoding.add_done_callback(lambda _: self._room.release())
+        try:
+            return await asyncio.wrap_future(decoding)
+        except ImageError as error:
+            raise problems.of_image(error) from error
 
     def close(self) -> None:
-        """Waits for what is being decoded."""
-        for inbox in self._inboxes:
-            inbox.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, inbox: queue.SimpleQueue[Job | None]) -> None:
-        while job := inbox.get():
-            job()
-            with self._lock:
-                if self._waiting:
-                    inbox.put(self._waiting.popleft())
-                else:
-                    self._idle.append(inbox)
-            del job  # while this waits, it must not keep an upload alive
+        """Waits for the images that are being decoded."""
+        self._threads.shutdown()

@@ -1,31 +1,30 @@
 """One thread runs the models: bounded lanes before it, and whatever waits in one is answered in one run."""
 
+import asyncio
 import logging
 import math
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Literal, Protocol
 
 import numpy as np
 
 from leukdetect.contract import ANSWER
 from serving import problems
-from serving.inference.promise import Promise
 from serving.metrics import Metrics
 
 # In the order in which they are served: explanations wait for predictions, a shadow for both.
 Lane = Literal["predict", "explain", "shadow"]
 LANES: tuple[Lane, ...] = ("predict", "explain", "shadow")
-PATIENCE = 8  # runs for predictions while an explanation waits; then it has its turn, so that it does not starve
+PATIENCE = 8  # after so many runs for predictions an explanation that waits has its turn
 BATCH = 4  # images in one run at most; more make the first wait for the last, and gain nothing on a CPU
-MARGIN = 1.5  # of the predicted wait, by which it must lie within the deadline: neighbours come, and the pace drops
-MEMORY = 0.9  # of the pace so far, when a run adds to it: the last ten runs or so count
+MARGIN = 1.5  # refuse if now + MARGIN × predicted wait is past the deadline
+MEMORY = 0.9  # weight of the old value in the moving average of seconds per image
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class _Waiting:
     outputs: tuple[str, ...]
     deadline: float
     lane: Lane
-    promise: Promise[Scores]
+    future: Future[Scores] = field(default_factory=Future)
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -67,24 +66,23 @@ class Engine:
     """
 
     def __init__(self, sizes: Mapping[Lane, int], pace: float, metrics: Metrics) -> None:
-        """`sizes`: how many images may be admitted to a lane at once; `pace`: seconds an image, to begin with."""
+        """`sizes`: how many images may be admitted to a lane at once; `pace`: seconds per image, to begin with."""
         self._sizes = sizes
         self._pace = pace
         self._metrics = metrics
+        self._admitted = dict.fromkeys(LANES, 0)  # changed on the event loop alone
         self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
-        self._admitted = dict.fromkeys(LANES, 0)
-        self._passed_over = 0
-        self._arrived: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()  # to be put in lanes
+        self._changed = threading.Condition()  # around the lanes and `_closing`
         self._closing = False
-        self._ended = False
+        self._passed_over = 0  # runs for predictions since an explanation began to wait
         self._last_done = 0.0
-        self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether what is submitted now will be answered. A full lane does not make it false."""
-        return not (self._closing or self._ended)
+        """Whether an image submitted now will be answered. A full lane does not make it false."""
+        return not self._closing
 
     @property
     def depth(self) -> int:
@@ -110,7 +108,7 @@ class Engine:
         if not self.alive:
             raise _stopping()
         wait = self.estimated_wait
-        # Where nobody waits the next image is let in whatever the pace was: it is how a better pace is learnt.
+        # With nobody waiting the next image is always admitted: only a run can correct a pace that was too slow.
         late = self.depth > 0 and time.perf_counter() + MARGIN * wait > deadline
         if late or self._admitted[lane] >= self._sizes[lane]:
             detail = f"An answer would take about {wait:.1f} s. Try again, or allow more time with X-Deadline-Ms."
@@ -135,98 +133,67 @@ class Engine:
         Raises:
             ProblemError: 504 where the deadline passes first, and then nothing is computed; 503 when stopping.
         """
-        promise: Promise[Scores] = Promise()
-        self.submit(promise, model, pixels, deadline, lane=lane, outputs=outputs)
-        return await promise
-
-    def submit(
-        self,
-        promise: Promise[Scores],
-        model: Runs,
-        pixels: np.ndarray,
-        deadline: float,
-        *,
-        lane: Lane = "predict",
-        outputs: tuple[str, ...] = ANSWER,
-    ) -> None:
-        """As `run`, from any thread; the promise brings what `run` would return or raise."""
-        if not self.alive:
-            promise.fail(_stopping())
-            return
-        self._arrived.put(_Waiting(model, pixels, outputs, deadline, lane, promise))
-        if self._ended:  # in the meantime
-            self._refuse_arrived()
+        item = _Waiting(model, pixels, outputs, deadline, lane)
+        with self._changed:
+            if not self.alive:
+                raise _stopping()
+            self._lanes[lane].append(item)
+            self._changed.notify()
+        return await asyncio.wrap_future(item.future)
 
     def close(self) -> None:
-        """Answers what waits, then ends the thread."""
-        self._closing = True
-        self._arrived.put(None)
+        """Answers the images that wait, then ends the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join()
 
     def _admit(self, lane: Lane, change: int) -> None:
-        self._admitted[lane] += change  # on the event loop alone
+        self._admitted[lane] += change
         self._metrics.queue_depth.labels(lane).set(self._admitted[lane])
         self._metrics.estimated_wait.set(self.estimated_wait)
 
-    def _guarded(self) -> None:
-        """Should the thread itself fail, nobody is left waiting, and `alive` tells."""
+    def _work(self) -> None:
+        """Runs batches until the end. Should the thread itself fail, nobody is left waiting, and `alive` tells."""
         batch: list[_Waiting] = []
         try:
             while batch := self._take():
                 self._answer(batch)
-                batch = []  # while this waits, it must not keep an old model alive
+                batch = []  # a batch kept during the wait would keep an old model in memory
         except BaseException:
             log.exception("the inference thread failed")
-            for item in (*batch, *chain.from_iterable(self._lanes.values())):
-                item.promise.fail(problems.overloaded("The model's thread failed.", 5))
-        finally:
-            self._ended = True
-            self._refuse_arrived()
-
-    def _refuse_arrived(self) -> None:
-        with suppress(queue.Empty):
-            while True:
-                item = self._arrived.get_nowait()
-                if isinstance(item, _Waiting):
-                    item.promise.fail(problems.overloaded("The model's thread has ended. Try again.", 5))
+            with self._changed:
+                self._closing = True
+                waiting = [item for lane in self._lanes.values() for item in lane]
+            for item in (*batch, *waiting):
+                if not item.future.done() and (item.future.running() or item.future.set_running_or_notify_cancel()):
+                    item.future.set_exception(problems.overloaded("The model's thread failed.", 5))
 
     def _take(self) -> list[_Waiting]:
         """The next batch, of one model and one set of outputs; empty at the end."""
-        while True:
-            while not self._arrived.empty() or not any(self._lanes.values()):
-                if self._closing and self._arrived.empty():
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._closing or any(self._lanes.values()))
+                if not any(self._lanes.values()):
                     return []
-                item = self._arrived.get()
-                if isinstance(item, _Waiting):
-                    self._lanes[item.lane].append(item)
-            lane = self._next_lane()
-            waiting = self._lanes[lane]
-            first = waiting[0]
-            batch: list[_Waiting] = []
-            while waiting and len(batch) < BATCH:
-                item = waiting[0]
-                if (item.model, item.outputs) != (first.model, first.outputs):
-                    break
-                waiting.popleft()
-                if self._wanted(item):
-                    batch.append(item)
-            if batch:
-                self._passed_over = self._passed_over + 1 if lane == "predict" and self._lanes["explain"] else 0
-                return batch
+                lane = self._next_lane()
+                waiting = self._lanes[lane]
+                first = waiting[0]
+                batch: list[_Waiting] = []
+                while waiting and len(batch) < BATCH:
+                    if (waiting[0].model, waiting[0].outputs) != (first.model, first.outputs):
+                        break
+                    item = waiting.popleft()
+                    if _wanted(item):
+                        batch.append(item)
+                if batch:
+                    self._passed_over = self._passed_over + 1 if lane == "predict" and self._lanes["explain"] else 0
+                    return batch
 
     def _next_lane(self) -> Lane:
         if self._lanes["explain"] and self._passed_over >= PATIENCE:
             return "explain"
         return next(lane for lane in LANES if self._lanes[lane])
-
-    def _wanted(self, item: _Waiting) -> bool:
-        """Whether somebody still waits for it, and will when it is done."""
-        if not item.promise.wanted:
-            return False
-        if time.perf_counter() + item.model.seconds_an_image > item.deadline:
-            item.promise.fail(problems.expired())
-            return False
-        return True
 
     def _answer(self, batch: list[_Waiting]) -> None:
         started = time.perf_counter()
@@ -237,21 +204,31 @@ class Engine:
                 raise FloatingPointError("the model's answer is not finite")
         except Exception as error:
             if len(batch) == 1:
-                batch[0].promise.fail(error)
+                batch[0].future.set_exception(error)
             else:
                 for item in batch:  # each alone, so that the one at fault harms no other
                     self._answer([item])
             return
         done = time.perf_counter()
         if batch[0].lane == "predict":
-            # While it is busy, what counts is from one answer to the next: decoding takes its share of the processors.
+            # Under load, seconds per image count from one answer to the next: decoding uses the processors too.
             pace = (done - max(self._last_done, batch[0].since)) / len(batch)
             self._pace = MEMORY * self._pace + (1 - MEMORY) * pace
         self._last_done = done
         self._metrics.batch_size.observe(len(batch))
         for index, item in enumerate(batch):
             answer = {name: each[index] for name, each in zip(outputs, rows, strict=True)}
-            item.promise.keep(Scores(answer, started - item.since, done - started))
+            item.future.set_result(Scores(answer, started - item.since, done - started))
+
+
+def _wanted(item: _Waiting) -> bool:
+    """Whether somebody still waits for it, and will when it is done; from now on it cannot be cancelled."""
+    if not item.future.set_running_or_notify_cancel():
+        return False
+    if time.perf_counter() + item.model.seconds_an_image > item.deadline:
+        item.future.set_exception(problems.expired())
+        return False
+    return True
 
 
 def _stopping() -> problems.ProblemError:

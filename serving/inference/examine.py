@@ -3,17 +3,15 @@
 import time
 
 from leukdetect.contract import OBSERVED
-from leukdetect.decoding import Decoded, decode
-from leukdetect.images import ImageError
+from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
-from serving import problems
-from serving.inference.engine import Lane, Scores
-from serving.inference.promise import Promise
-from serving.service import Service
+from serving.inference.decode_pool import DecodePool
+from serving.inference.engine import Engine, Lane, Scores
 
 
 async def examine(
-    service: Service,
+    pool: DecodePool,
+    engine: Engine,
     model: Model,
     data: bytes,
     deadline: float,
@@ -21,9 +19,7 @@ async def examine(
     lane: Lane = "predict",
     outputs: tuple[str, ...] = OBSERVED,
 ) -> tuple[Decoded, Scores, float]:
-    """Decodes and runs one image, for which a place in the lane was kept; one that is cancelled is dropped before each.
-
-    The thread that decodes hands over to the engine, so that the event loop is woken once.
+    """Decodes and runs one image, for which a place in the lane was kept.
 
     Returns:
         The image, the scores, and the seconds that decoding took, with the wait for a thread.
@@ -31,25 +27,7 @@ async def examine(
     Raises:
         ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
     """
-    promise: Promise[Scores] = Promise()
     started = time.perf_counter()
-    decoded: list[tuple[Decoded, float]] = []
-
-    def job() -> None:
-        if not promise.wanted:
-            return
-        try:
-            image = decode(data, model.contract.decode.size, service.settings.max_pixels)
-        except ImageError as error:
-            promise.fail(problems.of_image(error))
-            return
-        except Exception as error:
-            promise.fail(error)
-            return
-        decoded.append((image, time.perf_counter() - started))
-        service.engine.submit(promise, model, image.pixels, deadline, lane=lane, outputs=outputs)
-
-    service.pool.submit(job)
-    scores = await promise
-    image, decode_seconds = decoded[0]
-    return image, scores, decode_seconds
+    image = await pool.decode(data, model.contract.decode.size)
+    decode_seconds = time.perf_counter() - started
+    return image, await engine.run(model, image.pixels, deadline, lane=lane, outputs=outputs), decode_seconds

@@ -4,7 +4,7 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
-from leukdetect.decoding import Decoded
-from serving.inference import examine
+from leukdetect.decoding import Decoded, decode
+from serving.inference import decode_pool
 from serving.inference.decode_pool import DecodePool
-from serving.inference.engine import Engine, Scores
-from serving.inference.promise import Promise
+from serving.inference.engine import Engine
+from serving.inference.examine import examine
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from tests import tiny_model
@@ -25,36 +25,54 @@ from tests import tiny_model
 SECONDS = 10
 
 
-@pytest.fixture
-def gate() -> Iterator[threading.Event]:
-    gate = threading.Event()
-    yield gate
-    gate.set()
+class Decoder:
+    """Notes what is decoded, and decodes when the gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.seen: list[bytes] = []
+
+    def __call__(self, data: bytes, *arguments: Any) -> Decoded:
+        self.seen.append(data)
+        assert self.gate.wait(SECONDS)
+        return decode(data, *arguments)
 
 
 @pytest.fixture
-def pool(gate: threading.Event) -> Iterator[DecodePool]:
-    pool = DecodePool(threads=1, waiting=2)
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    decoder = Decoder()
+    monkeypatch.setattr(decode_pool, "decode", decoder)
+    yield decoder
+    decoder.gate.set()
+
+
+@pytest.fixture
+def pool(decoder: Decoder) -> Iterator[DecodePool]:
+    pool = DecodePool(threads=1, waiting=2, max_pixels=1_000_000)
     yield pool
-    gate.set()
+    decoder.gate.set()
     pool.close()
 
 
-def test_one_more_than_may_wait_is_refused_and_the_rest_done_in_order(pool: DecodePool, gate: threading.Event) -> None:
-    done: list[int] = []
-    last = threading.Event()
-    pool.submit(lambda: done.append(int(gate.wait(SECONDS)) - 1))
-    pool.submit(lambda: done.append(1))
-    pool.submit(lambda: done.append(2))
-    with pytest.raises(ProblemError) as refused:
-        pool.submit(lambda: done.append(3))
-    assert refused.value.status == 503
-    gate.set()
-    while len(done) < 2:  # then there is room again
-        time.sleep(0.001)
-    pool.submit(last.set)
-    assert last.wait(SECONDS)
-    assert done == [0, 1, 2]
+def file(shade: int) -> bytes:
+    return tiny_model.jpeg((shade, 2, 3))
+
+
+def test_one_more_than_may_wait_is_refused_and_the_rest_decoded_in_order(pool: DecodePool, decoder: Decoder) -> None:
+    async def main() -> None:
+        decoder.gate.clear()
+        tasks = [asyncio.create_task(pool.decode(file(10 * number), 32)) for number in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ProblemError) as refused:
+            await pool.decode(file(99), 32)
+        assert refused.value.status == 503
+        decoder.gate.set()
+        await asyncio.gather(*tasks)
+        await pool.decode(file(99), 32)  # then there is room again
+
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
+    assert decoder.seen == [file(0), file(10), file(20), file(99)]
 
 
 class Model:
@@ -77,14 +95,21 @@ class Model:
 
 
 @pytest.fixture
-def service(pool: DecodePool) -> Iterator[Any]:
+def engine() -> Iterator[Engine]:
     engine = Engine({"predict": 10, "explain": 10, "shadow": 10}, 0.001, Metrics())
-    yield SimpleNamespace(pool=pool, engine=engine, settings=SimpleNamespace(max_pixels=1_000_000))
+    yield engine
     engine.close()
 
 
-def examined(service: Any, model: Any, data: bytes) -> Coroutine[Any, Any, tuple[Decoded, Scores, float]]:
-    return asyncio.wait_for(examine.examine(service, model, data, deadline=time.perf_counter() + SECONDS), SECONDS)
+@pytest.fixture
+def examined(pool: DecodePool, engine: Engine) -> Callable[[Any, bytes], Coroutine[Any, Any, Any]]:
+    """Looks at a file with a model, as a route does."""
+
+    def examined(model: Any, data: bytes) -> Coroutine[Any, Any, Any]:
+        deadline = time.perf_counter() + SECONDS
+        return asyncio.wait_for(examine(pool, engine, model, data, deadline), SECONDS)
+
+    return examined
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -93,85 +118,68 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-SMALL = tiny_model.jpeg((1, 2, 3))
+Examined = Callable[[Any, bytes], Coroutine[Any, Any, Any]]
 
 
-def test_an_image_is_decoded_and_scored(service: Any, gate: threading.Event) -> None:
-    gate.set()
-    image, scores, decode_seconds = asyncio.run(examined(service, Model(), SMALL))
+def test_an_image_is_decoded_and_scored(examined: Examined) -> None:
+    image, scores, decode_seconds = asyncio.run(examined(Model(), file(1)))
     assert image.pixels.shape == (32, 32, 3)
     assert scores.outputs["unlikeness"] == 0
     assert decode_seconds > 0
 
 
-def test_a_bomb_in_few_bytes_costs_no_pixel(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_in_few_bytes_costs_no_pixel(examined: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("a pixel was decoded"))
     with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, Model(), png(np.zeros((2000, 2000), np.uint8))))
+        asyncio.run(examined(Model(), png(np.zeros((2000, 2000), np.uint8))))
     assert refused.value.status == 413
 
 
 @pytest.mark.parametrize("data", [b"no image", b"no image" * 10_000], ids=["few bytes", "many bytes"])
-def test_what_cannot_be_decoded_never_reaches_the_model(service: Any, data: bytes) -> None:
+def test_what_cannot_be_decoded_never_reaches_the_model(examined: Examined, data: bytes) -> None:
     model = Model()
     with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, model, data))
+        asyncio.run(examined(model, data))
     assert (refused.value.status, model.runs) == (415, 0)
 
 
-def test_an_image_that_is_cancelled_before_its_turn_is_never_decoded(
-    service: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: list[bytes] = []
-    decode = examine.decode
-
-    def noted(data: bytes, *arguments: Any) -> Decoded:
-        decoded.append(data)
-        return decode(data, *arguments)
-
-    monkeypatch.setattr(examine, "decode", noted)
-    cancelled, after = (tiny_model.jpeg((shade, 2, 3)) for shade in (10, 20))
-
+def test_an_image_that_is_cancelled_before_its_turn_is_never_decoded(examined: Examined, decoder: Decoder) -> None:
     async def main() -> None:
-        service.pool.submit(lambda: gate.wait(SECONDS) and None)  # the only thread is busy now
-        task = asyncio.create_task(examined(service, Model(), cancelled))
+        decoder.gate.clear()
+        first = asyncio.create_task(examined(Model(), file(0)))  # the only thread is busy now
+        task = asyncio.create_task(examined(Model(), file(10)))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        gate.set()
-        await examined(service, Model(), after)
+        decoder.gate.set()
+        await first
+        await examined(Model(), file(20))
 
     asyncio.run(main())
-    assert decoded == [after]
+    assert decoder.seen == [file(0), file(20)]
 
 
-def test_an_image_is_refused_where_the_pool_is_full(service: Any, gate: threading.Event) -> None:
-    for _ in range(3):  # one that runs, and two that wait
-        service.pool.submit(lambda: gate.wait(SECONDS) and None)
+def test_an_image_that_is_cancelled_while_it_is_decoded_is_never_computed(examined: Examined, decoder: Decoder) -> None:
+    model = Model()
+
+    async def main() -> None:
+        decoder.gate.clear()
+        task = asyncio.create_task(examined(model, file(0)))
+        while not decoder.seen:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        decoder.gate.set()
+        await examined(model, file(10))
+
+    asyncio.run(main())
+    assert model.runs == 1
+
+
+def test_where_the_models_thread_has_ended_an_image_is_refused(examined: Examined, engine: Engine) -> None:
+    engine.close()
     with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, Model(), SMALL))
+        asyncio.run(examined(Model(), file(1)))
     assert refused.value.status == 503
-
-
-def test_where_the_models_thread_has_ended_a_small_image_is_refused_too(service: Any) -> None:
-    service.engine.close()
-    with pytest.raises(ProblemError) as refused:
-        asyncio.run(examined(service, Model(), SMALL))
-    assert refused.value.status == 503
-
-
-def test_of_two_results_the_first_counts() -> None:
-    faults = []
-
-    async def main() -> int:
-        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-        promise: Promise[int] = Promise()
-        promise.keep(1)
-        promise.fail(RuntimeError("too late"))
-        result = await promise
-        await asyncio.sleep(0)
-        return result
-
-    assert asyncio.run(main()) == 1
-    assert faults == []
