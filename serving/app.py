@@ -16,18 +16,19 @@ from leukdetect.answer import disclaimer
 from leukdetect.registry import is_alias
 from leukdetect.runtime import cpus
 from serving import problems, shutdown
-from serving.api import admin, explain, health, open_inference, predict, status
+from serving.api import admin, explain, feedback, health, open_inference, predict, status
 from serving.inference.decode_pool import DecodePool
 from serving.inference.engine import BATCH, Engine, Lane
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
 from serving.models.updates import Updates
-from serving.observability import feedback_store
+from serving.observability import drift_window, history
 from serving.observability.drift_window import Window
 from serving.observability.feedback_store import Feedback
 from serving.observability.history import History
 from serving.observability.shadow import Shadow
+from serving.periodic import Periodic
 from serving.request.auth import Access
 from serving.request.middleware import Observe
 from serving.request.upload import Buffered
@@ -43,7 +44,7 @@ pages = APIRouter(include_in_schema=False)
 ROUTERS = (
     predict.router,
     explain.router,
-    feedback_store.router,
+    feedback.router,
     health.router,
     status.router,
     open_inference.router,
@@ -105,16 +106,19 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         metrics.threads.set(models.champion.threads)
         shutdown.install(service)
         metrics.registry_reachable.set(1)  # until it is asked in vain
-        service.window.start()
-        service.history.start()
-        if updates:
-            updates.start()
+        periodic = (
+            Periodic("drift", drift_window.SECONDS, service.window.compare),
+            Periodic("history", history.STEP, service.history.remember),
+        )
+        for each in (*periodic, updates):
+            if each:
+                each.start()
         yield
         service.draining = True
         if updates:
             await asyncio.to_thread(updates.stop)
-        service.window.stop()
-        service.history.stop()
+        for thread in periodic:
+            thread.stop()
         service.shadow.close()
         pool.close()
         engine.close()

@@ -26,11 +26,12 @@ class Periodic:
         """Cuts the present pause short."""
         self._woken.set()
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Waits for a call that is under way, at most `timeout` seconds; it ends with the process."""
+    def stop(self, timeout: float | None = None) -> bool:
+        """Waits for a call that is under way, at most `timeout` seconds; returns whether the thread has ended."""
         self._stopped = True
         self._woken.set()
         self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def pause(self) -> float | None:
         """Seconds until the next call; None: until it is woken."""

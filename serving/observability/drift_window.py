@@ -1,7 +1,6 @@
-"""The last answers, held against the model's drift reference every few seconds, in a thread of its own."""
+"""The last answers, held against the model's drift reference every few seconds."""
 
 import logging
-import threading
 from collections import deque
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +14,7 @@ from leukdetect.model_file import Model
 from serving.inference.engine import Scores
 from serving.metrics import Metrics
 
-SECONDS = 5.0
+SECONDS = 5.0  # from one comparison to the next
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +38,6 @@ class Window:
         self._rows: deque[np.ndarray] = deque()
         self._model: Model | None = None
         self._drifted: set[str] = set()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="drift", daemon=True)
-
-    def start(self) -> None:
-        """Compares from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stopped.set()
-        self._thread.join()
 
     def add(self, model: Model, image: Decoded, scores: Scores) -> None:
         """Takes note of an answer, in a few microseconds; the work is done later and elsewhere."""
@@ -94,10 +82,3 @@ class Window:
         elif self._drifted - drifted:
             log.info("drift has ended or changed", extra={"signals": sorted(drifted)})
         self._drifted = drifted
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(SECONDS):
-            try:
-                self.compare()
-            except Exception:  # a fault here must not end the watch, and is no reason to answer nobody
-                log.exception("the drift window failed")

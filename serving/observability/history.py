@@ -1,7 +1,5 @@
 """The metrics of the last minutes, so that whoever opens /status sees how they came to be what they are."""
 
-import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -12,8 +10,6 @@ from serving.metrics import Metrics
 STEP = 10.0  # seconds from one point to the next
 STEPS = 30  # so five minutes
 _FAMILIES = ("requests", "request_seconds", "stage_seconds", "in_flight", "predictions", "refusals", "drift_")
-
-log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
@@ -32,17 +28,10 @@ class History:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._kept: deque[tuple[float, Samples]] = deque([(time.monotonic(), self._now())], maxlen=STEPS)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._remember, name="history", daemon=True)
 
-    def start(self) -> None:
-        """Remembers from now on."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stopped.set()
-        self._thread.join()
+    def remember(self) -> None:
+        """Keeps the metrics of this moment."""
+        self._kept.append((time.monotonic(), self._now()))
 
     def points(self) -> list[tuple[float, Samples]]:
         """When (on the clock of time.monotonic) the metrics were what; the last is now."""
@@ -55,13 +44,6 @@ class History:
             if family.name.removeprefix("leukdetect_").startswith(_FAMILIES)
             for sample in family.samples
         }
-
-    def _remember(self) -> None:
-        while not self._stopped.wait(STEP):
-            try:
-                self._kept.append((time.monotonic(), self._now()))
-            except Exception:
-                log.exception("the metrics could not be remembered")
 
 
 def difference(before: Samples, after: Samples) -> Samples:

@@ -4,10 +4,8 @@ import asyncio
 import logging
 import resource
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from serving.api import feedback
 from serving.observability import feedback_store
 from serving.observability.feedback_store import Confirmed, Feedback
 from serving.request.auth import Access, Key, digest_of
@@ -145,17 +144,6 @@ def test_after_closing_answers_are_counted_as_dropped_and_a_label_is_refused(pat
         store.confirm("a", "pre")
 
 
-def test_processes_share_the_file_and_correct_each_others_counts(path: Path) -> None:
-    with opened(path) as one, opened(path) as other:
-        one.feedback.record("a", "pre", "7")
-        assert other.confirm("a", "pro").predicted == "pre"  # though it may not be written yet
-        assert one.confirm("a", "pre").agrees
-        assert one.counts == {("pre", "true"): 1}
-        [metric] = one.gauge.collect()
-        shown = {(sample.labels["class"], sample.labels["agrees"]): sample.value for sample in metric.samples}
-        assert shown["pro", "false"] == 0  # said, so that it outdoes what the other process said before
-
-
 def test_what_is_too_old_is_deleted_with_its_feedback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback_store, "PRUNE_ROWS", 2)  # several turns
     with opened(path) as store:
@@ -256,26 +244,6 @@ def test_a_corrupt_file_is_moved_aside_at_the_start(path: Path, caplog: pytest.L
     assert errors(caplog) == ["the feedback file is corrupt: it is moved aside, and a new one begun"]
 
 
-def test_of_many_processes_that_find_it_corrupt_one_moves_it_aside(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path.parent.mkdir()
-    together = threading.Barrier(8)
-
-    def begin() -> int:
-        together.wait(30)
-        file = feedback_store._open(path, None)
-        file.db.close()
-        return file.inode
-
-    with ThreadPoolExecutor(8) as threads:
-        for _ in range(10):
-            path.write_bytes(b"not a database at all" * 1000)
-            inodes = {each.result() for each in [threads.submit(begin) for _ in range(8)]}
-            assert inodes == {path.stat().st_ino}
-    assert len(errors(caplog)) == 10
-
-
 def test_a_file_that_proves_corrupt_in_use_is_moved_aside_whole(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(path) as store:
         for number in range(2000):
@@ -316,7 +284,7 @@ def test_a_client_that_goes_away_changes_nothing_for_the_next(path: Path) -> Non
 def served(path: Path, keys_file: Path | None = None) -> Iterator[tuple[httpx.Client, Store]]:
     """The route, over what it needs of a service."""
     app = FastAPI()
-    app.include_router(feedback_store.router)
+    app.include_router(feedback.router)
     app.state.access = Access(keys_file)
     champion = SimpleNamespace(contract=SimpleNamespace(classes=tiny_model.CLASSES))
     with opened(path) as store, serve(app) as client:

@@ -1,0 +1,63 @@
+"""POST /feedback: what people confirmed about answers."""
+
+import sqlite3
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving import problems
+from serving.observability.feedback_store import Confirmed
+from serving.request import auth, upload
+from serving.service import of
+
+MAX_BODY_BYTES = 10_000
+
+router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
+
+
+class Label(BaseModel):
+    """A confirmed label."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"request_id": "4b825dc642cb6eb9a060e54bf8d69288", "class": "pre"}]},
+    )
+
+    request_id: str = Field(pattern="^[0-9A-Za-z_-]{1,64}$", description="of the prediction")
+    class_: str = Field(alias="class", max_length=100, description="the key of the class that was confirmed")
+
+
+@router.post(
+    "/feedback",
+    responses=problems.documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503),
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": Label.model_json_schema()}}}
+    },
+)
+async def confirm(request: Request) -> Confirmed:
+    """Keeps a confirmed label for a prediction, by the prediction's request id. The last one counts."""
+    service = of(request)
+    # Not a parameter of the function: the framework would read a body of any size.
+    async with upload.body(request, service.buffered, MAX_BODY_BYTES, service.settings.read_seconds) as content:
+        label = _label(content)
+    classes = [each.key for each in service.models.champion.contract.classes]
+    if label.class_ not in classes:
+        detail = f"class: must be one of {', '.join(classes)}."
+        raise problems.ProblemError(422, "unknown-class", "No class of this model", detail)
+    try:
+        return await service.feedback.confirm(label.request_id, label.class_)
+    except KeyError as error:
+        detail = "No prediction of this request id is known. They are remembered for some time only."
+        raise problems.ProblemError(404, "unknown-prediction", "No such prediction", detail) from error
+    except (sqlite3.Error, OSError) as error:
+        detail = "Feedback cannot be kept now. Try again later."
+        title = "Feedback is unavailable"
+        raise problems.ProblemError(503, "feedback-unavailable", title, detail, retry_after=60) from error
+
+
+def _label(content: bytes) -> Label:
+    try:
+        return Label.model_validate_json(content)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()]
+        raise problems.ProblemError(422, "broken-label", "Not a confirmed label", "; ".join(faults) + ".") from error
