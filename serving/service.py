@@ -1,6 +1,8 @@
-"""What the routes share while the server runs."""
+"""What the routes share while the server runs, and how each takes a request's body."""
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -15,13 +17,14 @@ from serving.observability.feedback_store import Feedback
 from serving.observability.history import History
 from serving.observability.shadow import Shadow
 from serving.request.auth import Access
-from serving.request.upload import Buffered
+from serving.request.deadline import while_connected
+from serving.request.upload import Buffered, body
 from serving.settings import Settings
 
 
 @dataclass
 class Service:
-    """One process's parts. `draining`: asked to stop, and answering until its clients know."""
+    """The parts of a server. `draining`: asked to stop, and answering until its clients know."""
 
     settings: Settings
     models: Models
@@ -48,3 +51,16 @@ def of(request: Request) -> Service:
     """The service that answers this request."""
     service: Service = request.app.state.service
     return service
+
+
+@asynccontextmanager
+async def received(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The request's body, within the server's limits; the block is cancelled when the client goes away.
+
+    Raises:
+        ProblemError, ClientDisconnect: as `upload.body`.
+    """
+    service = of(request)
+    async with body(request, service.buffered, max_bytes, service.settings.read_seconds) as content:
+        with while_connected(request):
+            yield content

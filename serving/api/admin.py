@@ -11,11 +11,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from serving import problems
-from serving.inference import answers
-from serving.inference.answers import ModelIdentity
+from serving.inference.prediction import ModelIdentity, identity
 from serving.models.updates import Result, Updates
-from serving.request import auth, upload
-from serving.service import Service, of
+from serving.request import auth
+from serving.service import Service, of, received
 
 WAIT_SECONDS = 10.0  # for a reload to end; a download from far away takes longer, and goes on
 MAX_WEBHOOK_BYTES = 100_000
@@ -75,7 +74,7 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
     except TimeoutError:
         outcome, response.status_code = "under-way", 202
     models = service.models
-    return ReloadAnswer(result=outcome, model=answers.identity(models.champion), note=models.note)
+    return ReloadAnswer(result=outcome, model=identity(models.champion), note=models.note)
 
 
 @router.post(
@@ -94,7 +93,7 @@ async def webhook(request: Request) -> WebhookAnswer:
     if secret is None:
         detail = "Webhooks are not accepted here: set LEUKDETECT_WEBHOOK_SECRET to the secret that MLflow signs with."
         raise problems.ProblemError(403, "forbidden", "Not allowed", detail)
-    async with upload.body(request, service.buffered, MAX_WEBHOOK_BYTES, service.settings.read_seconds) as content:
+    async with received(request, MAX_WEBHOOK_BYTES) as content:
         _check_signature(request, content, secret.get_secret_value())
     _updates(service).reload()
     return WebhookAnswer()

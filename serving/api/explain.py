@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
@@ -15,10 +14,10 @@ from leukdetect.contract import Contract
 from leukdetect.similar import CASES
 from serving import problems
 from serving.api import predict
-from serving.inference import answers
 from serving.inference.examine import examine
-from serving.request import auth, upload
-from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
+from serving.inference.prediction import Prediction, prediction
+from serving.request import auth
+from serving.request.deadline import DEADLINE_PARAMETER
 from serving.service import of
 
 # One at a time: pictures are not to take the processors from predictions.
@@ -53,7 +52,7 @@ _SIMILAR: JsonValue = [
 class Explanation(BaseModel):
     """Where the model looked for one class, and which training images are most like this one to it."""
 
-    prediction: answers.Prediction = Field(description="as /predict answers; not kept for /feedback")
+    prediction: Prediction = Field(description="as /predict answers; not kept for /feedback")
     class_: str = Field(serialization_alias="class", description="the key of the class that the map is for")
     label: str = Field(description="the same for people")
     cam: list[list[float]] = Field(
@@ -86,30 +85,26 @@ async def explain(
     Same upload as /predict. Explanations wait for predictions, and their answers are not counted among them.
     """
     service = of(request)
-    settings = service.settings
-    begun = time.perf_counter()
-    async with upload.body(request, service.buffered, settings.max_body_bytes, settings.read_seconds) as content:
-        deadline = read_deadline(request, settings)
-        data = upload.one_file(request, content)
-        read_seconds = time.perf_counter() - begun
+    engine = service.engine
+    async with predict.one_image(request) as sent:
         model = service.models.champion
         contract = model.contract
         wanted = None if key is None else _index(key, contract)
-        # As predict.answer, but the place is kept until the picture is drawn, so that those cannot pile up either.
-        with while_connected(request), service.engine.admitted(deadline, "explain"):
+        # The place is kept until the picture is drawn, so that pictures cannot pile up either.
+        with engine.admitted(sent.deadline, "explain"):
             image, scores, decode_seconds = await examine(
-                service.pool, service.engine, model, data, deadline, lane="explain", outputs=explanation.OUTPUTS
+                service.pool, engine, model, sent.data, sent.deadline, lane="explain", outputs=explanation.OUTPUTS
             )
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
             cam = explanation.scaled(scores.outputs["cam"][index])
             note = explanation.note(contract, index, empty=not cam.any())
             png = await asyncio.get_running_loop().run_in_executor(
-                _drawing, lambda: explanation.overlay(images.decode(data), cam, note)
+                _drawing, lambda: explanation.overlay(images.decode(sent.data), cam, note)
             )
     if _prefers_png(request.headers.get("accept", "")):
         return Response(png, media_type="image/png")
     answer = Explanation(
-        prediction=answers.prediction(request.state.request_id, model, image, scores, read_seconds, decode_seconds),
+        prediction=prediction(request.state.request_id, model, image, scores, sent.read_seconds, decode_seconds),
         class_=contract.classes[index].key,
         label=contract.classes[index].label,
         cam=[[round(value, 4) for value in row] for row in cam.tolist()],

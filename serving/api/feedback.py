@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving import problems
 from serving.observability.feedback_store import Confirmed
-from serving.request import auth, upload
-from serving.service import of
+from serving.request import auth
+from serving.service import of, received
 
 MAX_BODY_BYTES = 10_000
 
@@ -38,7 +38,7 @@ async def confirm(request: Request) -> Confirmed:
     """Keeps a confirmed label for a prediction, by the prediction's request id. The last one counts."""
     service = of(request)
     # Not a parameter of the function: the framework would read a body of any size.
-    async with upload.body(request, service.buffered, MAX_BODY_BYTES, service.settings.read_seconds) as content:
+    async with received(request, MAX_BODY_BYTES) as content:
         label = _label(content)
     classes = [each.key for each in service.models.champion.contract.classes]
     if label.class_ not in classes:

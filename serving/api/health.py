@@ -12,24 +12,25 @@ from leukdetect.answer import disclaimer
 from leukdetect.contract import DATASHEET_FILE, METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
 from leukdetect.model_file import Model
 from serving import problems
-from serving.inference import answers
+from serving.api.schemas import Health, ModelAnswer, State
+from serving.inference.prediction import identity
 from serving.service import of
 
 router = APIRouter(tags=["state"])
 
 
 @router.get("/health")
-async def health(request: Request) -> answers.Health:
+async def health(request: Request) -> Health:
     """The status a person wants: which model serves, and how it is doing."""
     service = of(request)
     models = service.models
     contract = models.champion.contract
-    return answers.Health(
+    return Health(
         status="stopping" if service.draining else "degraded" if models.note or not service.engine.alive else "ok",
         note=models.note,
-        model=answers.identity(models.champion),
-        previous=answers.identity(models.previous) if models.previous else None,
-        challenger=answers.identity(models.challenger) if models.challenger else None,
+        model=identity(models.champion),
+        previous=identity(models.previous) if models.previous else None,
+        challenger=identity(models.challenger) if models.challenger else None,
         classes=[{"key": each.key, "label": each.label, "malignant": each.malignant} for each in contract.classes],
         operating_point=contract.thresholds.malignant,
         uptime_seconds=round(time.monotonic() - service.since, 1),
@@ -42,30 +43,30 @@ async def health(request: Request) -> answers.Health:
 
 
 @router.get("/livez", responses=problems.documented(503))
-async def livez(request: Request) -> answers.State:
+async def livez(request: Request) -> State:
     """The process answers, and its inference thread runs; where it does not, only a restart helps."""
     service = of(request)
     if not service.engine.alive and not service.draining:
         raise problems.ProblemError(503, "dead", "Not alive", "The model's thread is not running.")
-    return answers.State()
+    return State()
 
 
 @router.get("/readyz", responses=problems.documented(503))
-async def readyz(request: Request) -> answers.State:
+async def readyz(request: Request) -> State:
     """Send requests here: the model is warm, its thread alive, and nobody asked to stop. Overload changes nothing."""
     if not of(request).ready:
         raise problems.ProblemError(503, "not-ready", "Not ready", "The server is stopping.")
-    return answers.State()
+    return State()
 
 
 @router.get("/model")
-async def model(request: Request) -> answers.ModelAnswer:
+async def model(request: Request) -> ModelAnswer:
     """The model in service: its contract, the metrics it was registered with, its model card."""
     champion = of(request).models.champion
     folder = _folder(champion)
     metrics, card = _text(folder / METRICS_FILE), _text(folder / MODEL_CARD_FILE)
-    return answers.ModelAnswer(
-        model=answers.identity(champion),
+    return ModelAnswer(
+        model=identity(champion),
         contract=champion.contract.model_dump(mode="json", exclude={"golden"}),
         metrics=json.loads(metrics) if metrics else None,
         model_card=card,

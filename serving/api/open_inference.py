@@ -15,19 +15,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
 
 from leukdetect.contract import OUTPUTS
 from leukdetect.model_file import Model
 from serving import problems
 from serving.api import tensors
 from serving.api.predict import BATCH_AT_ONCE
+from serving.api.schemas import ErrorAnswer, Live, ModelMetadata, ModelReady, Ready, ServerMetadata, TensorMetadata
 from serving.api.tensors import InferAnswer
 from serving.inference.engine import Lane, Scores
 from serving.problems import ProblemError
-from serving.request import auth, upload
-from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
-from serving.service import Service, of
+from serving.request import auth
+from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
+from serving.service import Service, of, received
 
 SERVER, SERVER_VERSION = "leukdetect", "0.1.0"
 
@@ -36,57 +36,6 @@ VERSIONED = NAMED + "/versions/{version}"
 
 # One at a time: what holds the interpreter is milliseconds long, and must not line up before /livez.
 _packing = ThreadPoolExecutor(1, thread_name_prefix="tensors")
-
-
-class ErrorAnswer(BaseModel):
-    """An error, in the protocol's form."""
-
-    error: str = Field(description="what was wrong with this request, and what to do")
-
-
-class Live(BaseModel):
-    """Whether the server lives."""
-
-    live: bool
-
-
-class Ready(BaseModel):
-    """Whether the server takes requests."""
-
-    ready: bool
-
-
-class ModelReady(BaseModel):
-    """Whether the model takes requests."""
-
-    name: str
-    ready: bool
-
-
-class ServerMetadata(BaseModel):
-    """The server, and what it can do beyond the protocol."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class TensorMetadata(BaseModel):
-    """A tensor of the model."""
-
-    name: str
-    datatype: str
-    shape: list[int] = Field(description="-1: any")
-
-
-class ModelMetadata(BaseModel):
-    """The model in service."""
-
-    name: str
-    versions: list[str] = Field(description="the one in service; empty for a file that was named directly")
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
 
 
 class _Route(APIRoute):
@@ -263,12 +212,11 @@ async def infer(request: Request, model: Served) -> Response:
     read_deadline(request, settings)  # a bad one is told before the work
     most = min(settings.max_batch_bytes, tensors.MAX_JSON_BYTES + settings.max_batch_files * math.prod((size, size, 3)))
     in_thread = asyncio.get_running_loop().run_in_executor
-    async with upload.body(request, service.buffered, most, settings.read_seconds) as content:
-        with while_connected(request):
-            json_bytes = tensors.json_bytes(request, content)
-            asked = await in_thread(_packing, tensors.read, content, json_bytes, size, settings.max_batch_files)
-            scores = await _scores(request, service, model, asked)
-            return await in_thread(_packing, tensors.pack, model, asked, scores)
+    async with received(request, most) as content:
+        json_bytes = tensors.json_bytes(request, content)
+        asked = await in_thread(_packing, tensors.read, content, json_bytes, size, settings.max_batch_files)
+        scores = await _scores(request, service, model, asked)
+        return await in_thread(_packing, tensors.pack, model, asked, scores)
 
 
 async def _scores(request: Request, service: Service, model: Model, asked: tensors.Asked) -> list[Scores]:

@@ -3,16 +3,20 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from serving import problems
-from serving.inference.answers import BatchAnswer, BatchItem, Prediction, prediction
+from serving.api.schemas import BatchAnswer, BatchItem
 from serving.inference.examine import examine
+from serving.inference.prediction import Prediction, prediction
 from serving.observability.counts import count
 from serving.request import auth, upload
-from serving.request.deadline import DEADLINE_PARAMETER, read_deadline, while_connected
-from serving.service import Service, of
+from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
+from serving.service import Service, of, received
 
 BATCH_AT_ONCE = 4  # of one client's batch: enough to keep the model busy, and others find room
 
@@ -46,6 +50,26 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
 
 
+@dataclass(frozen=True)
+class Upload:
+    """One image file, when its answer is due (on the clock of time.perf_counter), and what its upload took."""
+
+    data: bytes
+    deadline: float
+    read_seconds: float
+
+
+@asynccontextmanager
+async def one_image(request: Request) -> AsyncIterator[Upload]:
+    """The request's one image; the block is cancelled when the client goes away. The deadline counts from here on."""
+    begun = time.perf_counter()
+    settings = of(request).settings
+    async with received(request, settings.max_body_bytes) as content:
+        deadline = read_deadline(request, settings)
+        data = upload.one_file(request, content)
+        yield Upload(data, deadline, time.perf_counter() - begun)
+
+
 @router.post(
     "/predict",
     response_model=Prediction,
@@ -57,15 +81,8 @@ async def predict(request: Request) -> Response:
 
     JPEG, PNG, BMP, TIFF or WebP, known by content. The image is not kept. The answer may be to refer.
     """
-    service = of(request)
-    settings = service.settings
-    begun = time.perf_counter()
-    async with upload.body(request, service.buffered, settings.max_body_bytes, settings.read_seconds) as content:
-        deadline = read_deadline(request, settings)
-        data = upload.one_file(request, content)
-        read_seconds = time.perf_counter() - begun
-        with while_connected(request):
-            answered = await answer(service, request.state.request_id, data, deadline, read_seconds)
+    async with one_image(request) as sent:
+        answered = await answer(of(request), request.state.request_id, sent.data, sent.deadline, sent.read_seconds)
     request.state.decided = time.perf_counter()
     return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -84,7 +101,7 @@ async def predict_batch(request: Request) -> Response:
     service = of(request)
     settings = service.settings
     read_deadline(request, settings)  # a bad one is the whole request's fault
-    async with upload.body(request, service.buffered, settings.max_batch_bytes, settings.read_seconds) as content:
+    async with received(request, settings.max_batch_bytes) as content:
         # In a thread: a hundred megabytes are a tenth of a second, for which /livez would not answer.
         files = await asyncio.to_thread(upload.all_files, request, content)
         if not 1 <= len(files) <= settings.max_batch_files:
@@ -107,9 +124,8 @@ async def predict_batch(request: Request) -> Response:
                     service.metrics.requests.labels(request.scope["route"].path, 500, "failed").inc()  # as if alone
                     return BatchItem(index=index, problem=problems.details(request_id, problems.failed()))
 
-        with while_connected(request):
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]
     results = BatchAnswer(results=[task.result() for task in tasks])
     return Response(results.model_dump_json(by_alias=True), media_type="application/json")
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from leukdetect import drift
 from serving.api import health
-from serving.inference import answers
+from serving.api.schemas import Health
 from serving.metrics import SECONDS
 from serving.observability import history
 from serving.observability.history import Sample, Samples, difference
@@ -82,7 +82,7 @@ class Drift(BaseModel):
 class Status(BaseModel):
     """How the server has been doing."""
 
-    health: answers.Health
+    health: Health
     seconds: float = Field(description="what the figures cover, up to now; five minutes at most")
     in_flight: int
     per_minute: float = Field(description="requests for predictions and the like")
@@ -109,7 +109,7 @@ async def status(request: Request) -> Status:
     return await asyncio.to_thread(_status, of(request), summary)  # adding up takes milliseconds
 
 
-def _status(service: Service, health: answers.Health) -> Status:
+def _status(service: Service, health: Health) -> Status:
     points = service.history.points()
     (then, before), (now, after) = points[0], points[-1]
     change = difference(before, after)

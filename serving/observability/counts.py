@@ -1,6 +1,6 @@
 """What the metrics keep of an answer."""
 
-from serving.inference.answers import Prediction
+from serving.inference.prediction import Prediction
 from serving.metrics import Metrics
 
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 
 from leukdetect.model_file import Model
-from serving.inference.answers import Prediction
 from serving.inference.engine import Engine
+from serving.inference.prediction import Prediction
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.problems import ProblemError

@@ -18,8 +18,8 @@ from leukdetect.decoding import decode
 from leukdetect.model_file import Model, load
 from leukdetect.registry import Located
 from serving.app import create_app
-from serving.inference import answers
 from serving.inference.engine import Engine, Scores
+from serving.inference.prediction import prediction
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
@@ -179,7 +179,7 @@ class Shadowed:
         image = decode(RED, champion.contract.decode.size, 10_000)
         self.pixels = image.pixels
         outputs = dict(zip(ANSWER, (rows[0] for rows in champion.run(self.pixels[None])), strict=True))
-        self.answer = answers.prediction("id", champion, image, Scores(outputs, 0, 0), 0, 0)
+        self.answer = prediction("id", champion, image, Scores(outputs, 0, 0), 0, 0)
 
     def offer(self) -> None:
         self.shadow.offer(self.pixels, self.answer)

@@ -1,4 +1,4 @@
-"""What the API answers, as types: `/docs` and `/openapi.json` come from these."""
+"""The answer to one image, as the API tells it."""
 
 from typing import Literal
 
@@ -10,7 +10,6 @@ from leukdetect.decision import ReasonCode
 from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
 from serving.inference.engine import Scores
-from serving.problems import ProblemDetails
 
 
 class ModelIdentity(BaseModel):
@@ -111,55 +110,8 @@ class Prediction(BaseModel):
     disclaimer: str
 
 
-class BatchItem(BaseModel):
-    """One image's answer, or its problem."""
-
-    index: int = Field(description="its place among the files sent, from 0")
-    prediction: Prediction | None = None
-    problem: ProblemDetails | None = None
-
-
-class BatchAnswer(BaseModel):
-    """The answers to many images, in the order sent."""
-
-    results: list[BatchItem]
-
-
-class Health(BaseModel):
-    """The server's state, for a person."""
-
-    status: Literal["ok", "degraded", "stopping"]
-    note: str | None = Field(description="why it is degraded")
-    model: ModelIdentity
-    previous: ModelIdentity | None = Field(description="in memory still, should the alias move back")
-    challenger: ModelIdentity | None = Field(description="answers some requests too, unseen")
-    classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
-    operating_point: float = Field(description="malignant from this p_malignant on")
-    uptime_seconds: float
-    queue_depth: int = Field(description="images admitted and not yet answered")
-    estimated_wait_ms: float = Field(description="what one more prediction would wait")
-    threads: int = Field(description="of the model")
-    intended_use: str
-    disclaimer: str
-
-
-class ModelAnswer(BaseModel):
-    """The model in service, in full."""
-
-    model: ModelIdentity
-    contract: dict[str, JsonValue] = Field(description="what the model file promises; without its golden images")
-    metrics: dict[str, JsonValue] | None = Field(description="from its evaluation, where it was registered with them")
-    model_card: str | None = Field(description="Markdown")
-
-
-class State(BaseModel):
-    """The answer to a probe that succeeds."""
-
-    status: Literal["ok"] = "ok"
-
-
 def identity(model: Model) -> ModelIdentity:
-    """Names the model."""
+    """Says which model it is."""
     return ModelIdentity(
         name=model.contract.name,
         version=model.located.version,
