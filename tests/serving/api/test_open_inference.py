@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import socket
 import time
 import tomllib
@@ -241,9 +240,8 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "shared memory": (in_binary(told=0, tail=b"", outputs=[{"name": "cam"}]), 400, "takes 3072"),
     "deadline": ({"json": asked(), "headers": {"X-Deadline-Ms": "soon"}}, 400, "X-Deadline-Ms"),
     "compressed": ({"content": b"x", "headers": {"Content-Encoding": "gzip"}}, 415, "Content-Encoding"),
-    "much JSON": ({"json": asked() | {"id": "x" * 70_000}}, 413, "65536 bytes"),
-    "too much JSON": ({"content": b" " * 8_000_001}, 413, "binary"),
-    "too much": ({"content": bytes(8_100_000)}, 413, "MB"),
+    "too much JSON": ({"content": b" " * 2_000_001}, 413, "binary"),
+    "too much": ({"content": bytes(2_100_000)}, 413, "MB"),
 }
 
 
@@ -273,23 +271,22 @@ def test_numbers_are_never_made_up(client: httpx.Client, pair: str) -> None:
             assert client.post(INFER, content=head.replace("[]", f"[{data}]")).status_code == status, at
 
 
+NUMBERS = st.recursive(st.integers(-1, 256) | st.booleans() | st.just(1.0), lambda some: st.lists(some, max_size=3))
+
+
 @hypothesis_settings(max_examples=500)
-@given(
-    st.text("01,[] ", max_size=12) | st.from_regex(r"\[ ?\[?(0|1|255|256) ?\]?, ?\[?(0|10|70) ?\]?\]", fullmatch=True)
-)
-@example("[1,2]")
-@example("[[1],[2]]")
-def test_an_array_is_read_as_json_reads_it_or_refused(text: str) -> None:
-    try:
-        there = np.array(json.loads(re.sub(r"\b0+(?=\d)", "", text)))  # the one freedom: zeros in front
-        right = there.shape in ((2,), (2, 1)) and there.max() <= 255
-    except ValueError:
-        right = False
-    if right:
-        np.testing.assert_array_equal(tensors.read_numbers(text.encode(), [2, 1]), there.ravel())
+@given(st.lists(NUMBERS, max_size=3) | st.lists(st.integers(0, 255), min_size=2, max_size=2))
+@example([1, 2])
+@example([[1], [2]])
+@example([[1], [True]])
+def test_an_array_is_read_as_it_is_or_refused(data: list[Any]) -> None:
+    flat = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]
+    alike = len({type(each) for each in data}) == 1
+    if alike and len(flat) == 2 and all(type(each) is int and 0 <= each <= 255 for each in flat):
+        np.testing.assert_array_equal(tensors.read_numbers(data, [2, 1]), flat)
     else:
         with pytest.raises(ProblemError):
-            tensors.read_numbers(text.encode(), [2, 1])
+            tensors.read_numbers(data, [2, 1])
 
 
 def test_tritons_client_understands_an_error(server: triton.InferenceServerClient) -> None:
