@@ -35,7 +35,6 @@ from pipeline.data import image_files
 from pipeline.scoring import worker
 from pipeline.scoring.worker import Errand, Limits
 from pipeline.stage import Problem
-from serving.models import startup
 from serving.settings import Settings
 
 LISTING, PART_ROWS = "_listing.parquet", 2000  # the underscore hides it from whoever reads the folder as one table
@@ -102,7 +101,7 @@ def open_model(settings: Settings) -> Model:
     """
     try:
         folder = Path(settings.model)
-        located = Located(folder) if folder.is_dir() else startup.resolve(settings)
+        located = Located(folder) if folder.is_dir() else settings.registry.locate(settings.model)
         return model_file.load(located, settings.precision, cpus())
     except (registry.RegistryError, model_file.RefusedError) as error:
         raise Problem(str(error)) from error

@@ -1,6 +1,5 @@
 """The application: the pages, the routers in the order in which /docs shows them, and what they share."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,25 +12,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from leukdetect.answer import disclaimer
-from leukdetect.registry import is_alias
-from leukdetect.runtime import cpus
 from serving import problems, shutdown
 from serving.api import admin, explain, feedback, health, open_inference, predict, status
-from serving.inference.decode_pool import DecodePool
-from serving.inference.engine import BATCH, Engine, Lane
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
-from serving.models.updates import Updates
-from serving.observability import drift_window, history
-from serving.observability.drift_window import Window
-from serving.observability.feedback_store import Feedback
-from serving.observability.history import History
-from serving.observability.shadow import Shadow
-from serving.periodic import Periodic
 from serving.request.auth import Access
 from serving.request.middleware import Observe
-from serving.request.upload import Buffered
 from serving.service import Service
 from serving.settings import Settings
 
@@ -69,60 +56,15 @@ async def docs() -> FileResponse:
 
 def create_app(settings: Settings, models: Models) -> FastAPI:
     """The server around models that are loaded already."""
-    metrics = Metrics()
-    access = Access(settings.keys_file)
+    metrics, access = Metrics(), Access(settings.keys_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        sizes: dict[Lane, int] = {
-            "predict": settings.queue_size,
-            "explain": settings.explain_queue_size,
-            "shadow": BATCH,
-        }
-        engine = Engine(sizes, models.champion.seconds_an_image, metrics)
-        pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels)
-        store = Feedback(
-            settings.feedback_db or settings.cache_dir / "feedback.db",
-            settings.feedback_days,
-            metrics.feedback,
-            metrics.feedback_dropped,
-        )
-        updates = Updates(settings, models, metrics) if is_alias(settings.model) else None
-        app.state.service = service = Service(
-            settings=settings,
-            models=models,
-            metrics=metrics,
-            engine=engine,
-            pool=pool,
-            buffered=Buffered(settings.max_buffered_bytes),
-            access=access,
-            feedback=store,
-            shadow=Shadow(settings.shadow_share, models, engine, metrics),
-            window=Window(metrics),
-            history=History(metrics),
-            updates=updates,
-        )
-        metrics.describe(models.champion)
-        metrics.threads.set(models.champion.threads)
+        app.state.service = service = Service(settings, models, metrics, access)
         shutdown.install(service)
-        metrics.registry_reachable.set(1)  # until it is asked in vain
-        periodic = (
-            Periodic("drift", drift_window.SECONDS, service.window.compare),
-            Periodic("history", history.STEP, service.history.remember),
-        )
-        for each in (*periodic, updates):
-            if each:
-                each.start()
+        service.start()
         yield
-        service.draining = True
-        if updates:
-            await asyncio.to_thread(updates.stop)
-        for thread in periodic:
-            thread.stop()
-        service.shadow.close()
-        pool.close()
-        engine.close()
-        store.close()
+        await service.stop()
 
     app = FastAPI(
         title="LeukDetect",

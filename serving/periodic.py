@@ -5,6 +5,8 @@ import random
 import threading
 from collections.abc import Callable
 
+_CHANCE = random.SystemRandom()  # not the seeded generator, which others may rely on
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class Periodic:
 
     def pause(self) -> float | None:
         """Seconds until the next call; None: until it is woken."""
-        return self._seconds * random.uniform(1 - self._jitter, 1 + self._jitter) or None  # noqa: S311  (no secret)
+        return self._seconds * _CHANCE.uniform(1 - self._jitter, 1 + self._jitter) or None
 
     def _run(self) -> None:
         while True:

@@ -1,45 +1,80 @@
 """What the routes share while the server runs, and how each takes a request's body."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from leukdetect.registry import is_alias
+from leukdetect.runtime import cpus
 from serving.inference.decode_pool import DecodePool
-from serving.inference.engine import Engine
+from serving.inference.engine import BATCH, Engine, Lane
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.updates import Updates
+from serving.observability import drift_window, history
 from serving.observability.drift_window import Window
 from serving.observability.feedback_store import Feedback
 from serving.observability.history import History
 from serving.observability.shadow import Shadow
+from serving.periodic import Periodic
+from serving.request import auth
 from serving.request.auth import Access
 from serving.request.deadline import while_connected
 from serving.request.upload import Buffered, body
 from serving.settings import Settings
 
 
-@dataclass
 class Service:
     """The parts of a server. `draining`: asked to stop, and answering until its clients know."""
 
-    settings: Settings
-    models: Models
-    metrics: Metrics
-    engine: Engine
-    pool: DecodePool
-    buffered: Buffered
-    access: Access
-    feedback: Feedback
-    shadow: Shadow
-    window: Window
-    history: History
-    updates: Updates | None  # None: a file is served, which no alias can move
-    draining: bool = False
-    since: float = field(default_factory=time.monotonic)
+    def __init__(self, settings: Settings, models: Models, metrics: Metrics, access: Access) -> None:
+        self.settings, self.models, self.metrics = settings, models, metrics
+        self.draining = False
+        self.since = time.monotonic()
+        self.buffered = Buffered(settings.max_buffered_bytes)
+        self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels)
+        sizes: dict[Lane, int] = {
+            "predict": settings.queue_size,
+            "explain": settings.explain_queue_size,
+            "shadow": BATCH,
+        }
+        self.engine = Engine(sizes, models.champion.seconds_an_image, metrics)
+        self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)
+        file = settings.feedback_db or settings.cache_dir / "feedback.db"
+        self.feedback = Feedback(file, settings.feedback_days, metrics.feedback, metrics.feedback_dropped)
+        self.window, self.history = Window(metrics), History(metrics)
+        self._periodic = (
+            Periodic("drift", drift_window.SECONDS, self.window.compare),
+            Periodic("history", history.STEP, self.history.remember),
+            Periodic("keys", auth.LOOK_SECONDS, access.look),
+        )
+        # None: a file is served, which no alias can move
+        self.updates = Updates(settings, models, metrics) if is_alias(settings.model) else None
+        metrics.describe(models.champion)
+        metrics.threads.set(models.champion.threads)
+        metrics.registry_reachable.set(1)  # until it is asked in vain
+
+    def start(self) -> None:
+        """Begins to watch the registry and the answers."""
+        for each in self._periodic:
+            each.start()
+        if self.updates:
+            self.updates.start()
+
+    async def stop(self) -> None:
+        """Answers what waits, writes what is to be kept, and ends every thread."""
+        self.draining = True
+        if self.updates:
+            await asyncio.to_thread(self.updates.stop)
+        for each in self._periodic:
+            each.stop()
+        self.shadow.close()
+        self.pool.close()
+        self.engine.close()
+        self.feedback.close()
 
     @property
     def ready(self) -> bool:

@@ -26,12 +26,16 @@ class ModelIdentity(BaseModel):
 class ReasonAnswer(BaseModel):
     """One reason why an image is referred."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     code: ReasonCode
     detail: str
 
 
 class Quality(BaseModel):
     """Measured on the image as the model sees it."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     brightness: float = Field(description="mean luma, 0..255")
     sharpness: float = Field(description="variance of the Laplacian; small means blurred")
@@ -129,16 +133,7 @@ def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, re
     return Prediction(
         request_id=request_id,
         class_=found.key,
-        label=found.label,
-        probabilities=found.probabilities,
-        p_malignant=found.p_malignant,
-        malignant=found.malignant,
-        not_excluded=found.not_excluded,
-        decision=found.decision,
-        reasons=[ReasonAnswer(code=reason.code, detail=reason.detail) for reason in found.reasons],
-        wording=found.wording,
-        unlikeness=found.unlikeness,
-        quality=Quality(**vars(found.quality)),
+        **{name: value for name, value in vars(found).items() if name in Prediction.model_fields},
         image=ImageIdentity(sha256=image.sha256 or "", format=header.format, width=header.width, height=header.height),
         model=identity(model),
         timings_ms=Timings(

@@ -21,7 +21,7 @@ def start(settings: Settings) -> Models:
     """
     located = None
     try:
-        located = resolve(settings)
+        located = settings.registry.locate(settings.model)
         try:
             chosen = load(settings, located)
         except model_file.RefusedError as error:
@@ -30,7 +30,7 @@ def start(settings: Settings) -> Models:
             # It has, so the likeliest cause is a damaged disk.
             log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
             discard(located)
-            located = resolve(settings)
+            located = settings.registry.locate(settings.model)
             chosen = load(settings, located)
     except (RegistryError, model_file.RefusedError) as error:
         fallback = last_known_good.last_known_good(settings)
@@ -45,15 +45,6 @@ def start(settings: Settings) -> Models:
     except OSError as error:  # a disk that is full or may not be written to; it serves all the same
         log.error("the model could not be noted for the next start", extra={"error": str(error)})
     return Models(chosen)
-
-
-def resolve(settings: Settings) -> Located:
-    """Finds what `settings.model` names; a registered version is downloaded once and kept.
-
-    Raises:
-        RegistryError: no such file, alias or registry, or a download that is damaged; the message says what to do.
-    """
-    return settings.registry.locate(settings.model)
 
 
 def load(settings: Settings, located: Located) -> Model:

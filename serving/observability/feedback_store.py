@@ -60,12 +60,7 @@ class Confirmed(BaseModel):
     version: str | None = Field(description="of the model that answered; null for a file that was named directly")
 
 
-@dataclass(frozen=True)
-class _Answer:
-    request_id: str
-    class_key: str
-    version: str | None
-    at: int = field(default_factory=lambda: int(time.time()))
+_Row = tuple[str, str, str | None, int]  # of an answer: request id, class, version, time
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Feedback:
         self._counts = counts
         self._dropped = dropped
         self._shown: set[tuple[str, bool]] = set()
-        self._queue: queue.SimpleQueue[_Answer | _Question] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Row | _Question] = queue.SimpleQueue()
         self._closed = False
         self._failing = False
         self._prune_at = time.monotonic()
@@ -105,7 +100,7 @@ class Feedback:
         if self._closed or self._queue.qsize() >= MOST_WAITING:
             self._dropped.inc()
         else:
-            self._queue.put(_Answer(request_id, class_key, version))
+            self._queue.put((request_id, class_key, version, int(time.time())))
 
     async def confirm(self, request_id: str, class_key: str) -> Confirmed:
         """Keeps a confirmed label, in place of an earlier one for the same answer.
@@ -134,17 +129,16 @@ class Feedback:
 
     def _turn(self) -> None:
         items = [self._queue.get() for _ in range(self._queue.qsize())]
-        self._write([item for item in items if isinstance(item, _Answer)])
+        self._write([item for item in items if isinstance(item, tuple)])
         for item in items:
             if isinstance(item, _Question) and item.future.set_running_or_notify_cancel():
                 self._settle(item)
         if time.monotonic() >= self._prune_at:
             self._prune()
 
-    def _write(self, answers: list[_Answer]) -> None:
-        if not answers:
+    def _write(self, rows: list[_Row]) -> None:
+        if not rows:
             return
-        rows = [(answer.request_id, answer.class_key, answer.version, answer.at) for answer in answers]
         try:
             with self._transaction() as db:
                 db.execute(_KEEP, [json.dumps(rows)])

@@ -49,7 +49,7 @@ class Key:
 
 
 class Access:
-    """The keys in force, read again when their file changes, so that keys are changed without a restart.
+    """The keys in force; `look` reads them again when their file has changed, so that no restart is needed.
 
     A changed file that is broken or gone leaves the keys as they were, and logs an error once.
 
@@ -61,16 +61,10 @@ class Access:
         self._file = keys_file
         self._keys: list[Key] = []
         self._buckets: dict[Key, _Bucket] = {}
-        self._looked = time.monotonic()
         self._seen: tuple[int, ...] | None = None
         if keys_file is not None:
             self._seen = _stamp(keys_file)
             self._keys = _read(keys_file)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether keys are asked for at all."""
-        return self._file is not None
 
     def check(self, role: Role, key: str | None) -> str | None:
         """Lets a request with this key (None: without any) pass, and returns the key's name (None: no keys in use).
@@ -83,7 +77,6 @@ class Access:
                 detail = "Nobody is admin here: set LEUKDETECT_KEYS_FILE to a file that has a key of role admin."
                 raise ProblemError(403, "forbidden", "Not allowed", detail)
             return None
-        self._look(self._file)
         found = self._find(key)
         if found.role not in (role, "admin"):
             detail = f"This needs a key of role {role}; {found.name} has role {found.role}."
@@ -108,23 +101,22 @@ class Access:
         challenge = {"WWW-Authenticate": 'Bearer realm="leukdetect"'}
         raise ProblemError(401, "unauthorized", "An API key is needed", detail, headers=challenge)
 
-    def _look(self, file: Path) -> None:
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
+    def look(self) -> None:
+        """Reads the file again where it has changed."""
+        if self._file is None:
             return
-        self._looked = now
-        seen = _stamp(file)
+        seen = _stamp(self._file)
         if seen == self._seen:
             return
         self._seen = seen  # a broken file, too, is read and reported once
         try:
-            self._keys = _read(file)
+            self._keys = keys = _read(self._file)
         except KeysError as error:
             log.error("the keys stay as they were", extra={"error": str(error)})
             return
         # A key that stays must not get a full bucket because of its neighbour.
-        self._buckets = {key: bucket for key, bucket in self._buckets.items() if key in self._keys}
-        log.info("keys read", extra={"names": [key.name for key in self._keys]})
+        self._buckets = {key: self._buckets[key] for key in keys if key in self._buckets}
+        log.info("keys read", extra={"names": [key.name for key in keys]})
 
 
 def require(role: Role) -> Callable[[Request], Awaitable[str | None]]:
@@ -133,10 +125,7 @@ def require(role: Role) -> Callable[[Request], Awaitable[str | None]]:
 
 
 class _Required(SecurityBase):
-    """Is a security scheme itself, which makes the button Authorize in /docs.
-
-    FastAPI's own two, as dependencies of a dependency, would double what this costs a request (20 µs).
-    """
+    """A security scheme, which makes the button Authorize in /docs."""
 
     scheme_name = "ApiKey"
     model = HTTPBearer(description="An API key. Clients that cannot send this header may send it as `X-API-Key`.")
@@ -146,18 +135,12 @@ class _Required(SecurityBase):
 
     async def __call__(self, request: Request) -> str | None:
         access: Access = request.app.state.access
-        if not access.in_use:
-            return access.check(self._role, None)
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         return access.check(self._role, key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
 
 
 def digest_of(key: str) -> bytes:
-    """The hash that is kept of a key, 32 bytes.
-
-    A key is 256 random bits, so there is nothing to guess: salt and a slow hash, which passwords need, would
-    only make every request slow.
-    """
+    """The hash that is kept of a key, 32 bytes. A key is 256 random bits, so it needs no salt and no slow hash."""
     return hashlib.sha256(key.encode()).digest()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from leukdetect import contract, model_file
 from leukdetect.registry import DamagedError, RegistryError
-from serving.models import last_known_good, startup
+from serving.models import last_known_good
 from serving.models.startup import start
 from serving.settings import Settings
 from tests import tiny_model
@@ -66,9 +66,9 @@ def test_fp32_is_served_where_int8_does_not_agree_on_this_processor(a_registry: 
 
 def test_a_version_is_downloaded_once(a_registry: Registry, settings: Settings) -> None:
     a_registry.add()
-    first = startup.resolve(settings)
+    first = settings.registry.locate(settings.model)
     written = first.path.stat().st_mtime_ns
-    assert startup.resolve(settings) == first
+    assert settings.registry.locate(settings.model) == first
     assert first.path.stat().st_mtime_ns == written
 
 
@@ -76,10 +76,10 @@ def test_version_1_of_a_registry_made_anew_is_another_version_1(
     a_registry: Registry, settings: Settings, empty_database: Path
 ) -> None:
     a_registry.add()
-    before = startup.resolve(settings)
+    before = settings.registry.locate(settings.model)
     a_registry.make_anew(empty_database)
     assert a_registry.add() == before.version
-    assert startup.resolve(settings).path != before.path
+    assert settings.registry.locate(settings.model).path != before.path
 
 
 def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_so(
@@ -153,7 +153,7 @@ def test_an_interrupted_download_never_looks_finished(
     with monkeypatch.context() as patched:
         patched.setattr("mlflow.artifacts.download_artifacts", half)
         with pytest.raises(RegistryError, match="the registry went away"):
-            startup.resolve(settings)
+            settings.registry.locate(settings.model)
     assert not list(settings.cache_dir.rglob("*.onnx"))
     assert start(settings).note is None
 
@@ -165,7 +165,7 @@ def test_a_file_that_is_not_the_one_that_was_registered_is_not_kept(
     a_registry.add()
     change(a_registry.sources[-1] / "artifacts/leukdetect.onnx")
     with pytest.raises(DamagedError, match=r"leukdetect\.onnx of .* is not the file that was registered"):
-        startup.resolve(settings)
+        settings.registry.locate(settings.model)
     assert not list(settings.cache_dir.rglob("*.onnx"))
 
 
@@ -173,7 +173,7 @@ def test_what_is_of_no_use_any_more_is_removed_from_disk(a_registry: Registry, s
     located = []
     for _ in range(4):
         a_registry.add()
-        located.append(startup.resolve(settings))
+        located.append(settings.registry.locate(settings.model))
         last_known_good.remember(settings, located[-1])
     interrupted, under_way = (located[0].path.with_name(f".download-{name}") for name in ("old", "new"))
     for folder in (interrupted, under_way):
@@ -204,23 +204,23 @@ def test_a_broken_note_counts_as_none(a_registry: Registry, settings: Settings, 
 def test_a_registrys_password_is_not_repeated(tmp_path: Path) -> None:
     settings = Settings(tracking_uri="http://me:secret@127.0.0.1:9", cache_dir=tmp_path)
     with pytest.raises(RegistryError, match=r"could not be had from http://…@127\.0\.0\.1:9") as error:
-        startup.resolve(settings)
+        settings.registry.locate(settings.model)
     assert "secret" not in str(error.value)
 
 
 def test_a_missing_alias_is_named(a_registry: Registry, settings: Settings) -> None:
     for model_name in ("models:/leukdetect@champion", "models:/other@champion"):
         with pytest.raises(RegistryError, match=rf"{model_name}: the registry at sqlite:.* has no such alias"):
-            startup.resolve(settings.model_copy(update={"model": model_name}))
+            settings.registry.locate(model_name)
 
 
 def test_a_missing_file_and_a_wrong_name_say_what_to_write(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"nothing\.onnx is no file; name an \.onnx file or a registry alias"):
-        startup.resolve(Settings(model=str(tmp_path / "nothing.onnx")))
+        Settings().registry.locate(str(tmp_path / "nothing.onnx"))
     with pytest.raises(
         RegistryError, match=r"models:/leukdetect/3 names no registered model; write models:/NAME@ALIAS"
     ):
-        startup.resolve(Settings(model="models:/leukdetect/3"))
+        Settings().registry.locate("models:/leukdetect/3")
 
 
 def test_a_file_is_served_directly_and_never_becomes_last_known_good(tmp_path: Path) -> None:

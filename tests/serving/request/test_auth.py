@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from serving import problems
 from serving.metrics import Metrics
+from serving.periodic import Periodic
 from serving.request import auth
 from serving.request.auth import Access, Key, KeysError
 from serving.request.middleware import Observe
@@ -38,7 +39,8 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
 def guarded(keys_file: Path | None) -> Iterator[httpx.Client]:
     """A server with a route for each role; what they return is the key's name."""
     app = FastAPI()
-    app.state.access = Access(keys_file)
+    app.state.access = access = Access(keys_file)
+    watch = Periodic("keys", auth.LOOK_SECONDS, access.look)
 
     @app.get("/predict")
     async def predict(name: str | None = Depends(auth.require("predict"))) -> str | None:
@@ -48,8 +50,10 @@ def guarded(keys_file: Path | None) -> Iterator[httpx.Client]:
     async def admin(name: str | None = Depends(auth.require("admin"))) -> str | None:
         return name
 
+    watch.start()
     with serve(app) as client:
         yield client
+    watch.stop()
 
 
 def line(name: str, role: auth.Role, key: str, per_minute: int | None = None) -> str:
