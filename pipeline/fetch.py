@@ -19,16 +19,9 @@ from pipeline.stage import Problem
 
 def main() -> None:
     recipe = params.load()
-    bring = {
-        "demo": sources.demo,
-        "kaggle": sources.kaggle,
-        "archive": sources.archive,
-        "folder": sources.folder,
-    }[recipe.fetch.source]
-
     sources.STATE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as work:
-        fetched = bring(recipe, Path(work))
+        fetched = sources.BY_NAME[recipe.fetch.source](recipe, Path(work))
         images, left_out = class_folders.find_images(fetched.folder, recipe.classes)
         with stage.writing(RAW) as raw:
             digest, size = place(images, raw, move=fetched.ours)

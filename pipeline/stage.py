@@ -83,9 +83,8 @@ def state_key(*parts: str) -> str:
 
 def drop_others(state: Path) -> None:
     """Drops what other recipes or other data left beside a folder of state."""
-    for other in state.parent.glob("*"):
-        if other != state:
-            shutil.rmtree(other)
+    for other in set(state.parent.glob("*")) - {state}:
+        shutil.rmtree(other)
 
 
 def sha256(path: Path) -> str:

@@ -142,6 +142,9 @@ def archive(recipe: Params, work: Path) -> Fetched:
     return Fetched(work, ours=True, archive_sha256=expected)
 
 
+BY_NAME = {"demo": demo, "kaggle": kaggle, "archive": archive, "folder": folder}  # as fetch.source has them
+
+
 def unpack(path: Path, folder: Path, name: str) -> None:
     """Unpacks an archive into an existing folder; on an error what was unpacked so far is left to the caller.
 

@@ -19,15 +19,12 @@ def contract_function(
     ReLUs that is a product of matrices with the inactive units left out.
     """
     names = (classifier.POOLED, "head_relu_1", "head_relu_2", "logits")
-    # The normalisation is written out below: as a Keras layer its constants would become inputs of the ONNX graph.
-    normalise = whole.get_layer(classifier.NORMALISED)
-    mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance).ravel())
     outputs = [
         classifier.low_level(whole),
         classifier.feature_maps(whole),
         *(whole.get_layer(name).output for name in names),
     ]
-    trunk = keras.Model(normalise.output, outputs)
+    trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
     dense_1, dense_2, last = (
         whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2", "logits")
     )
@@ -36,9 +33,7 @@ def contract_function(
     bn_slope = gamma / np.sqrt(variance + bn.epsilon)
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        normalised = tf.cast(image, tf.float32) - mean
-        if (deviation != 1).any():
-            normalised /= deviation
+        normalised = classifier.normalised(whole, image)
         low_level, maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
 
         # d logits / d embedding, [N, C, D]

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipeline.network.backbones import BACKBONES
@@ -100,6 +101,14 @@ def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet5
             if layer.name == network.bgr_kernel:
                 values[0] = values[0][:, :, ::-1, :]  # trained on BGR, fed RGB
             model.get_layer(layer.name).set_weights(values)
+
+
+def normalised(model: keras.Model, image: tf.Tensor) -> tf.Tensor:
+    """What the base reads of uint8 [N, S, S, 3]. As a Keras layer its constants would be inputs of an ONNX graph."""
+    layer = model.get_layer(NORMALISED)
+    mean, deviation = np.array(layer.mean).ravel(), np.sqrt(np.array(layer.variance)).ravel()
+    centred = tf.cast(image, tf.float32) - mean
+    return centred / deviation if (deviation != 1).any() else centred
 
 
 def feature_maps(model: keras.Model) -> keras.KerasTensor:

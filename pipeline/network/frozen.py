@@ -4,7 +4,6 @@ On a processor that is onnxruntime, which folds batch normalisation into the con
 """
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from leukdetect.runtime import cpus
@@ -60,12 +59,10 @@ def _stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasT
 
 
 def _graph(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> bytes:
-    normalise = whole.get_layer(classifier.NORMALISED)
-    mean, deviation = np.array(normalise.mean).ravel(), np.sqrt(np.array(normalise.variance)).ravel()
-    trunk = keras.Model(normalise.output, outputs)
+    trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
 
     def function(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return trunk((tf.cast(image, tf.float32) - mean) / deviation, training=False)
+        return trunk(classifier.normalised(whole, image), training=False)
 
     content: bytes = to_onnx.to_onnx(function, whole.input.shape[1], whole.weights).SerializeToString()
     return content
