@@ -25,12 +25,13 @@ import yaml
 from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.evaluation import baselines, learning_curve
+from pipeline.evaluation.learning_curve import Folds
 from pipeline.params import Params
 from pipeline.reporting.figures import learning_curve as curve
 from pipeline.reporting.figures.style import STYLE, save
 from pipeline.stage import Problem
 
-JSON, CSV, PNG = (Path(f"reports/cross_validation.{kind}") for kind in ("json", "csv", "png"))
+CSV, PNG = (learning_curve.JSON.with_suffix(suffix) for suffix in (".csv", ".png"))
 ROOT = Path(__file__).parents[1]
 STAGES = {"features": "data/features", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
 
@@ -52,19 +53,18 @@ def main() -> None:
     for share in shares:
         last = pd.concat([_fold(recipe, k, fold, share, state) for fold in range(k)], ignore_index=True)
         found = by_share[f"{share:g}"] = learning_curve.summary(last, recipe)
-        value, colour = found["balanced_accuracy"], found["colour_only"]
         print(
-            f"{share:.0%} of the training groups, about {found['trained_on']:.0f} images: balanced accuracy "
-            f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}] on {found['images']} held-out images in "
-            f"{found['groups']} groups; colour only {colour['value']:.3f} [{colour['low']:.3f}, {colour['high']:.3f}]",
+            f"{share:.0%} of the training groups, about {found.trained_on:.0f} images: balanced accuracy "
+            f"{found.balanced_accuracy} on {found.images} held-out images in {found.groups} groups; "
+            f"colour only {found.colour_only}",
             flush=True,
         )
-    result = {"key": key, "folds": k, "by_share": by_share}
+    result = Folds(key=key, folds=k, by_share=by_share)
     with stage.writing(CSV) as path:
         last.to_csv(path, index=False, float_format="%.6f")
     with stage.writing(PNG) as path, matplotlib.rc_context(STYLE):
         save(curve.figure(result), path, curve.sample(result), synthetic=recipe.fetch.synthetic)
-    stage.write_json(JSON, result)
+    stage.write_json(learning_curve.JSON, result.model_dump(mode="json"))
     shutil.rmtree(state)
 
 

@@ -32,15 +32,15 @@ from leukdetect.contract import SHA256_TAGS
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW, SOURCE, read_source
-from pipeline.evaluation import compare
+from pipeline.evaluation import compare, report
 from pipeline.evaluation import metrics as measures
+from pipeline.evaluation.report import Report
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.registry import gate, tracking
 from pipeline.stage import Problem
 
 REPORTS = Path("reports")
-METRICS = REPORTS / "metrics.json"
 MODEL_CARD = REPORTS / "model_card.md"
 REPORT = REPORTS / "report.html"
 DATASHEET = REPORTS / "datasheet.html"
@@ -57,34 +57,27 @@ LOGGED_FILES = (
     "parity.json",
 )
 SHA256_TAG = SHA256_TAGS["fp32"]  # what a version is known again by
-HEADLINE = {  # tags of a version, by their path in metrics.json
-    "balanced_accuracy": "fp32.balanced_accuracy.value",
-    "malignant_sensitivity": "fp32.malignant_sensitivity.value",
-    "ece": "fp32.ece.value",
-    "margin_over_colour": "margin_over_colour.value",
-    "int8_drop": "int8_vs_fp32.balanced_accuracy_drop.value",
-}
 
 
 def main() -> None:
     recipe = params.load()
     tracking.check()
-    model, metrics, source = onnx_model.load(FP32), _read_json(METRICS), read_source()
+    model, measured, source = onnx_model.load(FP32), report.read(), read_source()
     onnx_model.load(INT8)  # a broken one must be found before it is registered
     PROMOTIONS.touch()  # an output of this stage even while nothing was ever promoted
 
     with tracking.reachable():
         client = tracking.client()
-        run_id, version = _register(client, recipe, model, metrics, source)
+        run_id, version = _register(client, recipe, model, measured, source)
         champion = _champion(client, recipe.register_.name)
         if version != champion:
             client.set_registered_model_alias(recipe.register_.name, "challenger", version)
-        checks, note = _judge(recipe, model, metrics, version, champion)
+        checks, note = _judge(recipe, model, measured, version, champion)
         outcome = _outcome(recipe.gate.mode, checks)
         promoted = version != champion and outcome in ("off", "passed")
         if promoted:
             _promote(client, recipe.register_.name, version, champion)
-            _append_promotion(recipe.register_.name, version, champion, run_id, model, metrics)
+            _append_promotion(recipe.register_.name, version, champion, run_id, model, measured)
         _finish(client, recipe.register_.name, run_id, version, outcome)
 
     registration = {
@@ -133,7 +126,7 @@ def _stays(version: str, champion: str | None) -> str:
 
 
 def _judge(
-    recipe: params.Params, model: OnnxModel, metrics: dict[str, Any], version: str, champion: str | None
+    recipe: params.Params, model: OnnxModel, measured: Report, version: str, champion: str | None
 ) -> tuple[list[gate.Check], str]:
     """The gate's checks, and a sentence on how the champion was compared with."""
     if recipe.gate.mode == "off":
@@ -154,7 +147,7 @@ def _judge(
                 )
             else:
                 note = f"Not compared with champion version {champion}: its classes are {', '.join(other_keys)}."
-    return gate.verdict(metrics, recipe.gate, regression, [c.key for c in recipe.classes]), note
+    return gate.verdict(measured, recipe.gate, regression, [c.key for c in recipe.classes]), note
 
 
 def _regression(
@@ -210,7 +203,7 @@ def _promote(client: MlflowClient, name: str, version: str, champion: str | None
 
 
 def _append_promotion(
-    name: str, version: str, champion: str | None, run_id: str, model: OnnxModel, metrics: dict[str, Any]
+    name: str, version: str, champion: str | None, run_id: str, model: OnnxModel, measured: Report
 ) -> None:
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -220,7 +213,7 @@ def _append_promotion(
         "run_id": run_id,
         "sha256": stage.sha256(model.path),
         "git_commit": model.contract.provenance.git_commit,
-        "balanced_accuracy": gate.number(metrics, HEADLINE["balanced_accuracy"]),
+        "balanced_accuracy": measured.fp32.balanced_accuracy.value,
     }
     with PROMOTIONS.open("a") as file:  # appending one short line is atomic: two processes never mix theirs
         file.write(json.dumps(line) + "\n")
@@ -229,7 +222,7 @@ def _append_promotion(
 
 
 def _register(
-    client: MlflowClient, recipe: params.Params, model: OnnxModel, metrics: dict[str, Any], source: dict[str, Any]
+    client: MlflowClient, recipe: params.Params, model: OnnxModel, measured: Report, source: dict[str, Any]
 ) -> tuple[str, str]:
     """Logs everything to the run and creates the version; a file that was registered before keeps both.
 
@@ -237,10 +230,10 @@ def _register(
         The run's id and the version.
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
-    headline = {tag: f"{gate.number(metrics, field):.4f}" for tag, field in HEADLINE.items()}
+    headline = {tag: f"{estimate.value:.4f}" for tag, estimate in measured.headline().items()}
     known = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
-    _log_reports(client, run_id, model, metrics, source)
+    _log_reports(client, run_id, model, measured, source)
     version = str((known[0] if known else _new_version(client, name, run_id, model, source)).version)
     for tag, value in headline.items():  # on a known version too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
@@ -259,12 +252,10 @@ def _run_id(client: MlflowClient, model: OnnxModel, recipe: params.Params) -> st
         return tracking.run_id(recipe, provenance.data_sha256)
 
 
-def _log_reports(
-    client: MlflowClient, run_id: str, model: OnnxModel, metrics: dict[str, Any], source: dict[str, Any]
-) -> None:
+def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: Report, source: dict[str, Any]) -> None:
     for history in sorted((REPORTS / "history").glob("*.csv")):
         tracking.replay(run_id, history.stem, history)
-    numbers = {key: value for key, value in tracking.flat(metrics, "/").items() if type(value) in (int, float)}
+    numbers = {key: value for key, value in tracking.flat(measured.plain(), "/").items() if type(value) in (int, float)}
     tracking.log_new(run_id, numbers)
 
     dataset = Dataset(
@@ -333,7 +324,7 @@ def _log_model(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -
             artifacts={
                 "onnx": str(FP32),
                 "int8": str(INT8),
-                "metrics": str(METRICS),
+                "metrics": str(report.METRICS),
                 "model_card": str(MODEL_CARD),
                 "report": str(REPORT),
                 "datasheet": str(DATASHEET),

@@ -4,13 +4,14 @@ The decisions are the server's own (`leukdetect.decision`), from the same thresh
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from leukdetect.decision import ReasonCode
 from pipeline.evaluation import metrics
-from pipeline.evaluation.answers import Answers
+from pipeline.evaluation.answers import Answers, Images, Sample, answer
+from pipeline.evaluation.metrics import Count, Estimate, Section
+from pipeline.model_file.onnx_model import OnnxModel
 
 # What an image is referred for, in the order in which each check is asked what it adds to those before.
 CHECKS: dict[str, set[ReasonCode]] = {
@@ -18,6 +19,39 @@ CHECKS: dict[str, set[ReasonCode]] = {
     "quality": {"too_dark", "too_bright", "blurred", "no_stained_nucleus"},
     "scores": {"low_confidence", "malignant_not_excluded", "malignant_not_confirmed"},
 }
+
+
+class AddedBy(Section):
+    """The share that each of `CHECKS` refers and none before it does."""
+
+    unlikeness: Estimate
+    quality: Estimate
+    scores: Estimate
+
+
+class Referrals(Section):
+    """The share that is referred: in all, for each reason, and by each check."""
+
+    referred: Estimate
+    referred_for: dict[ReasonCode, Estimate]
+    added_by: AddedBy
+
+
+class Foreign(Referrals):
+    """Images of one kind that are no such smears. AUROC: the chance that one is more unlike than a smear is."""
+
+    images: Count
+    auroc: Estimate
+
+
+class Abstention(Referrals):
+    """How one model file declines. A false referral is that of a smear whose class would have been right."""
+
+    false_referrals: Estimate
+    risk: Estimate
+    risk_reported: Estimate
+    aurc: Estimate
+    foreign: dict[str, Foreign]
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -37,50 +71,42 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarr
     return area
 
 
-def measure(
-    answers: Answers, labels: np.ndarray, weights: np.ndarray, foreign: Mapping[str, Answers]
-) -> dict[str, Any]:
-    """How a model file abstains on held-out smears, and on each kind of foreign images.
+def measure(model: OnnxModel, answers: Answers, test: Sample, foreign: Mapping[str, Images]) -> Abstention:
+    """Of a model file that has answered for the test split, and is asked about each kind of foreign images.
 
-    A false referral is that of a held-out smear whose class would have been right. AUROC: the chance that a foreign
-    image's unlikeness is above a smear's. Intervals resample the smears' groups and the foreign images one by one.
+    Intervals resample the smears' groups and the foreign images one by one.
     """
-    correct = answers.predicted == labels
-    return {
-        "false_referrals": metrics.estimate(metrics.mean(~answers.reported & correct, weights)),
-        **_referrals(answers, weights),
-        "risk": metrics.estimate(metrics.mean(~correct, weights)),
-        "risk_reported": metrics.estimate(metrics.mean(~correct, weights * answers.reported)),
-        "aurc": metrics.estimate(risk_coverage(answers.confidence, correct, weights)),
-        "foreign": {name: _of_kind(theirs, answers.unlikeness, weights) for name, theirs in foreign.items()},
-    }
+    weights, correct = test.weights, answers.predicted == test.labels
+    return Abstention(
+        false_referrals=metrics.estimate(metrics.mean(~answers.reported & correct, weights)),
+        risk=metrics.estimate(metrics.mean(~correct, weights)),
+        risk_reported=metrics.estimate(metrics.mean(~correct, weights * answers.reported)),
+        aurc=metrics.estimate(risk_coverage(answers.confidence, correct, weights)),
+        foreign={name: _of_kind(answer(model, each), answers.unlikeness, weights) for name, each in foreign.items()},
+        **dict(_referrals(answers, weights)),
+    )
 
 
-def _of_kind(theirs: Answers, unlikeness: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _of_kind(theirs: Answers, unlikeness: np.ndarray, weights: np.ndarray) -> Foreign:
     n = len(theirs.unlikeness)
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), len(weights) - 1)
     own = np.concatenate([np.ones((1, n)), draws])
     scores = np.concatenate([unlikeness, theirs.unlikeness])
     area = metrics.auroc(scores, np.arange(len(scores)) >= len(unlikeness), np.concatenate([weights, own], axis=1))
-    return {"images": n, "auroc": metrics.estimate(area), **_referrals(theirs, own)}
+    return Foreign(images=n, auroc=metrics.estimate(area), **dict(_referrals(theirs, own)))
 
 
-def _referrals(answers: Answers, weights: np.ndarray) -> dict[str, Any]:
-    """The share that is referred: in all, for each reason, and what each of `CHECKS` adds to those before it."""
-
-    def share(flags: np.ndarray) -> metrics.Estimate:
+def _referrals(answers: Answers, weights: np.ndarray) -> Referrals:
+    def share(flags: np.ndarray) -> Estimate:
         return metrics.estimate(metrics.mean(flags, weights))
 
-    codes = answers.reasons
-    left, adds = np.ones(len(codes), bool), {}
+    codes, left, adds = answers.reasons, np.ones(len(answers.reasons), bool), {}
     for check, reasons in CHECKS.items():
         caught = np.array([bool(reasons & each) for each in codes])
         adds[check] = share(caught & left)
         left &= ~caught
-    return {
-        "referred": share(~left),
-        "referred_for": {
-            code: share(np.array([code in each for each in codes])) for code in sorted(set().union(*codes))
-        },
-        "added_by": adds,
-    }
+    return Referrals(
+        referred=share(~left),
+        referred_for={code: share(np.array([code in each for each in codes])) for code in set().union(*codes)},
+        added_by=AddedBy(**adds),
+    )

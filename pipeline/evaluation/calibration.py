@@ -1,11 +1,52 @@
 """Whether probabilities mean what they say, before and after the temperature, and what the operating point gives."""
 
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy.special import softmax
 
 from pipeline.evaluation import metrics
+from pipeline.evaluation.answers import Answers, Sample
+from pipeline.evaluation.metrics import Estimate, Number, Section, Share
+
+
+class Scores(Section):
+    """Calibration error in equal-mass bins, Brier score and negative log-likelihood."""
+
+    ece: Estimate
+    brier: Estimate
+    nll: Estimate
+
+
+class Calibration(Section):
+    """Before and after the temperature."""
+
+    temperature: Annotated[Number, Field(gt=0)]
+    before: Scores
+    after: Scores
+    change: Scores
+
+
+class PredictiveValues(Section):
+    """What a positive and a negative answer are worth."""
+
+    ppv: Estimate
+    npv: Estimate
+
+
+class OperatingPoint(PredictiveValues):
+    """Malignant against benign, at a threshold and a prevalence.
+
+    The bootstrap has no width where nothing was missed, and little with few groups: `wilson` has the predictive values
+    with sensitivity and specificity both at the ends of their Wilson intervals.
+    """
+
+    sensitivity: Estimate
+    specificity: Estimate
+    wilson: PredictiveValues
+    threshold: Share
+    prevalence: Share
 
 
 def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -14,52 +55,50 @@ def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return scaled
 
 
-def calibration(
-    probabilities: np.ndarray, temperature: float, labels: np.ndarray, weights: np.ndarray
-) -> dict[str, Any]:
-    """ECE (equal-mass bins), Brier and NLL of calibrated probabilities [N, C], and of those before the temperature."""
+def calibration(answers: Answers, temperature: float, test: Sample) -> Calibration:
+    """Of calibrated answers, and of what the same logits gave before the temperature."""
 
-    def of(p: np.ndarray) -> dict[str, np.ndarray]:
+    def values(p: np.ndarray) -> dict[str, np.ndarray]:
         return {
-            "ece": metrics.ece(p.max(1), p.argmax(1) == labels, weights),
-            "brier": metrics.mean(metrics.brier(p, labels), weights),
-            "nll": metrics.mean(metrics.nll(p, labels), weights),
+            "ece": metrics.ece(p.max(1), p.argmax(1) == test.labels, test.weights),
+            "brier": metrics.mean(metrics.brier(p, test.labels), test.weights),
+            "nll": metrics.mean(metrics.nll(p, test.labels), test.weights),
         }
 
-    before, after = of(uncalibrated(probabilities, temperature)), of(probabilities)
-    return {
-        "temperature": temperature,
-        "before": {name: metrics.estimate(values) for name, values in before.items()},
-        "after": {name: metrics.estimate(values) for name, values in after.items()},
-        "change": {name: metrics.estimate(after[name] - before[name]) for name in before},
-    }
+    def scores(found: dict[str, np.ndarray]) -> Scores:
+        return Scores(**{name: metrics.estimate(each) for name, each in found.items()})
+
+    before, after = values(uncalibrated(answers.probabilities, temperature)), values(answers.probabilities)
+    return Calibration(
+        temperature=temperature,
+        before=scores(before),
+        after=scores(after),
+        change=scores({name: after[name] - before[name] for name in before}),
+    )
 
 
 def operating_point(
-    p_malignant: np.ndarray, is_malignant: np.ndarray, threshold: float, prevalence: float, weights: np.ndarray
-) -> dict[str, Any]:
+    called: np.ndarray, is_malignant: np.ndarray, threshold: float, prevalence: float, weights: np.ndarray
+) -> OperatingPoint:
     """Malignant against benign at the threshold; predictive values by Bayes at a prevalence, not the test split's.
 
     Args:
-        p_malignant, is_malignant: [N], the score and the truth (bool).
+        called, is_malignant: bool [N], called malignant at the threshold, and the truth.
         prevalence: the share of malignant images where the model would be used.
-
-    Returns:
-        Intervals by bootstrap, and under `wilson` the predictive values with sensitivity and specificity both at the
-        ends of their Wilson intervals: the bootstrap has no width where nothing was missed, and little with few groups.
     """
-    called = p_malignant >= threshold
     sensitivity = metrics.mean(called, weights * is_malignant)
     specificity = metrics.mean(~called, weights * ~is_malignant)
-    values = {"sensitivity": sensitivity, "specificity": specificity}
-    values |= _predictive(sensitivity, specificity, prevalence)
     found, cleared = (_ends(flags) for flags in (called[is_malignant], ~called[~is_malignant]))
-    wilson = _predictive(found, cleared, prevalence)
-    return {name: metrics.estimate(value) for name, value in values.items()} | {
-        "wilson": {name: metrics.Estimate(*three.tolist()) for name, three in wilson.items()},
-        "threshold": threshold,
-        "prevalence": prevalence,
-    }
+    wilson = {name: Estimate(*three.tolist()) for name, three in _predictive(found, cleared, prevalence).items()}
+    values = {"sensitivity": sensitivity, "specificity": specificity} | _predictive(
+        sensitivity, specificity, prevalence
+    )
+    return OperatingPoint(
+        **{name: metrics.estimate(value) for name, value in values.items()},
+        wilson=PredictiveValues(**wilson),
+        threshold=threshold,
+        prevalence=prevalence,
+    )
 
 
 def _ends(flags: np.ndarray) -> np.ndarray:

@@ -6,89 +6,109 @@ what it marks (`deletion`, `insertion`)? And one of the similar cases: are they 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from scipy.stats import rankdata
 
 from leukdetect import similar
 from pipeline.evaluation import metrics, randomisation
 from pipeline.evaluation.answers import Answers, Sample
+from pipeline.evaluation.maps import Maps, enlarged, maps
+from pipeline.evaluation.metrics import Count, Estimate, Section
+from pipeline.evaluation.randomisation import Alike
 from pipeline.model_file.onnx_model import OnnxModel
 
 CENTRE = 0.25  # standard deviation of the centre Gaussian, as a share of the side
 STEPS = 8  # in which pixels are taken away or put in
 MOST = 64  # images whose pixels or weights are altered: each is asked about 48 times
-SHUFFLES = 6  # one network of shuffled weights favours one place, another another: one alone says nothing
 BLUR = 1 / 8  # of the side: hides what a nucleus looks like, and leaves where it is
 
 
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """What the model says of N images, and where it looked for that."""
+class Game(Section):
+    """How much of the map lies in the cell, beside what else could be laid over an image."""
 
-    predicted: np.ndarray  # int [N]
-    confidence: np.ndarray  # [N], the probability of that class
-    grid: np.ndarray  # [N, h, w], the map of the predicted class; 0 and above
-    pixels: np.ndarray  # uint8 [N, S, S, 3]
-
-    @property
-    def empty(self) -> np.ndarray:
-        """bool [N]: nothing spoke for the class."""
-        return np.asarray((self.grid <= 0).all(axis=(1, 2)))
+    map: Estimate
+    centre: Estimate
+    uniform: Estimate
+    best: Estimate
+    above_uniform: Estimate
 
 
-def maps(answers: Answers, pixels: np.ndarray) -> Maps:
-    """Of the class that the model file gives each of uint8 [N, S, S, 3]."""
-    predicted = answers.predicted
-    return Maps(
-        predicted, answers.confidence.astype(np.float32), answers.cam[np.arange(len(pixels)), predicted], pixels
-    )
+class OnCells(Section):
+    """The map's energy in the cell, and how often its highest point lies there."""
+
+    energy: Game
+    pointing: Game
 
 
-def enlarged(grid: np.ndarray, side: int) -> np.ndarray:
-    """Maps [N, h, w] at [N, side, side], as `serving.api.explain` lays them over an image."""
-    return np.stack(
-        [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR)) for each in grid]
-    )
+class Curves(Section):
+    """The mean probability of the class after each step."""
+
+    map: list[float]
+    random: list[float]
 
 
-def measure(model: OnnxModel, sample: Sample, answers: Answers, seed: int, cells: np.ndarray | None) -> dict[str, Any]:
+class Altered(Section):
+    """Areas under the curves of the map's and of a random map's order; `gain` is above 0 if the map does better."""
+
+    curves: Curves
+    map: Estimate
+    random: Estimate
+    gain: Estimate
+
+
+class Similar(Section):
+    """Of how many nearest training images what share has the image's own class, and of the whole index."""
+
+    cases: Count
+    index: Count
+    same_class: Estimate
+    chance: Estimate
+
+
+class Explanations(Section):
+    """Tests of the maps and of the similar cases."""
+
+    grid: tuple[int, int]
+    empty: Estimate
+    cell: OnCells | None = None  # where the cell is known
+    altered_images: Count | None = None  # this and the next three where some map is not empty
+    randomised: dict[str, Alike] | None = None
+    deletion: Altered | None = None
+    insertion: Altered | None = None
+    similar: Similar | None = None  # where the model file has an index
+
+
+def measure(model: OnnxModel, test: Sample, answers: Answers, seed: int, cells: np.ndarray | None) -> Explanations:
     """All of it, with intervals over the images' groups.
 
     Args:
-        sample, answers: the test split, and what the model file says of it.
         seed: of the shuffled weights, the random maps and the choice of MOST images that have a map.
         cells: bool [N, S, S], where the cell is; None where that is not known.
     """
-    seen, weights = maps(answers, sample.pixels), sample.weights
-    rng = np.random.default_rng(seed)
-    result: dict[str, Any] = {
-        "grid": list(seen.grid.shape[1:]),
-        "empty": metrics.estimate(metrics.mean(seen.empty, weights)),
-    }
-    if cells is not None:
-        result["cell"] = on_cells(seen.grid, cells, weights * ~seen.empty)
-    shown = np.flatnonzero(~seen.empty)
-    if len(shown):
-        chosen = np.sort(rng.permutation(shown)[:MOST])
-        few = Maps(seen.predicted[chosen], seen.confidence[chosen], seen.grid[chosen], seen.pixels[chosen])
-        theirs = weights[:, chosen]
-        result |= {"altered_images": len(chosen), "randomised": randomised(model, few, theirs, seed)}
-        result |= altered(model, few, theirs, rng)
+    seen, weights, rng = maps(answers, test.pixels), test.weights, np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(np.flatnonzero(~seen.empty))[:MOST])
+    few, theirs = seen.some(chosen), weights[:, chosen]
+    altering: dict[str, Any] = {}
+    if len(chosen):
+        altering = {"altered_images": len(chosen), "randomised": randomisation.measure(model, few, theirs, seed)}
+        altering |= altered(model, few, theirs, rng)
     index = similar.read(model.session.get_modelmeta().custom_metadata_map, len(model.contract.classes))
-    if index is not None:
-        result["similar"] = same_class(index, answers.embedding, sample.labels, weights)
-    return result
+    return Explanations(
+        grid=seen.grid.shape[1:],
+        empty=metrics.estimate(metrics.mean(seen.empty, weights)),
+        cell=None if cells is None else on_cells(seen.grid, cells, weights * ~seen.empty),
+        similar=None if index is None else same_class(index, answers.embedding, test.labels, weights),
+        **altering,
+    )
 
 
 # --- is it on the cell? ---
 
 
-def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict[str, dict[str, metrics.Estimate]]:
+def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> OnCells:
     """The pointing game (Zhang et al. 2016, arXiv:1608.00507) and the share of the map's energy in the cell.
 
     Beside the map: a Gaussian about the middle of the image, a map of the same value everywhere (for pointing: any of
@@ -111,7 +131,7 @@ def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict[s
     hits = cells[:, rows[:, None], columns[None, :]].reshape(n, h * w)
 
     large = enlarged(grid, side)
-    shares = {
+    games = {
         "energy": {
             "map": (large * cells).sum(axis=(1, 2)) / np.maximum(large.sum(axis=(1, 2)), 1e-12),
             "centre": (gaussian * cells).sum(axis=(1, 2)) / gaussian.sum(),
@@ -125,67 +145,24 @@ def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> dict[s
             "best": hits.any(axis=1),
         },
     }
-    for parts in shares.values():
-        parts["above_uniform"] = parts["map"] - parts["uniform"]
-    return {
-        game: {name: metrics.estimate(metrics.mean(each, weights)) for name, each in parts.items()}
-        for game, parts in shares.items()
+    for shares in games.values():
+        shares["above_uniform"] = shares["map"] - shares["uniform"]
+    found = {
+        game: Game(**{name: metrics.estimate(metrics.mean(each, weights)) for name, each in shares.items()})
+        for game, shares in games.items()
     }
-
-
-# --- does it change with the weights? ---
-
-
-def randomised(model: OnnxModel, seen: Maps, weights: np.ndarray, seed: int) -> dict[str, Any]:
-    """Adebayo et al. 2018, "Sanity checks for saliency maps": weights shuffled from the top, layer under layer.
-
-    For each part of the network that was shuffled: the rank correlation between an image's map and the one that is
-    left of it for the same class, whether the highest position stayed, and how many maps are empty. `other_images` has
-    the same for two images' maps: maps that share nothing but the model. Intervals resample groups and shuffles.
-    """
-    half = np.roll(np.arange(len(seen.grid)), len(seen.grid) // 2)
-    left: dict[str, list[np.ndarray]] = {"other_images": [seen.grid[half]]}
-    for name, session in randomisation.sessions(model.path, range(seed, seed + SHUFFLES)):
-        changed = OnnxModel(model.path, model.contract, session).predict(seen.pixels, ("cam",))["cam"]
-        left.setdefault(name, []).append(changed[np.arange(len(changed)), seen.predicted])
-    return {name: _alike(seen.grid, np.stack(after), weights, seed) for name, after in left.items()}
-
-
-def _alike(before: np.ndarray, after: np.ndarray, weights: np.ndarray, seed: int) -> dict[str, metrics.Estimate]:
-    """How alike maps [n, h, w] and what is left of them [k, n, h, w] are, where both say something.
-
-    A level map has no ranks, and an empty one no highest place. Each of the k is drawn as the groups are.
-    """
-    k, n = after.shape[:2]
-    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), len(weights))
-    draws[0] = 1
-    weights = (draws[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
-    a, b = np.tile(before.reshape(n, -1), (k, 1)), after.reshape(k * n, -1)
-    ranked = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)
-    ranks_a, ranks_b = (rankdata(each, axis=1) for each in (a, b))
-    ranks_a, ranks_b = (each - each.mean(axis=1, keepdims=True) for each in (ranks_a, ranks_b))
-    norm = np.sqrt((ranks_a**2).sum(axis=1) * (ranks_b**2).sum(axis=1))
-    correlation = np.divide((ranks_a * ranks_b).sum(axis=1), norm, out=np.zeros(len(a)), where=ranked)
-    return {
-        "correlation": metrics.estimate(metrics.mean(correlation, weights * ranked)),
-        "same_highest": metrics.estimate(metrics.mean(a.argmax(axis=1) == b.argmax(axis=1), weights * ranked)),
-        "empty": metrics.estimate(metrics.mean(b.max(axis=1) <= 0, weights)),
-    }
+    return OnCells(**found)
 
 
 # --- does the answer change with what it marks? ---
 
 
-def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Generator) -> dict[str, Altered]:
     """Deletion and insertion curves (Petsiuk, Das and Saenko 2018, arXiv:1806.07421) of the predicted class.
 
     Deletion paints pixels in the image's median colour, those that the map marks most first: a good map's curve falls
     fast. Insertion puts them into a blurred copy: a good map's rises fast. `random` is the order of a random map on the
     same grid: single random pixels would make noise that no map makes, and be beaten by anything smooth.
-
-    Returns:
-        For each: the mean probability after each step with the map's and with the random order, the areas under the
-        two curves, and the `gain` of the map's over the random one, above 0 if the map does better.
     """
     pixels, grid = seen.pixels, seen.grid
     side = pixels.shape[1]
@@ -213,11 +190,11 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
         }
         areas = {name: np.trapezoid(curve, dx=1 / STEPS, axis=1) for name, curve in curves.items()}
         gain = (areas["random"] - areas["map"]) * (1 if test == "deletion" else -1)
-        result[test] = {
-            "curves": {name: np.round(curve.mean(axis=0), 4).tolist() for name, curve in curves.items()},
+        result[test] = Altered(
+            curves=Curves(**{name: np.round(curve.mean(axis=0), 4).tolist() for name, curve in curves.items()}),
             **{name: metrics.estimate(metrics.mean(area, weights)) for name, area in areas.items()},
-            "gain": metrics.estimate(metrics.mean(gain, weights)),
-        }
+            gain=metrics.estimate(metrics.mean(gain, weights)),
+        )
     return result
 
 
@@ -232,14 +209,14 @@ def _mixed(order: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np
 # --- are similar cases of the same class? ---
 
 
-def same_class(index: similar.Index, embedding: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def same_class(index: similar.Index, embedding: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Similar:
     """Share of the nearest training images that have a test image's own class; `chance` is its share of the index."""
     near = np.array([[row for row, _ in index.nearest(each)] for each in embedding])
     same = (index.classes[near] == labels[:, None]).mean(axis=1)
     chance = (index.classes[None] == labels[:, None]).mean(axis=1)
-    return {
-        "cases": near.shape[1],
-        "index": len(index.ids),
-        "same_class": metrics.estimate(metrics.mean(same, weights)),
-        "chance": metrics.estimate(metrics.mean(chance, weights)),
-    }
+    return Similar(
+        cases=near.shape[1],
+        index=len(index.ids),
+        same_class=metrics.estimate(metrics.mean(same, weights)),
+        chance=metrics.estimate(metrics.mean(chance, weights)),
+    )

@@ -7,30 +7,54 @@ distribution, and `estimate` makes an interval of them. Throughout, 0 ÷ 0 is 0 
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import Annotated, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic.dataclasses import dataclass
 from scipy.stats import binomtest
 
 BINS = 15  # of confidence, for the calibration error; Guo et al. 2017 and most of the field since
 
+_CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Number = Annotated[float, PlainSerializer(lambda value: round(value, 6) + 0.0)]  # + 0.0: no negative zero
+Share = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 
-@dataclass(frozen=True)
+
+class Section(BaseModel):
+    """A part of reports/metrics.json, where numbers have six decimals."""
+
+    model_config = ConfigDict(frozen=True, **_CHECKED)
+
+
+@dataclass(frozen=True, config=_CHECKED)
 class Estimate:
-    """A value measured on the sample, and the ends of its 95 % interval."""
+    """A value measured on the test split, in a 95 % interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
+
+    def __str__(self) -> str:
+        """For people, as a reader of the six decimals would round them: `0.934 [0.902, 0.961]`."""
+        value, low, high = (round(each, 6) for each in (self.value, self.low, self.high))
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} is not within {self.low} to {self.high}")
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class McNemar:
-    """Two classifiers on the same images: how often only one of them was right, and how surely that is no chance."""
+    """Two classifiers on the same images: how often only one of them was right, and the exact two-sided p."""
 
-    only_a: int
-    only_b: int
-    p: float  # exact, two-sided
+    only_a: Count
+    only_b: Count
+    p: Share
 
 
 def group_weights(labels: np.ndarray, groups: Sequence[Hashable] | np.ndarray, n: int, seed: int) -> np.ndarray:

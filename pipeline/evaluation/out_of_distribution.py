@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leukdetect import images
+from pipeline.evaluation.answers import Images
 from pipeline.stage import Problem
 
 EACH = 60  # images a kind
@@ -35,25 +36,27 @@ WORDS = (
 )
 
 
-def kinds(smears: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def kinds(smears: np.ndarray, seed: int, other_laboratory: str | None = None) -> dict[str, Images]:
     """Every kind of image that is no smear, by name.
 
     Args:
         smears: uint8 [N, S, S, 3], held out; they are inverted, and their brightest colour is a blank slide's.
         seed: of everything that is drawn.
+        other_laboratory: a folder of smears.
     """
     size = smears.shape[1]
     rng = np.random.default_rng(seed)
     chosen = smears[np.sort(rng.permutation(len(smears))[:EACH])]
     photographs, reliefs = _photographs(), _reliefs()
-    return {
+    made = {
         "photographs": np.stack([_crop(_pick(photographs, rng), size, rng) for _ in range(EACH)]),
         "textures": np.stack([_texture(_pick(reliefs, rng), size, rng) for _ in range(EACH)]),
         "noise": np.stack([_noise(size, rng) for _ in range(EACH)]),
         "blank slides": np.stack([_blank(image, rng) for image in chosen]),
         "inverted colours": 255 - chosen,
         "screenshots": np.stack([_screenshot(size, rng) for _ in range(EACH)]),
-    }
+    } | ({"another laboratory": folder(Path(other_laboratory), size)} if other_laboratory else {})
+    return {kind: Images(pixels) for kind, pixels in made.items()}
 
 
 def folder(path: Path, size: int) -> np.ndarray:

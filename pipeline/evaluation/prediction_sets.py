@@ -1,11 +1,21 @@
 """How often the set of classes that cannot be excluded holds the true one, measured on held-out groups."""
 
-from typing import Any
-
 import numpy as np
 
 from leukdetect.contract import Contract, PredictionSets
 from pipeline.evaluation import metrics
+from pipeline.evaluation.answers import Answers, Sample
+from pipeline.evaluation.metrics import Estimate, Section, Share
+
+
+class Coverage(Section):
+    """The share of images whose set holds the true class, over all and per class, and how large the sets are."""
+
+    aim: Share
+    coverage: Estimate
+    per_class: dict[str, Estimate]
+    size: Estimate
+    single: Estimate
 
 
 def members(probabilities: np.ndarray, sets: PredictionSets) -> np.ndarray:
@@ -15,24 +25,19 @@ def members(probabilities: np.ndarray, sets: PredictionSets) -> np.ndarray:
     return inside
 
 
-def coverage(probabilities: np.ndarray, labels: np.ndarray, contract: Contract, weights: np.ndarray) -> dict[str, Any]:
-    """Share of images whose set holds the true class, over all and per class, and how large the sets are.
-
-    Args:
-        probabilities, labels: [N, C] and [N], of held-out groups.
-        weights: [R, N], of `metrics.group_weights`.
-    """
-    sets = contract.prediction_sets
+def coverage(answers: Answers, test: Sample, contract: Contract) -> Coverage:
+    """Of the answers' sets, made by the thresholds that the model file carries."""
+    sets, labels, weights = contract.prediction_sets, test.labels, test.weights
     assert sets is not None, "pipeline.export writes version 2, which has them"
-    inside = members(probabilities, sets)
+    inside = members(answers.probabilities, sets)
     holds = inside[np.arange(len(labels)), labels]
-    return {
-        "aim": 1 - sets.error,
-        "coverage": metrics.estimate(metrics.mean(holds, weights)),
-        "per_class": {
+    return Coverage(
+        aim=1 - sets.error,
+        coverage=metrics.estimate(metrics.mean(holds, weights)),
+        per_class={
             each.key: metrics.estimate(metrics.mean(holds, weights * (labels == index)))
             for index, each in enumerate(contract.classes)
         },
-        "size": metrics.estimate(metrics.mean(inside.sum(1), weights)),
-        "single": metrics.estimate(metrics.mean(inside.sum(1) == 1, weights)),
-    }
+        size=metrics.estimate(metrics.mean(inside.sum(1), weights)),
+        single=metrics.estimate(metrics.mean(inside.sum(1) == 1, weights)),
+    )

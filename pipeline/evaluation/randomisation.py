@@ -11,14 +11,64 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import numpy_helper
+from scipy.stats import rankdata
 
-from pipeline.model_file.onnx_model import leads_to
+from pipeline.evaluation import metrics
+from pipeline.evaluation.maps import Maps
+from pipeline.evaluation.metrics import Estimate, Section
+from pipeline.model_file.onnx_model import OnnxModel, leads_to
 
+SHUFFLES = 6  # one network of shuffled weights favours one place, another another: one alone says nothing
 PARTS = {  # the share of the base's convolutions that is shuffled with the head, the last ones first
     "head": 0.0,
     "head_and_last_fifth": 0.2,  # of a ResNet-50: its last three blocks
     "everything": 1.0,
 }
+
+
+class Alike(Section):
+    """What is left of the maps, beside the maps: where neither is level, and how often nothing is left."""
+
+    correlation: Estimate
+    same_highest: Estimate
+    empty: Estimate
+
+
+def measure(model: OnnxModel, seen: Maps, weights: np.ndarray, seed: int) -> dict[str, Alike]:
+    """Adebayo et al. 2018, "Sanity checks for saliency maps": weights shuffled from the top, layer under layer.
+
+    For each part of the network that was shuffled: the rank correlation between an image's map and the one that is
+    left of it for the same class, whether the highest position stayed, and how many maps are empty. `other_images` has
+    the same for two images' maps: maps that share nothing but the model. Intervals resample groups and shuffles.
+    """
+    half = np.roll(np.arange(len(seen.grid)), len(seen.grid) // 2)
+    left: dict[str, list[np.ndarray]] = {"other_images": [seen.grid[half]]}
+    for name, session in sessions(model.path, range(seed, seed + SHUFFLES)):
+        changed = OnnxModel(model.path, model.contract, session).predict(seen.pixels, ("cam",))["cam"]
+        left.setdefault(name, []).append(changed[np.arange(len(changed)), seen.predicted])
+    return {name: _alike(seen.grid, np.stack(after), weights, seed) for name, after in left.items()}
+
+
+def _alike(before: np.ndarray, after: np.ndarray, weights: np.ndarray, seed: int) -> Alike:
+    """How alike maps [n, h, w] and what is left of them [k, n, h, w] are, where both say something.
+
+    A level map has no ranks, and an empty one no highest place. Each of the k is drawn as the groups are.
+    """
+    k, n = after.shape[:2]
+    draws = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), len(weights))
+    draws[0] = 1
+    weights = (draws[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
+    a, b = np.tile(before.reshape(n, -1), (k, 1)), after.reshape(k * n, -1)
+    ranked = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)
+    ranks_a, ranks_b = (rankdata(each, axis=1) for each in (a, b))
+    ranks_a, ranks_b = (each - each.mean(axis=1, keepdims=True) for each in (ranks_a, ranks_b))
+    norm = np.sqrt((ranks_a**2).sum(axis=1) * (ranks_b**2).sum(axis=1))
+    correlation = np.divide((ranks_a * ranks_b).sum(axis=1), norm, out=np.zeros(len(a)), where=ranked)
+    return Alike(
+        correlation=metrics.estimate(metrics.mean(correlation, weights * ranked)),
+        same_highest=metrics.estimate(metrics.mean(a.argmax(axis=1) == b.argmax(axis=1), weights * ranked)),
+        empty=metrics.estimate(metrics.mean(b.max(axis=1) <= 0, weights)),
+    )
 
 
 def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntime.InferenceSession]]:

@@ -16,7 +16,6 @@ import pandas as pd
 
 from pipeline import stage
 from pipeline.evaluation import compare, metrics
-from pipeline.evaluation.metrics import Estimate
 from pipeline.stage import Problem
 
 COLUMNS = ["case", "patient", "truth", "reader", "call"]
@@ -95,12 +94,12 @@ def report(cases: pd.DataFrame, calls: pd.DataFrame, negative: Sequence[str], mo
         for what, kind in (("sensitivity", positive), ("specificity", ~positive)):
             gained = metrics.estimate(metrics.mean(ours.astype(float) - theirs, weights * kind))
             said = compare.sentence(metrics.mcnemar(ours[kind], theirs[kind]), model, name)
-            lines.append(f"  {name}, {what}: {_interval(gained)}. {said}")
+            lines.append(f"  {name}, {what}: {gained}. {said}")
     lines += ["", "agreement beyond chance (kappa), bootstrap over patients"]
     for name in people:
-        lines.append(f"  {model} and {name}, Cohen: {_interval(_kappas(calls[[model, name]], weights, cohen))}")
+        lines.append(f"  {model} and {name}, Cohen: {_kappas(calls[[model, name]], weights, cohen)}")
     if len(people) > 1:
-        lines.append(f"  the {len(people)} readers, Fleiss: {_interval(_kappas(calls[people], weights, fleiss))}")
+        lines.append(f"  the {len(people)} readers, Fleiss: {_kappas(calls[people], weights, fleiss)}")
     return "\n".join(lines)
 
 
@@ -127,23 +126,17 @@ def _beyond_chance(observed: float, chance: float) -> float:
     return float("nan") if chance >= 1 else (observed - chance) / (1 - chance)
 
 
-def _kappas(calls: pd.DataFrame, weights: np.ndarray, kappa: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
+def _kappas(calls: pd.DataFrame, weights: np.ndarray, kappa: Callable[[np.ndarray, np.ndarray], float]) -> str:
     """A kappa and its interval; resamples in which all calls are one class say nothing of it and are left out."""
     codes = np.unique(calls.to_numpy(str), return_inverse=True)[1].reshape(calls.shape)
     values = np.array([kappa(codes, drawn) for drawn in weights])
-    if np.isnan(values[0]):
-        return Estimate(values[0], values[0], values[0])
-    return metrics.estimate(values[~np.isnan(values)])
+    return "none: all calls are one class" if np.isnan(values[0]) else str(metrics.estimate(values[~np.isnan(values)]))
 
 
 def _proportion(right: np.ndarray, kind: np.ndarray, weights: np.ndarray) -> str:
     by_patient = metrics.estimate(metrics.mean(right, weights * kind))
     by_case = metrics.wilson(int(right[kind].sum()), int(kind.sum()))
-    return f"{_interval(by_patient)} [{by_case.low:.3f}, {by_case.high:.3f}]"
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{by_patient} [{by_case.low:.3f}, {by_case.high:.3f}]"
 
 
 if __name__ == "__main__":

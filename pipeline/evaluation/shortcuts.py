@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.evaluation import metrics, nuclei
 from pipeline.evaluation.answers import Sample
-from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.classification import Hits
+from pipeline.evaluation.metrics import Estimate, Section
 
 BASELINES = {  # predictions of something that never sees a cell
     "colour_only": (
@@ -42,10 +43,27 @@ EXPERIMENTS = {  # the model's predictions of images that were changed
 MEANING = BASELINES | EXPERIMENTS
 
 
+class Changed(Section):
+    """After one of `EXPERIMENTS`; `changed`: the share of images that got another class."""
+
+    balanced_accuracy: Estimate
+    changed: Estimate
+
+
+class Shortcuts(Section):
+    """The colour-only baseline stands in a section of its own."""
+
+    corner_only: Hits
+    corner_masked: Changed
+    grey: Changed
+    background_median: Changed
+    cells_masked: Changed
+
+
 def measure(
     predict: Callable[[np.ndarray], np.ndarray], sample: Sample, before: np.ndarray, corner: float
-) -> dict[str, dict[str, Estimate]]:
-    """Balanced accuracy after each of `EXPERIMENTS`, and how many predictions it changes.
+) -> dict[str, Changed]:
+    """What each of `EXPERIMENTS` does.
 
     Args:
         predict: uint8 [N, S, S, 3] to classes [N].
@@ -55,10 +73,10 @@ def measure(
     result = {}
     for name, changed in experiments(sample.pixels, corner):
         predicted = predict(changed)
-        result[name] = {
-            "balanced_accuracy": metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
-            "changed": metrics.estimate(metrics.mean(predicted != before, sample.weights)),
-        }
+        result[name] = Changed(
+            balanced_accuracy=metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
+            changed=metrics.estimate(metrics.mean(predicted != before, sample.weights)),
+        )
     return result
 
 

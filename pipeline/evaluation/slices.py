@@ -37,15 +37,15 @@ def _parts(sample: Sample) -> dict[str, np.ndarray]:
     side = round(CORNER * sample.pixels.shape[1])
     corner = [float(np.median(image) - image[-side:, -side:].min()) for image in sample.pixels]
     return {
-        "brightness": _quartiles(sample.quality[:, 0]),
-        "sharpness": _quartiles(sample.quality[:, 1]),
+        "brightness": _quartiles([brightness for brightness, _, _ in sample.quality]),
+        "sharpness": _quartiles([sharpness for _, sharpness, _ in sample.quality]),
         "darkest in the corner": _quartiles(corner),  # a scale bar, or its style
         "nuclei in the field": _quartiles([nuclei.count(image) for image in sample.pixels]),
         "group": np.array([str(group) for group in sample.groups]),
     }
 
 
-def _quartiles(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _quartiles(values: Sequence[float]) -> np.ndarray:
     """`1: 20 to 35` … `4: …`, fewer where values tie."""
     frame = pd.Series(values)
     codes = pd.qcut(frame, 4, labels=False, duplicates="drop").fillna(0).astype(int)

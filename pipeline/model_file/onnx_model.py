@@ -29,6 +29,10 @@ class OnnxModel:
         """As `answers`, many images at once."""
         return answers(self.session, images, outputs, batch, self.path.name)
 
+    def predicted(self, images: np.ndarray) -> np.ndarray:
+        """The class of each image: int [N]."""
+        return np.asarray(self.predict(images)["probabilities"].argmax(1))
+
 
 def answers(
     session: onnxruntime.InferenceSession,
@@ -49,15 +53,26 @@ def answers(
     return {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)}
 
 
-def load(path: Path) -> OnnxModel:
-    """Opens a model file. Raises Problem if it is missing, or carries no contract or a broken one."""
+def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
+    """Opens a model file.
+
+    Args:
+        keys: of the classes that it must know, in order.
+
+    Raises:
+        Problem: it is missing, carries no contract or a broken one, or knows other classes.
+    """
     if not path.is_file():
         raise Problem(f"{path} is missing; `dvc repro export` makes it")
     session = runtime.open_session(path)
     try:
-        return OnnxModel(path, contract.parse(session.get_modelmeta().custom_metadata_map), session)
+        promise = contract.parse(session.get_modelmeta().custom_metadata_map)
     except contract.ContractError as error:
         raise Problem(f"{path}: {error}") from error
+    known = [c.key for c in promise.classes]
+    if keys is not None and known != list(keys):
+        raise Problem(f"{path} knows the classes {known}, but params.yaml has {keys}; `dvc repro export` makes it anew")
+    return OnnxModel(path, promise, session)
 
 
 def leads_to(proto: onnx.ModelProto, output: str) -> set[str]:

@@ -1,11 +1,10 @@
 """Whether a model may serve: its measured numbers against `params.gate`, and against the present champion."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.report import Report
 from pipeline.params import Gate
 from pipeline.stage import Problem
 
@@ -20,57 +19,34 @@ class Check:
     passed: bool
 
 
-def verdict(metrics: dict[str, Any], gate: Gate, regression: Estimate | None, class_keys: Sequence[str]) -> list[Check]:
-    """Judges a model. What is not a number (NaN) never passes.
+def verdict(measured: Report, gate: Gate, regression: Estimate | None, class_keys: Sequence[str]) -> list[Check]:
+    """Judges a model.
 
     Args:
-        metrics: reports/metrics.json.
+        measured: reports/metrics.json.
         gate: the bounds.
         regression: the balanced accuracy of the new model minus the champion's on the same test images, from
             `metrics.paired_bootstrap`; None where there is no champion to compare with.
         class_keys: the classes whose recall is bounded.
 
     Raises:
-        Problem: metrics lacks a number that is bounded.
+        Problem: a class was not measured.
     """
+    fp32, int8 = measured.fp32, measured.int8_vs_fp32
+    if absent := [key for key in class_keys if key not in fp32.per_class]:
+        raise Problem(f"reports/metrics.json has no recall of {', '.join(absent)}; `dvc repro -f evaluate` measures it")
     checks = [
-        _floor("balanced accuracy", number(metrics, "fp32.balanced_accuracy.value"), gate.min_balanced_accuracy),
-        *(
-            _floor(f"recall of {key}", number(metrics, f"fp32.per_class.{key}.recall.value"), gate.min_class_recall)
-            for key in class_keys
-        ),
-        _floor(
-            "malignant sensitivity", number(metrics, "fp32.malignant_sensitivity.value"), gate.min_malignant_sensitivity
-        ),
-        _ceiling("ECE", number(metrics, "fp32.ece.value"), gate.max_ece),
-        _floor("margin over colour", number(metrics, "margin_over_colour.value"), gate.min_margin_over_colour),
-        _ceiling(
-            "cells painted over",
-            number(metrics, "audit.cells_masked.balanced_accuracy.value"),
-            gate.max_cells_masked,
-        ),
-        _ceiling("INT8 drop", number(metrics, "int8_vs_fp32.balanced_accuracy_drop.value"), gate.max_int8_drop),
+        _floor("balanced accuracy", fp32.balanced_accuracy, gate.min_balanced_accuracy),
+        *(_floor(f"recall of {key}", fp32.per_class[key].recall, gate.min_class_recall) for key in class_keys),
+        _floor("malignant sensitivity", fp32.malignant_sensitivity, gate.min_malignant_sensitivity),
+        _ceiling("ECE", fp32.ece, gate.max_ece),
+        _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
+        _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),
+        _ceiling("INT8 drop", int8.balanced_accuracy_drop, gate.max_int8_drop),
     ]
     if regression is not None:
         checks.append(_no_regression(regression, gate.max_regression))
     return checks
-
-
-def number(metrics: dict[str, Any], field: str) -> float:
-    """The number at a dotted path of metrics.json; null is NaN.
-
-    Raises:
-        Problem: there is none.
-    """
-    value: Any = metrics
-    try:
-        for key in field.split("."):
-            value = value[key]
-        return math.nan if value is None else float(value)
-    except (KeyError, TypeError) as error:
-        raise Problem(
-            f"reports/metrics.json has no number {field}; `dvc repro -f evaluate` writes the file anew"
-        ) from error
 
 
 def table(checks: Sequence[Check]) -> str:
@@ -82,12 +58,12 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-def _floor(name: str, value: float, bound: float) -> Check:
-    return Check(name, value, f"≥ {bound:.4f}", value >= bound)
+def _floor(name: str, measured: Estimate, bound: float) -> Check:
+    return Check(name, measured.value, f"≥ {bound:.4f}", measured.value >= bound)
 
 
-def _ceiling(name: str, value: float, bound: float) -> Check:
-    return Check(name, value, f"≤ {bound:.4f}", value <= bound)
+def _ceiling(name: str, measured: Estimate, bound: float) -> Check:
+    return Check(name, measured.value, f"≤ {bound:.4f}", measured.value <= bound)
 
 
 def _no_regression(difference: Estimate, allowed: float) -> Check:

@@ -1,14 +1,9 @@
 """Numbers and tables as the run's documents write them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
-
-
-def interval(estimate: Mapping[str, float]) -> str:
-    """An estimate for people: `0.934 [0.902, 0.961]`."""
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def percent(share: float) -> str:

@@ -9,8 +9,10 @@ import pandas as pd
 
 from leukdetect.contract import Contract
 from pipeline.evaluation import shortcuts
+from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.report import Report
 from pipeline.reporting import markdown, model_card_trust
-from pipeline.reporting.markdown import SYNTHETIC, interval
+from pipeline.reporting.markdown import SYNTHETIC
 
 LOWEST = 8  # slices on the card
 HEADLINE = {  # the names in reports/metrics.json, for people
@@ -30,17 +32,18 @@ HEADLINE = {  # the names in reports/metrics.json, for people
 
 
 def render(
-    measured: dict[str, Any], contract: Contract, source: dict[str, Any], patients: int, by_slice: pd.DataFrame
+    measured: Report, contract: Contract, source: dict[str, Any], split: pd.DataFrame, by_slice: pd.DataFrame
 ) -> str:
     """Writes the card as Markdown.
 
     Args:
-        measured: what reports/metrics.json holds.
+        measured: what reports/metrics.json will hold.
         contract: of the FP32 file.
         source: what data/source.json holds.
-        patients: how many the split names; 0 if the data names none.
+        split: what data/prepared/split.csv holds.
         by_slice: from `slices.table`.
     """
+    patients = split.loc[split["patient"] != "", "patient"].nunique()
     sections = {
         "Use": _use(contract),
         "Model": _model(contract),
@@ -55,31 +58,30 @@ def render(
         "Thresholds": _thresholds(contract),
         "Limits": _limits(measured, contract, patients),
     }
-    stamp = f"**{SYNTHETIC}. The images are rendered; there is no patient.**\n\n" if measured["synthetic"] else ""
+    stamp = f"**{SYNTHETIC}. The images are rendered; there is no patient.**\n\n" if measured.synthetic else ""
     head = f"# Model card: {contract.name}\n\n{stamp}> {contract.disclaimer}\n"
     return "\n".join([head, *(f"## {title}\n\n{text}\n" for title, text in sections.items())])
 
 
-def table(measured: dict[str, Any], resamples: int) -> str:
+def table(measured: Report, resamples: int) -> str:
     """The headline metrics for a terminal, the baseline beside the model."""
-    split, drop = measured["split"], measured["int8_vs_fp32"]["balanced_accuracy_drop"]
+    split = measured.split
     lines = [
-        f"Test split: {split['test']} images in {split['test_groups']} groups "
-        f"({split['fewest_test_groups']} or more a class); 95 % intervals from {resamples:,} resamples of groups",
+        f"Test split: {split.test} images in {split.test_groups} groups "
+        f"({split.fewest_test_groups} or more a class); 95 % intervals from {resamples:,} resamples of groups",
         "",
         _line("", "FP32", "INT8", "colour only"),
     ]
     for name, title in HEADLINE.items():
-        colour = interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
-        lines.append(_line(title, interval(measured["fp32"][name]), interval(measured["int8"][name]), colour))
+        lines.append(_line(title, *_cells(measured, name)))
     lines += [
         "",
         "Balanced accuracy",
-        _line("  above colour only", interval(measured["margin_over_colour"])),
-        _line("  lost by INT8", "", interval(drop)),
-        _line("  with the corner masked", interval(measured["audit"]["corner_masked"]["balanced_accuracy"])),
+        _line("  above colour only", measured.margin_over_colour),
+        _line("  lost by INT8", "", measured.int8_vs_fp32.balanced_accuracy_drop),
+        _line("  with the corner masked", measured.audit.corner_masked.balanced_accuracy),
     ]
-    return "\n".join([*lines, "", SYNTHETIC] if measured["synthetic"] else lines)
+    return "\n".join([*lines, "", SYNTHETIC] if measured.synthetic else lines)
 
 
 def _use(contract: Contract) -> str:
@@ -100,28 +102,25 @@ def _model(contract: Contract) -> str:
   `{source.data_sha256[:12]}`; MLflow run `{source.mlflow_run}`."""
 
 
-def _data(measured: dict[str, Any], source: dict[str, Any], patients: int) -> str:
-    split = measured["split"]
+def _data(measured: Report, source: dict[str, Any], patients: int) -> str:
+    split = measured.split
     images = ", ".join(f"{n} {key}" for key, n in source["images"].items())
-    patient = "virtual patient" if measured["synthetic"] else "patient"
+    patient = "virtual patient" if measured.synthetic else "patient"
     unit = f"{patient}; there are {patients}" if patients else "block of neighbouring file numbers"
     return f"""- Origin: {source["origin"]}. Licence: {source["licence"]}. SHA-256: `{source["sha256"][:12]}`.
 - Images fetched: {images}.
-- Split: {split["train"]} train, {split["val"]} validation, {split["test"]} test, {split["embargo"]} dropped between
+- Split: {split.train} train, {split.val} validation, {split.test} test, {split.embargo} dropped between
   them (embargo). No group crosses a split; a group is a {unit}."""
 
 
-def _results(measured: dict[str, Any], contract: Contract) -> str:
-    split, int8, wilson = measured["split"], measured["int8_vs_fp32"], measured["fp32"]["wilson"]
-    rows = [
-        [title, interval(measured["fp32"][name]), interval(measured["int8"][name]), _colour(measured, name)]
-        for name, title in HEADLINE.items()
-    ]
+def _results(measured: Report, contract: Contract) -> str:
+    split, int8, wilson = measured.split, measured.int8_vs_fp32, measured.fp32.wilson
+    rows = [[title, *_cells(measured, name)] for name, title in HEADLINE.items()]
     per_class = [
         [
             c.label,
-            *(interval(measured["fp32"]["per_class"][c.key][name]) for name in ("precision", "recall", "f1")),
-            interval(wilson[f"recall_{c.key}"]),
+            *(each for _, each in measured.fp32.per_class[c.key]),
+            wilson[f"recall_{c.key}"],
         ]
         for c in contract.classes
     ]
@@ -130,51 +129,52 @@ def _results(measured: dict[str, Any], contract: Contract) -> str:
         "malignant_sensitivity": "sensitivity",
         "malignant_specificity": "specificity",
     }
-    fewest = split["fewest_test_groups"]
-    return f"""Test split: {split["test"]} images in {split["test_groups"]} groups, {fewest} or more a class.
+    sizes = f"{split.test} images in {split.test_groups} groups, {split.fewest_test_groups} or more a class"
+    return f"""Test split: {sizes}.
 Measured on the files that are served. In brackets: 95 % intervals, bootstrap over groups within each class.
 
 {markdown.table(["", "FP32", "INT8", "Colour only"], rows)}
 
 {markdown.table(["FP32, by class", "Precision", "Recall", "F1", "Recall, Wilson"], per_class)}
 
-- Margin of balanced accuracy over colour only: {interval(measured["margin_over_colour"])}. Colour only is a random
+- Margin of balanced accuracy over colour only: {measured.margin_over_colour}. Colour only is a random
   forest on the mean and SD of red, green and blue; it sees no cell.
-- Balanced accuracy lost by INT8: {interval(int8["balanced_accuracy_drop"])}. Its class is FP32's in
-  {int8["equal_argmax"]["value"]:.1%} of images.
+- Balanced accuracy lost by INT8: {int8.balanced_accuracy_drop}. Its class is FP32's in
+  {int8.equal_argmax.value:.1%} of images.
 - {model_card_trust.comparisons(measured)}
 {_folds(measured)}
 
 Wilson's intervals take images as independent, and have a width where the bootstrap has none; believe the wider:
-{", ".join(f"{title} {interval(wilson[name])}" for name, title in names.items())}."""
+{", ".join(f"{title} {wilson[name]}" for name, title in names.items())}."""
 
 
-def _folds(measured: dict[str, Any]) -> str:
+def _folds(measured: Report) -> str:
     """How good the recipe is where each group is held out once, if that was measured; the largest share first."""
-    if "cross_validation" not in measured:
+    folds = measured.cross_validation
+    if folds is None:
         return "- All of this is of one split: no grouped folds were trained (`python -m pipeline.cross_validate`)."
-    folds = measured["cross_validation"]
     return "\n".join(
-        f"- The recipe trained anew on each of {folds['folds']} grouped folds, about {found['trained_on']:.0f} images "
-        f"({float(share):.0%} of the training groups):\n  balanced accuracy {interval(found['balanced_accuracy'])} on "
-        f"{found['images']} images in {found['groups']} groups, each held out once; single folds "
-        + ", ".join(f"{value:.3f}" for value in found["each_fold"])
+        f"- The recipe trained anew on each of {folds.folds} grouped folds, about {found.trained_on:.0f} images "
+        f"({float(share):.0%} of the training groups):\n  balanced accuracy {found.balanced_accuracy} on "
+        f"{found.images} images in {found.groups} groups, each held out once; single folds "
+        + ", ".join(f"{value:.3f}" for value in found.each_fold)
         + "."
-        for share, found in sorted(folds["by_share"].items(), key=lambda item: -float(item[0]))
+        for share, found in sorted(folds.by_share.items(), key=lambda item: -float(item[0]))
     )
 
 
-def _colour(measured: dict[str, Any], name: str) -> str:
-    return interval(measured["colour_only"][name]) if name in measured["colour_only"] else ""
+def _cells(measured: Report, name: str) -> list[str]:
+    """A number of FP32, of INT8 and, where it has one, of the colour-only baseline."""
+    return [str(getattr(each, name, "")) for each in (measured.fp32, measured.int8, measured.colour_only)]
 
 
-def _audit(measured: dict[str, Any]) -> str:
+def _audit(measured: Report) -> str:
     rows = []
     for name, (title, meaning) in shortcuts.MEANING.items():
-        found = measured["colour_only"] if name == "colour_only" else measured["audit"][name]
-        rows.append([title, interval(found["balanced_accuracy"]), meaning])
+        found = measured.colour_only if name == "colour_only" else getattr(measured.audit, name)
+        rows.append([title, found.balanced_accuracy, meaning])
     return f"""The model is asked again about test images that were changed. Balanced accuracy as they are:
-{interval(measured["fp32"]["balanced_accuracy"])}.
+{measured.fp32.balanced_accuracy}.
 
 {markdown.table(["Images", "Balanced accuracy", "What it means"], rows)}"""
 
@@ -185,7 +185,7 @@ def _slices(by_slice: pd.DataFrame) -> str:
             f"{row.slice} {row.part}",
             row.images,
             row.groups,
-            interval({"value": row.accuracy, "low": row.low, "high": row.high}),
+            Estimate(row.accuracy, row.low, row.high),
         ]
         for row in by_slice.sort_values("accuracy", kind="stable").head(LOWEST).itertuples()
     ]
@@ -205,8 +205,8 @@ def _thresholds(contract: Contract) -> str:
   {limits.min_stain:.2f} (no stained nucleus); or the highest class and the operating point disagree on malignancy."""
 
 
-def _limits(measured: dict[str, Any], contract: Contract, patients: int) -> str:
-    return f"""- {_patients(patients, measured["synthetic"])}
+def _limits(measured: Report, contract: Contract, patients: int) -> str:
+    return f"""- {_patients(patients, measured.synthetic)}
 - One source: another laboratory's stain, camera or patients may give other results.
 - The subtypes are defined by immunophenotype, which cannot be seen: an answer is "resembles", never "is".
 - A group is drawn whole; with few groups a class, the intervals are too narrow.
@@ -214,8 +214,8 @@ def _limits(measured: dict[str, Any], contract: Contract, patients: int) -> str:
   Any other cell gets one of them, or is referred."""
 
 
-def _line(title: str, fp32: str = "", int8: str = "", colour: str = "") -> str:
-    return f"{title:34}{fp32:24}{int8:24}{colour}".rstrip()
+def _line(title: str, fp32: Any = "", int8: Any = "", colour: Any = "") -> str:
+    return f"{title:34}{fp32!s:24}{int8!s:24}{colour}".rstrip()
 
 
 def _patients(patients: int, synthetic: bool) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import stage
+from pipeline.evaluation import report
 from pipeline.stage import Problem
 
 REPORTS = Path("reports")
@@ -38,7 +39,7 @@ def _verdict() -> list[str]:
     name = f"{registration['name']} version {registration['version']}"
     outcome = {"passed": "passed the gate", "failed": "was refused by the gate"}.get(registration["gate"], "not gated")
     lines = [f"## Training: {name} {outcome}", "", registration["note"], ""]
-    if json.loads((REPORTS / "metrics.json").read_text())["synthetic"]:
+    if report.read().synthetic:
         lines += ["Trained on rendered images: these numbers have no clinical meaning.", ""]
     if registration["checks"]:
         lines += ["| check | value | bound | |", "|---|---|---|---|"]

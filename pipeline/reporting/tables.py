@@ -30,6 +30,11 @@ def predictions(test: pd.DataFrame, answers: Answers, keys: list[str]) -> pd.Dat
     return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
 
 
+def write(path: Path, table: pd.DataFrame) -> None:
+    """As CSV with six decimals."""
+    table.to_csv(path, index=False, float_format="%.6f")
+
+
 def plots(
     labels: np.ndarray,
     malignant: np.ndarray,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline.reporting import pull_request
+from tests import measured
 from tests.conftest import require
 from tests.project import ROOT
 
@@ -161,7 +162,7 @@ stages:
   evaluate:
     cmd: >-
       echo trained >> times && cp params.yaml model &&
-      echo "{\\"synthetic\\":true,\\"recall\\":$(cat value)}" > reports/metrics.json
+      python measure.py > reports/metrics.json
     deps: [value]
     params: [epochs]
     outs: [model]
@@ -171,9 +172,15 @@ stages:
     deps: [reports/metrics.json]
     outs: [reports/registration.json, reports/promotions.jsonl: {cache: false, persist: true}]
 """
+MEASURE = """
+import json, pathlib
+from tests import measured
+recall = float(pathlib.Path("value").read_text())
+print(json.dumps(measured.plain({"fp32.per_class.pro.recall": recall})))
+"""
 GATE = """
 import json, pathlib, sys
-recall = json.loads(pathlib.Path("reports/metrics.json").read_text())["recall"]
+recall = json.loads(pathlib.Path("reports/metrics.json").read_text())["fp32"]["per_class"]["pro"]["recall"]["value"]
 passed = recall >= 0.9
 pathlib.Path("reports/promotions.jsonl").touch()
 checks = [{"name": "recall of pro", "value": recall, "bound": "≥ 0.9000", "passed": passed}]
@@ -195,7 +202,8 @@ class Project:
             return
         (folder / "reports").mkdir(parents=True)
         for name, content in {
-            "dvc.yaml": DVC_YAML, "gate.py": GATE, "params.yaml": "epochs: 1\n", "value": "0.95\n",
+            "dvc.yaml": DVC_YAML, "gate.py": GATE, "measure.py": MEASURE,
+            "params.yaml": "epochs: 1\n", "value": "0.95\n",
             ".gitignore": "/model\n/times\n/reports/*\n!/reports/metrics.json\n",
         }.items():  # fmt: skip
             (folder / name).write_text(content)
@@ -248,7 +256,7 @@ def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(t
     told = (again.folder / "reports/comment.md").read_text()
     assert told.startswith("## Training: leukdetect version 7 was refused by the gate\n")
     assert "| recall of pro | 0.8000 | ≥ 0.9000 | **FAILS** |" in told
-    assert re.search(r"\| reports/metrics.json \| recall +\| 0.95 +\| 0.8 +\| -0.15", told)
+    assert re.search(r"\| reports/metrics.json \| fp32.per_class.pro.recall.value +\| 0.95 +\| 0.8 +\| -0.15", told)
     assert re.search(r"\| params.yaml \| epochs +\| 1 +\| 2 ", told)
     assert "no clinical meaning" in told
     assert again.step("nonsense") == 2
@@ -268,7 +276,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "name": "leukdetect", "version": "7", "gate": "passed", "note": "There is no champion to compare with.",
             "checks": [{"name": "ECE", "value": None, "bound": "≤ 0.1", "passed": True}],
         }),
-        "metrics.json": '{"synthetic": false}',
+        "metrics.json": json.dumps(measured.plain() | {"synthetic": False}),
         "plots/history.csv": "step,phase,loss,val_loss\n1,train_head,1.5,1.25\n2,fine_tune,0.5,0.75\n",
         "plots/confusion.csv": "actual,predicted\nbenign,benign\nbenign,pro\npro,pro\n",
     }  # fmt: skip

@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import copy
-import functools
 import json
 import re
 import subprocess
@@ -22,14 +20,11 @@ from PIL import Image
 
 from pipeline import evaluate, params
 from pipeline.data import prepared
-from pipeline.evaluation import (
-    learning_curve,
-    schema,
-    shortcuts,
-)
-from pipeline.reporting import html_page, model_card_trust
+from pipeline.evaluation import learning_curve, shortcuts
+from pipeline.evaluation.report import SCHEMA_FILE
+from pipeline.reporting import html_page
 from pipeline.stage import Problem
-from tests import tiny_model
+from tests import measured, tiny_model
 from tests.project import ROOT
 
 KEYS = [c.key for c in tiny_model.CLASSES]
@@ -169,36 +164,9 @@ class TestMetricsJson:
 
     def test_it_keeps_the_published_schema(self, done: Path) -> None:
         program = Path(sys.executable).with_name("check-jsonschema")
-        command: list[str | Path] = [program, "--schemafile", schema.SCHEMA_FILE, done / "reports/metrics.json"]
+        command: list[str | Path] = [program, "--schemafile", SCHEMA_FILE, done / "reports/metrics.json"]
         checked = subprocess.run(command, capture_output=True, text=True)
         assert checked.returncode == 0, checked.stdout
-
-    @pytest.mark.parametrize(
-        ("path", "value", "where"),
-        [
-            ("fp32.ece", None, r"fp32\.ece"),
-            ("abstention.int8.aurc.low", 2.0, r"abstention\.int8\.aurc"),
-            ("abstention.int8", None, r"abstention\.int8"),
-            ("prediction_sets.fp32", None, r"prediction_sets\.fp32"),
-            ("explanations.empty.value", float("nan"), r"explanations\.empty"),
-            ("explanations.deletion.curves.random", None, r"explanations\.deletion\.curves\.random"),
-            ("int8_vs_fp32.max_difference", float("nan"), r"int8_vs_fp32\.max_difference"),
-            ("fp32.ece.value", "0.05", r"fp32\.ece\.value"),
-            ("synthetic", "no", "synthetic"),
-            ("surprise", 1, "surprise"),
-        ],
-    )
-    def test_what_breaks_the_schema_is_never_written(
-        self, report: dict[str, Any], path: str, value: object, where: str
-    ) -> None:
-        broken = copy.deepcopy(report)
-        *parents, last = path.split(".")
-        section = functools.reduce(lambda part, key: part[key], parents, broken)
-        section[last] = value
-        if value is None:
-            del section[last]
-        with pytest.raises(Problem, match=f"at {where}"):
-            schema.check(broken)
 
     def test_the_maps_are_tested_where_the_cells_are_known(self, report: dict[str, Any]) -> None:
         found = report["explanations"]
@@ -257,13 +225,12 @@ class TestFiles:
         evaluate.main()
         assert "no grouped folds were trained" in Path("reports/model_card.md").read_text()
         recipe = params.load()
-        value = {"value": 0.5, "low": 0.4, "high": 0.6}
-        point = {"images": 24, "groups": 8, "trained_on": 12, "each_fold": [0.4, 0.6], "recall_benign": value}
-        folds = {
-            "key": learning_curve.key(recipe, prepared.digest()),
-            "folds": 2,
-            "by_share": {"1": point | {"balanced_accuracy": value, "colour_only": value}},
+        point = measured.example(learning_curve.Point) | {
+            **{"images": 24, "groups": 8, "trained_on": 12.0, "each_fold": [0.4, 0.6]},
+            "balanced_accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
+            "recall_benign": {"value": 0.5, "low": 0.4, "high": 0.6},
         }
+        folds = {"key": learning_curve.key(recipe, prepared.digest()), "folds": 2, "by_share": {"1": point}}
         Path("reports/cross_validation.json").write_text(json.dumps(folds))
         evaluate.main()
         assert json.loads(Path("reports/metrics.json").read_text())["cross_validation"] == folds
@@ -273,7 +240,7 @@ class TestFiles:
         assert "2 grouped folds, about 12 images (100% of the training groups)" in card
         assert "balanced accuracy 0.500 [0.400, 0.600] on 24 images in 8 groups, each held out once" in card
         assert "single folds 0.400, 0.600." in card
-        assert evaluate.read_cross_validation(recipe.model_copy(update={"seed": recipe.seed + 1})) == {}
+        assert learning_curve.read(learning_curve.key(recipe, "other images")) is None
 
     def test_predictions_are_the_test_split_and_say_why_an_image_is_referred(
         self, done: Path, test_split: tuple[pd.DataFrame, np.ndarray]
@@ -374,17 +341,6 @@ class TestFiles:
         assert f"exact McNemar p = {report['int8_vs_fp32']['mcnemar']['p']:.3g}, images taken as independent." in card
         assert "Photographs are crops of three pictures" in card
 
-    def test_where_nothing_is_reported_no_error_rate_of_it_is_given(self, report: dict[str, Any]) -> None:
-        changed = copy.deepcopy(report)
-        changed["abstention"]["fp32"]["referred"] = {"value": 1.0, "low": 1.0, "high": 1.0}
-        (line,) = re.findall(r"\| Wrong, of those reported \|.*", model_card_trust.abstention(changed))
-        assert line.startswith("| Wrong, of those reported | none is reported | 0.")
-
-    def test_the_card_does_not_round_a_rare_disease_to_none(self, report: dict[str, Any]) -> None:
-        changed = copy.deepcopy(report)
-        changed["operating_point"]["prevalence"] = 0.002
-        assert "where 0.2% of images are malignant" in model_card_trust.calibration(changed)
-
     def test_the_card_holds_the_audit_the_slices_and_wilsons_intervals(
         self, done: Path, report: dict[str, Any]
     ) -> None:
@@ -459,13 +415,6 @@ class TestProblems:
     def test_a_missing_input_names_the_stage_that_makes_it(self, project: Path, missing: str, target: str) -> None:
         (project / missing).unlink()
         with pytest.raises(Problem, match=f"dvc repro {target}"):
-            evaluate.main()
-
-    def test_a_section_that_breaks_the_schema_stops_the_stage(
-        self, project: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(evaluate.explanations, "measure", lambda *_: {"grid": [2, 2]})
-        with pytest.raises(Problem, match=r"evaluation/schema.py at explanations\.empty: Field required"):
             evaluate.main()
 
     def test_missing_curves_name_the_phase(self, project: Path) -> None:

@@ -24,7 +24,7 @@ from leukdetect import contract, images
 from pipeline import register
 from pipeline.registry import tracking
 from pipeline.stage import Problem
-from tests import tiny_model
+from tests import measured, tiny_model
 from tests.project import ROOT
 
 COLOURS = {"benign": (200, 60, 60), "early": (60, 200, 60), "pre": (60, 60, 200), "pro": (5, 5, 5)}
@@ -72,18 +72,12 @@ def write_data() -> None:
 
 
 def write_reports(balanced_accuracy: float = 0.9) -> None:
-    metrics = {
-        "fp32": {
-            "balanced_accuracy": {"value": balanced_accuracy, "low": 0.8, "high": 0.95},
-            "per_class": {key: {"recall": {"value": 0.9}} for key in COLOURS},
-            "malignant_sensitivity": {"value": 0.99},
-            "ece": {"value": 0.05},
-        },
-        "margin_over_colour": {"value": 0.5},
-        "audit": {"cells_masked": {"balanced_accuracy": {"value": 0.25}}},
-        "int8_vs_fp32": {"balanced_accuracy_drop": {"value": 0.01}},
-        "synthetic": True,
-    }
+    metrics = measured.plain({
+        "fp32.balanced_accuracy": balanced_accuracy,
+        "fp32.ece": 0.05,
+        "audit.cells_masked.balanced_accuracy": 0.25,
+        "int8_vs_fp32.balanced_accuracy_drop": 0.01,
+    })  # fmt: skip
     files = {
         "metrics.json": json.dumps(metrics),
         "history/train_head.csv": "epoch,loss,seconds\n0,1.5,3\n1,1.0,3\n",
@@ -331,7 +325,7 @@ def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
 
 
 def test_reports_that_are_missing_are_named_and_nothing_is_registered(project: Path) -> None:
-    register.METRICS.unlink()
+    Path("reports/metrics.json").unlink()
     with pytest.raises(Problem, match=r"reports/metrics\.json is missing; `dvc repro`"):
         register.main()
     assert tracking.client().search_registered_models() == []

@@ -1,32 +1,31 @@
 """What `pipeline.evaluation.explanations` found, drawn; within `style.STYLE`."""
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.evaluation import explanations
-from pipeline.evaluation.explanations import Maps
+from pipeline.evaluation.explanations import STEPS, Altered, Explanations
+from pipeline.evaluation.maps import Maps, enlarged
+from pipeline.evaluation.metrics import Estimate
 from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank
 from pipeline.reporting.model_card_trust import BESIDE, PARTS
 
 SHOWN = 8  # overlays
 
 
-def tests(measured: dict[str, Any]) -> Figure:
+def tests(measured: Explanations) -> Figure:
     """Deletion and insertion, what is left of the maps without the weights, and how much is on the cell."""
-    figure = blank(10, 7.6 if "cell" in measured else 7.2, "Where the model looked: tests of the maps")
+    figure = blank(10, 7.6 if measured.cell else 7.2, "Where the model looked: tests of the maps")
     panels = figure.subplots(2, 2).ravel()
-    for axes, test in zip(panels, ("deletion", "insertion"), strict=False):
-        _curves(axes, test, measured)
+    _curves(panels[0], "Deletion", measured.deletion, measured.altered_images, "lower left")
+    _curves(panels[1], "Insertion", measured.insertion, measured.altered_images, "lower right")
     panels[2].set_title("Left of the map: rank correlation with it", fontsize=10)
-    if "randomised" in measured:
-        left = {title: measured["randomised"][name]["correlation"] for name, title in PARTS.items()}
+    if measured.randomised:
+        left = {title: measured.randomised[name].correlation for name, title in PARTS.items()}
         _bars(panels[2], left, (-1, 1), BLUE)
         panels[2].axvline(0, color=FAINT, linewidth=1)
-    if "cell" in measured:
-        energy = {title: measured["cell"]["energy"][name] for name, title in BESIDE.items()}
+    if measured.cell:
+        energy = {title: getattr(measured.cell.energy, name) for name, title in BESIDE.items()}
         _bars(panels[3], energy, (0, 1), GREEN)
         panels[3].set_title("Share of the map's energy in the cell", fontsize=10)
     else:
@@ -51,7 +50,7 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
         grid = seen.grid[row : row + 1]
         axes.imshow(seen.pixels[row], interpolation="bicubic")
         if grid.max() > 0:
-            [large] = explanations.enlarged(grid / grid.max(), side)
+            [large] = enlarged(grid / grid.max(), side)
             axes.imshow(large, cmap="viridis", alpha=0.65 * large, vmin=0, vmax=1)
         if cells is not None:
             axes.contour(cells[row], [0.5], colors="white", linewidths=1.2)
@@ -63,31 +62,32 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
     return figure
 
 
-def _curves(axes: Axes, test: str, measured: dict[str, Any]) -> None:
-    axes.set_title(test.capitalize(), fontsize=10)
-    if test not in measured:
+def _curves(axes: Axes, title: str, found: Altered | None, images: int | None, legend: str) -> None:
+    axes.set_title(title, fontsize=10)
+    if found is None:
         axes.axis("off")
         axes.text(0, 0.5, "Every map is empty.", color=FAINT)
         return
-    found = measured[test]
-    share = np.linspace(0, 1, explanations.STEPS + 1)
-    for name, colour, dashes in (("map", BLUE, "-"), ("random", ORANGE, "--")):
-        title = "the map's order" if name == "map" else "a random map's"
-        label = f"{title}: area {found[name].value:.3f}"
-        axes.plot(share, found["curves"][name], color=colour, linestyle=dashes, marker=".", label=label)
-    gain = found["gain"]
+    share = np.linspace(0, 1, STEPS + 1)
+    for curve, area, colour, dashes, order in (
+        (found.curves.map, found.map, BLUE, "-", "the map's order"),
+        (found.curves.random, found.random, ORANGE, "--", "a random map's"),
+    ):
+        label = f"{order}: area {area.value:.3f}"
+        axes.plot(share, curve, color=colour, linestyle=dashes, marker=".", label=label)
+    gain = found.gain
     gained = f"gain {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     axes.set(
-        xlabel=f"Share of pixels ({measured['altered_images']} images)\n{gained}",
+        xlabel=f"Share of pixels ({images} images)\n{gained}",
         xlim=(0, 1),
         ylim=(0, 1.02),
     )
     axes.set_ylabel("Probability of the class")
     axes.grid(True)
-    axes.legend(loc="lower left" if test == "deletion" else "lower right")
+    axes.legend(loc=legend)
 
 
-def _bars(axes: Axes, values: dict[str, Any], limits: tuple[float, float], colour: str) -> None:
+def _bars(axes: Axes, values: dict[str, Estimate], limits: tuple[float, float], colour: str) -> None:
     middle = [each.value for each in values.values()]
     ends = [[each.value - each.low for each in values.values()], [each.high - each.value for each in values.values()]]
     axes.barh(list(values), middle, color=colour, xerr=ends, error_kw={"ecolor": INK, "capsize": 3})

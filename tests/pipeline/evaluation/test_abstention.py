@@ -1,14 +1,15 @@
 """Risk–coverage, and the images that are no smears."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from leukdetect import images
-from pipeline.evaluation import abstention, answers, out_of_distribution
+from pipeline.evaluation import abstention, out_of_distribution
+from pipeline.evaluation.abstention import Abstention, Referrals
+from pipeline.evaluation.answers import Images, Sample, answer
 from pipeline.model_file import calibration, onnx_model
 from pipeline.stage import Problem
 from tests import tiny_model
@@ -41,12 +42,13 @@ def test_foreign_images_are_of_the_models_size_differ_and_come_again_with_the_se
     smears = np.random.default_rng(0).integers(120, 230, (8, 48, 48, 3)).astype(np.uint8)
     first, again = out_of_distribution.kinds(smears, 3), out_of_distribution.kinds(smears, 3)
     assert {"photographs", "textures", "noise", "blank slides", "inverted colours", "screenshots"} == set(first)
-    for name, made in first.items():
+    for name, each in first.items():
+        made = each.pixels
         assert made.dtype == np.uint8
         assert made.shape[1:] == (48, 48, 3), name
-        assert (made == again[name]).all(), name
+        assert (made == again[name].pixels).all(), name
         assert len(np.unique(made.reshape(len(made), -1), axis=0)) > len(made) // 2, name
-    assert (first["blank slides"].std(axis=(1, 2)) < 20).all()
+    assert (first["blank slides"].pixels.std(axis=(1, 2)) < 20).all()
 
 
 def test_another_laboratorys_folder_is_read_as_the_server_reads_it_and_an_empty_one_is_named(tmp_path: Path) -> None:
@@ -76,17 +78,17 @@ def test_every_check_counts_what_it_adds_to_those_before(tmp_path: Path) -> None
     black, grey = np.zeros((4, 32, 32, 3), np.uint8), np.full((4, 32, 32, 3), 110, np.uint8)
     grey[..., 2] = 120  # the model is unsure of it: pro, or pre
     model = onnx_model.load(tmp_path / "m.onnx")
-    own, *foreign = (answers.answer(model, pixels, answers.quality(pixels)) for pixels in (smears, black, grey))
-    found = abstention.measure(own, np.full(6, 3), ONE, dict(zip(("black", "grey"), foreign, strict=True)))
-    added = {name: {check: share.value for check, share in each["added_by"].items()} for name, each in kinds(found)}
+    test = Sample(smears, np.full(6, 3), np.arange(6), ONE)
+    found = abstention.measure(model, answer(model, test), test, {"black": Images(black), "grey": Images(grey)})
+    added = {name: {check: share.value for check, share in each.added_by} for name, each in kinds(found)}
     assert added["black"] == {"unlikeness": 1, "quality": 0, "scores": 0}  # though it is too dark as well
-    assert found["foreign"]["black"]["referred_for"]["too_dark"].value == 1
+    assert found.foreign["black"].referred_for["too_dark"].value == 1
     for name, each in kinds(found):
-        assert sum(added[name].values()) == pytest.approx(each["referred"].value)
+        assert sum(added[name].values()) == pytest.approx(each.referred.value)
 
 
-def kinds(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [("smears", found), *found["foreign"].items()]
+def kinds(found: Abstention) -> list[tuple[str, Referrals]]:
+    return [("smears", found), *found.foreign.items()]
 
 
 def test_another_laboratorys_fields_have_a_nucleus_and_their_red_cells_alone_have_none() -> None:

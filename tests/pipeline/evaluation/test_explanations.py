@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import answers, explanations, randomisation
-from pipeline.evaluation.answers import Answers, Sample
-from pipeline.evaluation.explanations import Maps
+from pipeline.evaluation import explanations, randomisation
+from pipeline.evaluation.answers import Answers, Images, Sample, answer
+from pipeline.evaluation.maps import Maps, enlarged, maps
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import OnnxModel
 from tests import tiny_model
@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
 
 
 def asked(model: OnnxModel, pixels: np.ndarray) -> Answers:
-    return answers.answer(model, pixels, answers.quality(pixels))
+    return answer(model, Images(pixels))
 
 
 def one_hot(row: int, column: int, n: int = 3) -> np.ndarray:
@@ -48,30 +48,30 @@ class TestOnCells:
     def test_a_map_on_the_cell_is_the_best_there_is_and_one_beside_it_is_nothing(self) -> None:
         on = explanations.on_cells(one_hot(1, 1), self.cell(), self.weights)
         beside = explanations.on_cells(one_hot(3, 3), self.cell(), self.weights)
-        assert on["pointing"]["map"].value == 1
-        assert on["energy"]["map"].value == pytest.approx(on["energy"]["best"].value)
-        assert on["energy"]["map"].value > on["energy"]["centre"].value > on["energy"]["uniform"].value
-        assert (beside["pointing"]["map"].value, beside["energy"]["map"].value) == (0, 0)
+        assert on.pointing.map.value == 1
+        assert on.energy.map.value == pytest.approx(on.energy.best.value)
+        assert on.energy.map.value > on.energy.centre.value > on.energy.uniform.value
+        assert (beside.pointing.map.value, beside.energy.map.value) == (0, 0)
 
     def test_an_even_map_has_the_cells_share_of_the_image(self) -> None:
         found = explanations.on_cells(np.ones((3, 4, 4), np.float32), self.cell(), self.weights)
-        assert found["energy"]["map"].value == pytest.approx(1 / 16)
-        assert found["energy"]["uniform"].value == pytest.approx(1 / 16)
-        assert found["energy"]["above_uniform"].value == pytest.approx(0)
-        assert found["pointing"]["uniform"].value == pytest.approx(1 / 16)
+        assert found.energy.map.value == pytest.approx(1 / 16)
+        assert found.energy.uniform.value == pytest.approx(1 / 16)
+        assert found.energy.above_uniform.value == pytest.approx(0)
+        assert found.pointing.uniform.value == pytest.approx(1 / 16)
 
     def test_where_no_position_of_the_grid_lies_in_the_cell_no_map_can_point_at_it(self) -> None:
         cells = np.zeros((3, SIDE, SIDE), bool)
         cells[:, 13:19, 13:19] = True  # the middle, between four positions
         found = explanations.on_cells(one_hot(1, 1), cells, self.weights)
-        assert found["pointing"]["best"].value == found["pointing"]["map"].value == 0
-        assert found["pointing"]["centre"].value == 1
+        assert found.pointing.best.value == found.pointing.map.value == 0
+        assert found.pointing.centre.value == 1
 
     def test_images_without_a_map_do_not_count(self) -> None:
         grid = one_hot(1, 1)
         grid[0] = 0
         found = explanations.on_cells(grid, self.cell(), self.weights * [0, 1, 1])
-        assert found["pointing"]["map"].value == 1
+        assert found.pointing.map.value == 1
 
 
 class TestAltered:
@@ -81,10 +81,10 @@ class TestAltered:
         weights = np.ones((11, len(grid)))
         found = explanations.altered(model, seen, weights, np.random.default_rng(0))
         for test in found.values():
-            assert len(test["curves"]["map"]) == explanations.STEPS + 1
-            assert test["curves"]["map"][0] == pytest.approx(test["curves"]["random"][0])
-            assert test["curves"]["map"][-1] == pytest.approx(test["curves"]["random"][-1])
-        return found["deletion"]["gain"].value, found["insertion"]["gain"].value
+            assert len(test.curves.map) == explanations.STEPS + 1
+            assert test.curves.map[0] == pytest.approx(test.curves.random[0])
+            assert test.curves.map[-1] == pytest.approx(test.curves.random[-1])
+        return found["deletion"].gain.value, found["insertion"].gain.value
 
     def test_a_map_of_what_the_answer_rests_on_gains_in_both(self, model: OnnxModel) -> None:
         blue = np.zeros((12, 4, 4), np.float32)
@@ -108,31 +108,31 @@ class TestRandomised:
     def test_maps_change_with_the_weights_that_they_are_made_of(self, model: OnnxModel) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (30, SIDE, SIDE, 3)).astype(np.uint8)
         pixels[..., 2] = 255 - pixels[..., 0]  # so that other colours make other maps
-        seen = explanations.maps(asked(model, pixels), pixels)
-        found = explanations.randomised(model, seen, np.ones((11, 30)), seed=1)
+        seen = maps(asked(model, pixels), pixels)
+        found = randomisation.measure(model, seen, np.ones((11, 30)), seed=1)
         assert set(found) == {"other_images", *randomisation.PARTS}
-        assert found["everything"]["correlation"].value < 0.9
+        assert found["everything"].correlation.value < 0.9
 
     def test_equal_maps_correlate_fully_and_upside_down_ones_inversely(self) -> None:
         grid = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
         weights = np.ones((11, 5))
-        same, other = (explanations._alike(grid, each[None], weights, 1) for each in (grid, 1 - grid))
-        assert same["correlation"].value == pytest.approx(1)
-        assert same["same_highest"].value == 1
-        assert other["correlation"].value == pytest.approx(-1)
+        same, other = (randomisation._alike(grid, each[None], weights, 1) for each in (grid, 1 - grid))
+        assert same.correlation.value == pytest.approx(1)
+        assert same.same_highest.value == 1
+        assert other.correlation.value == pytest.approx(-1)
 
     def test_shuffles_that_differ_widen_the_interval(self) -> None:
         grid = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
-        found = explanations._alike(grid, np.stack([grid, 1 - grid]), np.ones((1001, 5)), 1)["correlation"]
+        found = randomisation._alike(grid, np.stack([grid, 1 - grid]), np.ones((1001, 5)), 1).correlation
         assert (found.low, found.value, found.high) == pytest.approx((-1, 0, 1), abs=1e-6)
 
     def test_empty_maps_have_no_correlation_and_are_counted(self) -> None:
         grid = np.random.default_rng(0).random((4, 2, 2)).astype(np.float32)
         after = grid.copy()
         after[0] = 0
-        found = explanations._alike(grid, after[None], np.ones((11, 4)), 1)
-        assert found["correlation"].value == pytest.approx(1)
-        assert found["empty"].value == 0.25
+        found = randomisation._alike(grid, after[None], np.ones((11, 4)), 1)
+        assert found.correlation.value == pytest.approx(1)
+        assert found.empty.value == 0.25
 
 
 def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel) -> None:
@@ -141,23 +141,24 @@ def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel)
     labels = np.array([3] * 3 + [2] * 9)
     sample = Sample(pixels, labels, labels, np.ones((11, 12)))
     found = explanations.measure(model, sample, asked(model, pixels), 1, None)
-    assert found["empty"].value == 0.25
-    assert found["grid"] == [4, 4]
-    assert found["altered_images"] == 9
-    assert "cell" not in found
-    assert found["similar"]["same_class"].value > found["similar"]["chance"].value == 0.25
+    assert found.empty.value == 0.25
+    assert found.grid == (4, 4)
+    assert found.altered_images == 9
+    assert found.cell is None
+    assert found.similar
+    assert found.similar.same_class.value > found.similar.chance.value == 0.25
 
 
 def test_with_every_map_empty_nothing_is_said_of_curves(model: OnnxModel) -> None:
     dark = np.full((6, SIDE, SIDE, 3), 5, np.uint8)
     sample = Sample(dark, np.full(6, 3), np.arange(6), np.ones((11, 6)))
     found = explanations.measure(model, sample, asked(model, dark), 1, None)
-    assert found["empty"].value == 1
-    assert "deletion" not in found
+    assert found.empty.value == 1
+    assert found.deletion is found.randomised is None
 
 
 def test_the_map_is_enlarged_as_the_server_lays_it_over_the_image() -> None:
-    [large] = explanations.enlarged(one_hot(0, 0, 1), SIDE)
+    [large] = enlarged(one_hot(0, 0, 1), SIDE)
     assert large[0, 0] == large[3, 3] == 1  # held beyond the middle of the outermost cell
     assert large[16:, 16:].max() == 0
     assert np.all(np.diff(large[0]) <= 0)

@@ -7,6 +7,8 @@ import pytest
 
 from pipeline import params
 from pipeline.evaluation import learning_curve
+from pipeline.evaluation.learning_curve import Folds
+from pipeline.evaluation.metrics import Estimate
 from pipeline.reporting.figures.learning_curve import figure
 from pipeline.reporting.figures.style import STYLE
 
@@ -35,17 +37,17 @@ def predictions(wrong_in_fold_1: int) -> pd.DataFrame:
 
 def test_all_folds_count_together_and_each_is_told() -> None:
     found = learning_curve.summary(predictions(wrong_in_fold_1=5), RECIPE)
-    assert found["recall_pro"]["value"] == 0.5
-    assert found["balanced_accuracy"]["value"] == 0.875
-    assert found["balanced_accuracy"]["low"] < 0.875 < found["balanced_accuracy"]["high"]
-    assert found["each_fold"] == [1.0, 0.75]
-    assert (found["images"], found["groups"], found["trained_on"]) == (80, 40, 35.0)
+    assert found.__pydantic_extra__["recall_pro"].value == 0.5
+    assert found.balanced_accuracy.value == 0.875
+    assert found.balanced_accuracy.low < 0.875 < found.balanced_accuracy.high
+    assert found.each_fold == [1.0, 0.75]
+    assert (found.images, found.groups, found.trained_on) == (80, 40, 35.0)
 
 
 def test_the_baseline_stands_beside_it_with_the_margin() -> None:
     found = learning_curve.summary(predictions(wrong_in_fold_1=0), RECIPE)
-    assert found["colour_only"]["value"] == 0.25
-    assert found["margin_over_colour"] == {"value": 0.75, "low": 0.75, "high": 0.75}
+    assert found.colour_only.value == 0.25
+    assert found.margin_over_colour == Estimate(0.75, 0.75, 0.75)
 
 
 def test_folds_are_known_again_by_what_trains_and_on_what_images_alone() -> None:
@@ -59,10 +61,11 @@ def test_folds_are_known_again_by_what_trains_and_on_what_images_alone() -> None
 @pytest.mark.parametrize("shares", [["1"], ["0.25", "0.5", "1"]])
 def test_the_curve_has_a_point_and_an_interval_for_each_share_and_for_the_baseline(shares: list[str]) -> None:
     by_share = {
-        share: learning_curve.summary(predictions(5), RECIPE) | {"trained_on": 100 * float(share)} for share in shares
+        share: learning_curve.summary(predictions(5), RECIPE).model_copy(update={"trained_on": 100 * float(share)})
+        for share in shares
     }
     with matplotlib.rc_context(STYLE):
-        drawn = figure({"folds": 2, "by_share": by_share})
+        drawn = figure(Folds(key="", folds=2, by_share=by_share))
     lines = {line.get_marker(): line for line in drawn.axes[0].lines}
     for marker, value in (("o", 0.875), ("s", 0.25)):
         points = np.asarray(lines[marker].get_xydata(), float)

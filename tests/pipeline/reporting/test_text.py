@@ -7,7 +7,7 @@ from tests.project import ROOT
 
 IMPORT = """
 import sys
-from pipeline.evaluation import out_of_distribution, sections
+from pipeline.evaluation import out_of_distribution, report
 from pipeline.reporting import data_docs, datasheet, html_page, model_card, pull_request, tables
 print(*(name for name in ("matplotlib", "tensorflow") if name in sys.modules))
 """

@@ -1,0 +1,107 @@
+"""reports/metrics.json: the part of the model card for machines. Each section is a class beside what measures it.
+
+The same as a JSON Schema: `metrics.schema.json`, beside this file, which cannot say that an interval holds its value.
+What is not named in a class cannot be written, so that nothing is measured that nobody can look up.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import pandas as pd
+from pydantic import ConfigDict, Field, ValidationError
+
+from pipeline.evaluation.abstention import Abstention
+from pipeline.evaluation.calibration import Calibration, OperatingPoint
+from pipeline.evaluation.classification import Headline, Hits, Int8, WholeHeadline
+from pipeline.evaluation.explanations import Explanations
+from pipeline.evaluation.learning_curve import Folds
+from pipeline.evaluation.metrics import Count, Estimate, McNemar, Section
+from pipeline.evaluation.prediction_sets import Coverage
+from pipeline.evaluation.shortcuts import Shortcuts
+from pipeline.stage import Problem
+
+METRICS = Path("reports/metrics.json")
+SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
+
+Each = TypeVar("Each", bound=Section)
+
+
+class Split(Section):
+    """How many images, and groups of them."""
+
+    train: Count
+    val: Count
+    test: Count
+    embargo: Count
+    test_groups: Count
+    fewest_test_groups: Annotated[int, Field(ge=0, description="of a class")]
+
+
+class Both(Section, Generic[Each]):
+    """Of both model files."""
+
+    fp32: Each
+    int8: Each
+
+
+class Report(Section):
+    """reports/metrics.json."""
+
+    model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    split: Split
+    synthetic: Annotated[bool, Field(description="trained and measured on rendered images: no clinical meaning")]
+    fp32: WholeHeadline
+    int8: Headline
+    int8_vs_fp32: Int8
+    colour_only: Annotated[Hits, Field(description="a random forest that sees six numbers of colour")]
+    margin_over_colour: Annotated[Estimate, Field(description="of balanced accuracy")]
+    mcnemar_over_colour: McNemar
+    audit: Shortcuts
+    calibration: Calibration
+    operating_point: OperatingPoint
+    abstention: Both[Abstention]
+    prediction_sets: Both[Coverage]
+    explanations: Explanations
+    cross_validation: Annotated[
+        Folds | None, Field(description="only where pipeline.cross_validate was run with this very recipe")
+    ] = None
+
+    def headline(self) -> dict[str, Estimate]:
+        """What a registered version is tagged with."""
+        return {
+            "balanced_accuracy": self.fp32.balanced_accuracy,
+            "malignant_sensitivity": self.fp32.malignant_sensitivity,
+            "ece": self.fp32.ece,
+            "margin_over_colour": self.margin_over_colour,
+            "int8_drop": self.int8_vs_fp32.balanced_accuracy_drop,
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; what was not measured is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def read(path: Path = METRICS) -> Report:
+    """Reads the file back.
+
+    Raises:
+        Problem: it is missing, or breaks the schema; names the first place that does.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing; `dvc repro` makes it") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Problem(f"{path} is broken at {where}: {first['msg']}; `dvc repro -f evaluate` makes it anew") from error
+
+
+def split_sizes(frame: pd.DataFrame) -> Split:
+    """Of split.csv."""
+    test = frame[frame["split"] == "test"]
+    return Split(
+        **{name: int((frame["split"] == name).sum()) for name in ("train", "val", "test", "embargo")},
+        test_groups=test["group"].nunique(),
+        fewest_test_groups=int(test.groupby("class")["group"].nunique().min()),
+    )

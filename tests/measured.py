@@ -1,0 +1,42 @@
+"""A whole reports/metrics.json, for tests of those who read it."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, get_origin
+
+from pydantic import BaseModel
+
+from pipeline.evaluation.classification import PerClass
+from pipeline.evaluation.metrics import Estimate, McNemar
+from pipeline.evaluation.report import Report
+
+KEYS = ("benign", "early", "pre", "pro")
+SIMPLE: dict[Any, Any] = {dict: {}, list: [], tuple: [2, 2], bool: True, int: 1, float: 0.5, str: "x"}
+
+
+def plain(values: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """As JSON: every estimate is 0.9, but those at the dotted paths of `values`."""
+    made: dict[str, Any] = example(Report)
+    made["fp32"]["per_class"] = {key: example(PerClass) for key in KEYS}
+    for path, value in (values or {}).items():
+        estimate = functools.reduce(lambda part, key: part[key], path.split("."), made)
+        estimate.update(value=value, low=min(value, 0.8), high=max(value, 0.95))
+    return made
+
+
+def report(values: Mapping[str, float] | None = None) -> Report:
+    """As those who read the file get it."""
+    return Report.model_validate_json(json.dumps(plain(values)))
+
+
+def example(kind: Any) -> Any:
+    """JSON that is valid for a section, an estimate or a simple type; without what may be left out."""
+    if kind is Estimate:
+        return {"value": 0.9, "low": 0.8, "high": 0.95}
+    if kind is McNemar:
+        return {"only_a": 3, "only_b": 1, "p": 0.625}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        fields = kind.model_fields.items()
+        return {name: example(field.annotation) for name, field in fields if field.is_required()}
+    return SIMPLE[get_origin(kind) or kind]

@@ -1,0 +1,57 @@
+"""reports/metrics.json, the model card for machines (tests/pipeline/test_evaluate.py holds a run's against it)."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation import report
+from pipeline.stage import Problem
+from tests import measured
+
+REGENERATE = (
+    'python -c "import json; from pipeline.evaluation import report as m; m.SCHEMA_FILE.write_text('
+    "json.dumps(m.Report.model_json_schema(), indent=2, ensure_ascii=False) + '\\n')\""
+)
+
+
+def test_the_published_schema_is_that_of_the_report() -> None:
+    assert json.loads(report.SCHEMA_FILE.read_text()) == report.Report.model_json_schema(), (
+        f"pipeline/evaluation/metrics.schema.json is out of date; make it anew with\n{REGENERATE}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("fp32.ece", None, r"fp32\.ece"),
+        ("abstention.int8.aurc.low", 2.0, r"abstention\.int8\.aurc"),
+        ("abstention.int8", None, r"abstention\.int8"),
+        ("prediction_sets.fp32", None, r"prediction_sets\.fp32"),
+        ("explanations.empty.value", float("nan"), r"explanations\.empty"),
+        ("explanations.surprise", 1, r"explanations\.surprise"),
+        ("int8_vs_fp32.max_difference", float("nan"), r"int8_vs_fp32\.max_difference"),
+        ("fp32.ece.value", "0.05", r"fp32\.ece\.value"),
+        ("synthetic", "no", "synthetic"),
+        ("surprise", 1, "surprise"),
+    ],
+)
+def test_what_breaks_the_schema_is_refused_with_its_place(tmp_path: Path, path: str, value: object, where: str) -> None:
+    broken = measured.plain()
+    *parents, last = path.split(".")
+    section = functools.reduce(lambda part, key: part[key], parents, broken)
+    section[last] = value
+    if value is None:
+        del section[last]
+    (tmp_path / "metrics.json").write_text(json.dumps(broken))
+    with pytest.raises(Problem, match=f"broken at {where}"):
+        report.read(tmp_path / "metrics.json")
+
+
+def test_what_was_not_measured_is_left_out_and_numbers_have_six_decimals() -> None:
+    plain = measured.report({"fp32.ece": 0.123456789, "margin_over_colour": -1e-9}).plain()
+    assert plain["fp32"]["ece"]["value"] == 0.123457
+    assert str(plain["margin_over_colour"]["value"]) == "0.0"
+    assert "cross_validation" not in plain
+    assert "cell" not in plain["explanations"]
