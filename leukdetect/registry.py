@@ -7,19 +7,17 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from leukdetect.contract import FILES, SHA256_TAGS
 
-# With MLflow's defaults it takes minutes to notice that a registry is down.
-for _name, _value in {
+# With MLflow's own it takes minutes to notice that a registry is down.
+DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-
+}
 DOWNLOAD = ".download-"  # prefix of the folder of an unfinished download
 
 
@@ -72,7 +70,7 @@ class Registry:
         """
         self._refuse_missing_database()
         try:
-            import mlflow  # takes a second, which serving a file need not spend
+            mlflow = _mlflow()
             from mlflow.exceptions import MlflowException
 
             mlflow.set_tracking_uri(self.tracking_uri)
@@ -124,10 +122,8 @@ class Registry:
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
         """Downloads an artifact into a folder. Errors are MLflow's own."""
-        import mlflow
-
         return Path(
-            mlflow.artifacts.download_artifacts(
+            _mlflow().artifacts.download_artifacts(
                 artifact_uri, dst_path=str(folder), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
             )
         )
@@ -182,6 +178,15 @@ def parse(model: str) -> tuple[str, str]:
 def discard(located: Located) -> None:
     """Removes a version's files, so that the next fetch downloads them again."""
     shutil.rmtree(located.path, ignore_errors=True)
+
+
+def _mlflow() -> Any:
+    """MLflow, which takes a second to import, and which serving a file needs not."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    return mlflow
 
 
 def _safe(text: object) -> str:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline import deploy, register
+from pipeline.registry import servers
 from pipeline.stage import Problem
 from serving.app import create_app
 from serving.models.startup import start
@@ -134,9 +135,10 @@ def address(server: httpx.Client) -> str:
     return str(server.base_url)
 
 
-def alias(registry: Registry) -> str | None:
-    aliases = registry.client.get_registered_model("leukdetect").aliases
-    return str(aliases["production"]) if "production" in aliases else None
+def aliases(registry: Registry) -> dict[str, str]:
+    """What deployments move."""
+    found = registry.client.get_registered_model("leukdetect").aliases
+    return {name: str(version) for name, version in found.items() if name.startswith("production")}
 
 
 def served(server: httpx.Client) -> tuple[str, str | None]:
@@ -154,7 +156,7 @@ def test_the_champion_is_deployed_and_verified_and_no_request_is_lost(
         until(lambda: tally.answered > 20)
         run(monkeypatch, "--server", address(server))
         assert served(server) == ("2", None)
-    assert alias(registry) == "2"
+    assert aliases(registry) == {"production": "2", "production-previous": "1"}
     assert (tally.failures, tally.lost, tally.wrong) == ({}, 0, [])
     assert {"1", "2"} == set(tally.versions)
     told = capfd.readouterr().out
@@ -171,7 +173,7 @@ def test_a_deployment_of_an_earlier_version_goes_back(
         run(monkeypatch, "--server", address(server), "--version", "1")
         assert served(server) == ("1", None)
         run(monkeypatch, "--server", address(server), "--version", "1")  # again: verifies, and moves nothing
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1", "production-previous": "2"}
 
 
 def test_without_a_key_the_servers_follow_at_their_next_turn(
@@ -192,7 +194,7 @@ def test_what_did_not_pass_the_gate_is_not_deployed(
         run(monkeypatch, "--server", "http://127.0.0.1:9", "--version", version)
     with pytest.raises(Problem, match="has no version 9; it has "):
         run(monkeypatch, "--server", "http://127.0.0.1:9", "--version", "9")
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1"}
 
 
 def test_a_server_that_is_down_or_of_another_environment_is_found_before_anything_moves(
@@ -205,7 +207,7 @@ def test_a_server_that_is_down_or_of_another_environment_is_found_before_anythin
         pytest.raises(Problem, match="serves models:/leukdetect@champion and would not follow"),
     ):
         run(monkeypatch, "--server", address(server))
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1"}
 
 
 def test_a_version_that_the_servers_refuse_is_taken_back(
@@ -216,7 +218,7 @@ def test_a_version_that_the_servers_refuse_is_taken_back(
         with pytest.raises(Problem, match="Version 3 was refused; version 1 goes on serving"):
             run(monkeypatch, "--server", address(server))
         assert served(server) == ("1", None)
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1"}
     assert "taken back: production is version 1 again" in capfd.readouterr().err
 
 
@@ -236,26 +238,29 @@ def test_a_server_that_answers_otherwise_through_its_gateway_is_taken_back(
         with pytest.raises(Problem, match="answers golden image 0 otherwise than where the model was built"):
             run(monkeypatch, "--server", url)
         assert served(server) == ("1", None)
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1"}
 
 
-def test_where_the_registry_is_lost_meanwhile_the_servers_go_back_all_the_same(
+def test_where_the_registry_is_lost_meanwhile_that_is_said_and_going_back_works_once_it_answers(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
-    with production(registry, tmp_path) as server, contextlib.ExitStack() as lost:
+    with production(registry, tmp_path) as server:
+        with contextlib.ExitStack() as lost:
 
-        def lose() -> None:
-            lost.enter_context(registry.down())
-            registry.database.mkdir()  # else SQLite would make an empty one
+            def lose() -> None:
+                lost.enter_context(registry.down())
+                registry.database.mkdir()  # else SQLite would make an empty one
+                lost.callback(registry.database.rmdir)
 
-        with (
-            gateway(server, at_first_prediction=lose) as url,
-            pytest.raises(Problem, match="production still names version 2 there"),
-        ):
-            run(monkeypatch, "--server", url)
-        assert served(server)[0] == "1"
-        registry.database.rmdir()
+            with (
+                gateway(server, at_first_prediction=lose) as url,
+                pytest.raises(Problem, match=r"production still names version 2 there.*run this with --back"),
+            ):
+                run(monkeypatch, "--server", url)
+            assert served(server)[0] == "2"
+        run(monkeypatch, "--server", address(server), "--back")
+        assert served(server) == ("1", None)
+    assert aliases(registry) == {"production": "1", "production-previous": "1"}
 
 
 @contextlib.contextmanager
@@ -283,10 +288,10 @@ def test_a_first_deployment_that_nothing_follows_leaves_no_alias(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     registry.client.delete_registered_model_alias("leukdetect", "production")
-    monkeypatch.setattr(deploy, "TIMEOUT", 1.0)
+    monkeypatch.setattr(servers, "TIMEOUT", 1.0)
     with pytest.raises(Problem, match="did not serve version 2 within 1 s"):
         run(monkeypatch, "--server", "http://127.0.0.1:9")
-    assert alias(registry) is None
+    assert aliases(registry) == {}
     assert "taken back: production is nothing again" in capfd.readouterr().err
 
 
@@ -296,9 +301,70 @@ def test_an_interrupted_deployment_is_taken_back(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(deploy.Server, "answer_golden_set", interrupt)
+    monkeypatch.setattr(servers.Server, "answer_golden_set", interrupt)
     with production(registry, tmp_path) as server:
         with pytest.raises(KeyboardInterrupt):
             run(monkeypatch, "--server", address(server))
         assert served(server) == ("1", None)
-    assert alias(registry) == "1"
+    assert aliases(registry) == {"production": "1"}
+
+
+# Going back
+
+
+def test_all_servers_go_back_within_seconds_and_no_request_is_lost(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the command as it is run, imports and all; none of the servers looks by itself meanwhile."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with production(registry, tmp_path / "one") as one, production(registry, tmp_path / "two") as two:
+        both = [*("--server", address(one)), *("--server", address(two))]
+        run(monkeypatch, *both)
+        assert served(one) == served(two) == ("2", None)
+        with asking(address(one), clients=2, pause=0.02, headers={"X-API-Key": "lis"}) as tally:
+            until(lambda: tally.answered > 20)
+            began = time.monotonic()
+            back = [sys.executable, "-m", "pipeline.deploy", "production", "--back", *both]
+            done = subprocess.run(
+                back, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+            )
+            seconds = time.monotonic() - began
+        assert served(one) == served(two) == ("1", None)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("production: back to version 1\n")
+    assert done.stdout.count("serves version 1") == done.stdout.count("answers 2 golden images as expected") == 2
+    assert done.stdout.endswith("production is version 1 now. It was version 2.\n")
+    assert ADMIN_KEY not in done.stdout
+    assert seconds < 20  # on an idle machine four, three of them imports
+    assert (tally.failures, tally.lost, tally.wrong) == ({}, 0, [])
+    assert {"1", "2"} == set(tally.versions)
+    assert aliases(registry) == {"production": "1", "production-previous": "1"}
+
+
+def test_a_server_that_is_down_keeps_no_other_from_going_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with production(registry, tmp_path) as server:
+        run(monkeypatch, "--server", address(server))
+        with pytest.raises(Problem, match=r"version 1 again, but not everywhere:\nGET http://127\.0\.0\.1:9/health"):
+            run(monkeypatch, "--server", "http://127.0.0.1:9", address(server), "--back")
+        assert served(server) == ("1", None)
+        run(monkeypatch, "--server", address(server), "--back")  # again: tries it, and moves nothing
+    assert aliases(registry)["production"] == "1"
+
+
+def test_without_a_key_the_servers_go_back_at_their_next_turn(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEUKDETECT_ADMIN_KEY", "")
+    with production(registry, tmp_path, keys_file=None, watch_seconds=0.2) as server:
+        run(monkeypatch, "--server", address(server))
+        run(monkeypatch, "--server", address(server), "--back")
+        assert served(server) == ("1", None)
+
+
+def test_where_nothing_was_deployed_before_that_is_said(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Problem, match="has no alias production-previous, so none was deployed before"):
+        run(monkeypatch, "--server", "http://127.0.0.1:9", "--back")
+    assert aliases(registry) == {"production": "1"}

@@ -1,15 +1,17 @@
 """Registration against a real MLflow: who becomes champion, who does not, and what is left behind."""
 
+import base64
+import contextlib
 import csv
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import requests
 import yaml
 from mlflow.entities.model_registry import RegisteredModel
 
+import leukdetect
+from benchmarks.process import free_port
 from leukdetect import contract, images
 from pipeline import register
 from pipeline.registry import tracking
@@ -180,17 +184,67 @@ def provenance(**changes: str) -> contract.Provenance:
     )
 
 
-def test_the_champion_predicts_from_image_arrays(project: Path) -> None:
+@pytest.fixture
+def pyfunc(project: Path) -> Any:
     register.main()
-    model = mlflow.pyfunc.load_model("models:/leukdetect@champion")
+    return mlflow.pyfunc.load_model("models:/leukdetect@champion")
+
+
+def test_the_champion_gives_the_librarys_answers_to_images_of_any_size_and_to_files(
+    pyfunc: Any,
+) -> None:
+    library = leukdetect.open(register.FP32)
     pixels = np.load("data/prepared/images.npy")
-    probabilities = model.predict(pixels[:40])
-    assert probabilities.dtype == np.float32
-    assert probabilities.shape == (32, 4)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
-    assert probabilities.argmax(1).tolist() == [label for label in range(4) for _ in range(8)]
-    with pytest.raises(mlflow.MlflowException, match="schema"):
-        model.predict(pixels.astype(np.float32))
+    answers = pyfunc.predict(pixels)
+    assert [answer["class"] for answer in answers] == [key for key in COLOURS for _ in range(8)]
+    assert {answer["decision"] for answer in answers} == {"report", "refer"}
+    assert answers[0].keys() == {column.name for column in pyfunc.metadata.signature.outputs}
+    files = [path.read_bytes() for path in sorted(Path("data/raw").rglob("*.jpg"))[:4]]
+    large = np.stack([np.asarray(images.decode(file)) for file in files])
+    assert large.shape[1:3] != pixels.shape[1:3]
+    encoded = np.array([base64.b64encode(file).decode() for file in files], dtype=object)
+    for given, sources in ((large, large), (np.array(files, dtype=object), files), (encoded, files)):
+        for answer, source in zip(pyfunc.predict(given), sources, strict=True):
+            expected = asdict(library.predict(source))
+            assert {**answer, "disclaimer": None} == {"class": expected.pop("key"), **expected, "disclaimer": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (np.full((2, 32, 32, 3), 0.7), "image 0: the array is float64"),
+        (
+            np.full((32, 32, 3), 7, np.uint8),
+            "image 0: the array is uint8 \\[32, 3\\]; an image is uint8 \\[height, width",
+        ),
+        (np.full((1, 32, 32, 3), 256), "image 0: the array is int64"),
+        (np.array([b"no image"], dtype=object), "image 0: the content is not"),
+        (np.array(["params.yaml"], dtype=object), "image 0: the text is not base64"),
+    ],
+)
+def test_the_champion_refuses_what_is_no_image(pyfunc: Any, given: np.ndarray, wanted: str) -> None:
+    with pytest.raises(mlflow.MlflowException, match=wanted):
+        pyfunc.predict(given)
+
+
+def test_mlflows_own_server_sends_decisions_and_refuses_floats(pyfunc: Any, project: Path) -> None:
+    """From another folder, so that it has nothing of this project but what the version carries."""
+    pixels = np.load("data/prepared/images.npy")[[0, 31]]
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/leukdetect@champion"]
+    with listening([*command, "--env-manager", "local", "--port", str(port)], port, project / "elsewhere"):
+
+        def ask(inputs: list[Any]) -> requests.Response:
+            return requests.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": inputs}, timeout=30)
+
+        jpeg = base64.b64encode(next(Path("data/raw/pre").iterdir()).read_bytes()).decode()
+        answers = [*ask(pixels.tolist()).json()["predictions"], *ask([jpeg]).json()["predictions"]]
+        assert [answer["class"] for answer in answers] == ["benign", "pro", "pre"]
+        assert [answer["decision"] for answer in answers] == ["report", "refer", "report"]
+        assert answers[1]["reasons"][0]["code"] == "too_dark"
+        refused = ask((pixels / 255).tolist())
+    assert refused.status_code == 400
+    assert "image 0: the array is float64 [32, 32, 3]; an image is uint8" in refused.json()["message"]
 
 
 def test_the_version_holds_both_files_under_the_names_that_the_server_reads(project: Path) -> None:
@@ -199,8 +253,10 @@ def test_the_version_holds_both_files_under_the_names_that_the_server_reads(proj
     assert (folder / "artifacts/leukdetect.onnx").read_bytes() == register.FP32.read_bytes()
     assert (folder / "artifacts/leukdetect.int8.onnx").read_bytes() == register.INT8.read_bytes()
     requirements = (folder / "requirements.txt").read_text().split()
-    assert [line.partition("==")[0] for line in requirements] == ["mlflow", "numpy", "onnxruntime"]
-    assert "pipeline" not in (folder / "pyfunc.py").read_text().replace("pipelines", "")
+    assert [line.partition("==")[0] for line in requirements] == [
+        *("mlflow", "numpy", "onnxruntime", "pillow", "pydantic", "simplejpeg")
+    ]
+    assert (folder / "code/leukdetect/answer.py").is_file()
 
 
 def test_a_model_that_is_worse_than_the_champion_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +375,7 @@ def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
     register.main()
     shutil.rmtree(tracking.ARTIFACTS)
     write_model(BETTER)
-    with pytest.raises(Problem, match="the champion, leukdetect version 1, could not be fetched"):
+    with pytest.raises(Problem, match="the files of leukdetect version 1 could not be fetched"):
         register.main()
     assert aliases() == {"champion": "1", "challenger": "2"}
 
@@ -343,49 +399,50 @@ def test_the_command_uses_the_embedded_mlflow_and_exits_1_when_refused(project: 
     assert aliases() == {"challenger": "1"}
 
 
+@contextlib.contextmanager
+def listening(command: list[str], port: int, folder: Path, **environment: str) -> Iterator[Callable[[], None]]:
+    """Runs one of MLflow's servers on a free port until the block's end, or until what it yields is called."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=os.environ | environment, start_new_session=True
+        )
+
+    def stop() -> None:  # the workers too, which share its session
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=1).raise_for_status()
+                break
+            except requests.RequestException:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline, (folder / "server.log").read_text()
+                time.sleep(0.2)
+        yield stop
+    finally:
+        stop()
+
+
 @pytest.fixture
-def server(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+def stop_server(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """A real tracking server on loopback, which keeps the artifacts too."""
     shutil.copy(empty_database, project / "served.db")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{project}/served.db",
-        "--artifacts-destination",
-        str(project / "served"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # starts faster
-    with (project / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=project, env=environment, start_new_session=True
-        )
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            requests.get(f"{address}/health", timeout=1).raise_for_status()
-            break
-        except requests.RequestException:
-            assert process.poll() is None, (project / "server.log").read_text()
-            assert time.monotonic() < deadline, (project / "server.log").read_text()
-            time.sleep(0.2)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    yield process
-    stop(process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its worker, which share a session of their own."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    command += ["--backend-store-uri", f"sqlite:///{project}/served.db"]
+    command += ["--artifacts-destination", str(project / "served")]
+    with listening(command, port, project, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false") as stop:  # starts faster
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        yield stop
 
 
 def test_a_server_holds_the_registry_and_its_death_is_one_message(
-    server: subprocess.Popen[bytes], project: Path, capsys: pytest.CaptureFixture[str]
+    stop_server: Callable[[], None], project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register.main()
     write_model(BETTER)
@@ -394,10 +451,10 @@ def test_a_server_holds_the_registry_and_its_death_is_one_message(
     assert list((project / "served").rglob("leukdetect.onnx"))
     assert not (project / "mlartifacts").exists()
     assert "View" not in capsys.readouterr().out, "MLflow prints no addresses of its own"
-    probabilities = mlflow.pyfunc.load_model("models:/leukdetect@champion").predict(np.load("data/prepared/images.npy"))
-    assert probabilities.shape == (32, 4)
+    answers = mlflow.pyfunc.load_model("models:/leukdetect@champion").predict(np.load("data/prepared/images.npy"))
+    assert len(answers) == 32
 
-    stop(server)
+    stop_server()
     start = time.monotonic()
     with pytest.raises(Problem, match=r"MLflow at http://127\.0\.0\.1:\d+ could not be used"):
         register.main()
