@@ -20,44 +20,45 @@ from pipeline.stage import Problem
 def main() -> None:
     recipe = params.load()
     sources.STATE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as work:
-        fetched = sources.BY_NAME[recipe.fetch.source](recipe, Path(work))
+    with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as name:
+        work = Path(name)
+        fetched = sources.BY_NAME[recipe.fetch.source](recipe, work)
         images, left_out = class_folders.find_images(fetched.folder, recipe.classes)
         with stage.writing(RAW) as raw:
-            digest, size = place(images, raw, move=fetched.ours)
-            SOURCE.unlink(missing_ok=True)  # it tells of the former images, which go in the next moment
+            digest, size = place(images, raw, move=fetched.folder == work)  # what is not ours is left as it is
+            SOURCE.unlink(missing_ok=True)  # it describes the former images, which are replaced in the next moment
 
     counts = Counter(target.split("/")[0] for target in images)
-    told = recipe.fetch.model_dump(include={"source", "origin", "licence", "thumbnails", "synthetic"})
-    found = {"version": fetched.version, "archive_sha256": fetched.archive_sha256, "images": dict(counts)}
-    stage.write_json(SOURCE, told | found | {"sha256": digest})
-
+    stage.write_json(
+        SOURCE,
+        {
+            **recipe.fetch.model_dump(include={"source", "origin", "licence", "thumbnails", "synthetic"}),
+            "version": fetched.version,
+            "archive_sha256": fetched.archive_sha256,
+            "images": dict(counts),
+            "sha256": digest,
+        },
+    )
     print(f"source:  {recipe.fetch.source}: {recipe.fetch.origin}" + (" (synthetic)" if recipe.fetch.synthetic else ""))
     print(f"licence: {recipe.fetch.licence}")
-    print(
-        f"images:  {len(images):,}, {size / 1e6:,.1f} MB: "
-        + ", ".join(f"{c.key} {counts[c.key]:,}" for c in recipe.classes)
-    )
+    by_class = ", ".join(f"{c.key} {counts[c.key]:,}" for c in recipe.classes)
+    print(f"images:  {len(images):,}, {size / 1e6:,.1f} MB: {by_class}")
     for name, count in sorted(left_out.items()):
         print(f"left out: {count:,} images in {name}: {class_folders.LEFT_OUT[name]}")
 
 
 def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:
-    """Copies or moves the images to `raw/<class>/<file name>`.
+    """Copies or moves the images to `raw/<class>/<file name>`; returns the digest of all of them, and their bytes.
 
-    Returns:
-        The digest of all of them, and their bytes. The digest is the SHA-256 of what
-        `sha256sum` prints for the files in order of their paths, so it can be had without Python.
+    The digest is the SHA-256 of what `sha256sum` prints for the files in order of their paths, so that it can be
+    checked without Python.
     """
     listing, size = hashlib.sha256(), 0
     for target in stage.progress(sorted(images), "copying"):
         path = raw / target
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if move:
-                shutil.move(images[target], path)
-            else:
-                shutil.copyfile(images[target], path)
+            (shutil.move if move else shutil.copyfile)(images[target], path)
         except OSError as error:
             if stage.is_full_disk(error):
                 raise

@@ -1,4 +1,4 @@
-"""Decodes every usable image once, as the server will, and decides who is held out.
+"""Decodes every usable image once, as the server does, and splits them into train, val and test.
 
 Reads:  data/manifest.csv, data/raw/
 Writes: data/prepared/images.npy (uint8 [N, S, S, 3], RGB), data/prepared/split.csv (rows aligned with it)
@@ -19,22 +19,19 @@ from pipeline.data.source import RAW
 def main() -> None:
     recipe = params.load()
     frame = splits.assign(manifest.read(), recipe.prepare, recipe.seed)
-    label = {c.key: i for i, c in enumerate(recipe.classes)}
-    frame["label"] = frame["class"].map(label)
+    frame["label"] = frame["class"].map({c.key: i for i, c in enumerate(recipe.classes)})
 
     with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
         size = recipe.prepare.image_size
-        pixels = np.lib.format.open_memmap(
-            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(frame), size, size, 3)
-        )
+        shape = (len(frame), size, size, 3)
+        pixels = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
 
-        def decode(item: tuple[int, str]) -> None:
-            row, path = item
+        def decode(row: int, path: str) -> None:
             pixels[row] = images.resize(images.decode((RAW / path).read_bytes()), size)
 
         with ThreadPoolExecutor() as pool:
-            done = pool.map(decode, enumerate(frame["path"]))
+            done = pool.map(decode, range(len(frame)), frame["path"])
             for _ in stage.progress(done, "decode", total=len(frame)):
                 pass
         pixels.flush()
@@ -42,9 +39,8 @@ def main() -> None:
 
     print(pd.crosstab(frame["class"], frame["split"], margins=True).to_string())
     unit = "patients" if recipe.prepare.patient else "blocks"
-    print(
-        "\n".join(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}" for split in splits.SPLITS)
-    )
+    for split in splits.SPLITS:
+        print(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}")
 
 
 if __name__ == "__main__":

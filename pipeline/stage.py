@@ -70,6 +70,13 @@ def writing(path: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def require(path: Path, made_by: str) -> Path:
+    """Returns the path of an input. Raises Problem if it is missing, which names the stage that makes it."""
+    if not path.exists():
+        raise Problem(f"{path} is missing; `dvc repro {made_by}` makes it")
+    return path
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that diffs well: sorted keys, two spaces, a final newline."""
     with writing(path) as temporary:

@@ -24,10 +24,9 @@ SHOWN = 3  # failing items that a message names
 
 def main() -> None:
     recipe = params.load()
-    keys = [c.key for c in recipe.classes]
     images = survey.mark_copies(survey.look_at_all(RAW, recipe.validate_.max_side))
     usable = images[images["problem"].isna() & images["copy_of"].isna()]
-    classes = survey.count_classes(images, usable, keys)
+    classes = survey.count_classes(images, usable, [c.key for c in recipe.classes])
 
     findings = expectations.judge("classes", classes, "class", expectations.class_checks(recipe))
     findings += expectations.judge("images", images, "path", expectations.image_checks(recipe, len(images)))
@@ -40,7 +39,7 @@ def main() -> None:
             case [low, high]:
                 print(f"{finding.check.expectation.column}: {low:g} to {high:g}")
     if failed := [finding for finding in findings if not finding.success]:
-        manifest.MANIFEST_FILE.unlink(missing_ok=True)  # one of an earlier run would be taken for this one's
+        manifest.MANIFEST_FILE.unlink(missing_ok=True)  # an earlier run's would be taken for this one's
         raise Problem(complaint(failed))
     manifest.write(usable)
     print(f"all {len(findings)} checks passed; wrote {manifest.MANIFEST_FILE} and {REPORTS}/data_docs/index.html")
@@ -48,13 +47,13 @@ def main() -> None:
 
 def write_reports(images: pd.DataFrame, classes: pd.DataFrame, findings: list[Finding]) -> None:
     """Writes results.json and the Data Docs; the same images and params give the same bytes."""
-    broken = images[images["problem"].notna()]
-    copies = images[images["copy_of"].notna()]
+    broken = images.loc[images["problem"].notna(), ["path", "problem"]].rename(columns={"problem": "reason"})
+    copies = images.loc[images["copy_of"].notna(), ["path", "copy_of"]]
     results = {
         "success": all(finding.success for finding in findings),
         "classes": dict(zip(classes["class"], classes["images"].tolist(), strict=True)),
-        "broken": [{"path": row.path, "reason": row.problem} for row in broken.itertuples()],
-        "duplicates": [{"path": row.path, "copy_of": row.copy_of} for row in copies.itertuples()],
+        "broken": broken.to_dict("records"),
+        "duplicates": copies.to_dict("records"),
         "expectations": [finding.as_json() for finding in findings],
     }
     stage.write_json(REPORTS / "results.json", results)
@@ -65,17 +64,12 @@ def complaint(failed: list[Finding]) -> str:
     """One plain line for each failed check, with examples and what to do."""
     lines = [f"{RAW} did not pass, so {manifest.MANIFEST_FILE} was not written:"]
     for finding in failed:
-        named = ", ".join(f"{row['item']} ({_short(row['value'])})" for row in finding.unexpected[:SHOWN])
-        more = len(finding.unexpected) - SHOWN
-        lines.append(
-            f"  {finding.check.wrong}: {named}{f' and {more} more' if more > 0 else ''}. {finding.check.remedy}"
-        )
-    lines.append(f"Everything that was found is in {REPORTS}; open data_docs/index.html there.")
-    return "\n".join(lines)
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        rows, more = finding.unexpected, len(finding.unexpected) - SHOWN
+        values = (f"{row['value']:g}" if isinstance(row["value"], float) else row["value"] for row in rows[:SHOWN])
+        named = ", ".join(f"{row['item']} ({value})" for row, value in zip(rows, values, strict=False))
+        others = f" and {more} more" if more > 0 else ""
+        lines.append(f"  {finding.check.wrong}: {named}{others}. {finding.check.remedy}")
+    return "\n".join([*lines, f"Everything that was found is in {REPORTS}; open data_docs/index.html there."])
 
 
 if __name__ == "__main__":

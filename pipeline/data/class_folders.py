@@ -18,7 +18,7 @@ LEFT_OUT = {
 
 
 def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, Path], Counter[str]]:
-    """Finds every class's images, whatever the layout: the folder nearest the file that a class lists decides.
+    """Finds every class's images, whatever the layout: of the folders that a class lists, the one nearest the file.
 
     Returns:
         The images as {"class/file name": path}, and how many were left out for each folder of `LEFT_OUT`.
@@ -28,43 +28,38 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
             different images of a class have the same name.
     """
     key_of: dict[str, str] = {}
-    for one in classes:
-        for name in one.folders:
-            if key_of.setdefault(name.casefold(), one.key) != one.key:
-                raise Problem(f"classes: the folder {name!r} belongs to both {key_of[name.casefold()]} and {one.key}")
+    for name, owner in ((name, c.key) for c in classes for name in c.folders):
+        if key_of.setdefault(name.casefold(), owner) != owner:
+            raise Problem(f"classes: the folder {name!r} belongs to both {key_of[name.casefold()]} and {owner}")
 
     images: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     unknown: set[str] = set()
     for path in image_files.image_files(tree):
-        place_in_tree = path.relative_to(tree).parent
-        parts = [part.casefold() for part in place_in_tree.parts]
-        excluded = next((part for part in parts if part in LEFT_OUT), None)
-        key = next((key_of[part] for part in reversed(parts) if part in key_of), None)
-        if excluded:
-            left_out[excluded] += 1
-        elif key is None:
-            unknown.add("the top folder" if place_in_tree == Path() else str(place_in_tree))
-        else:
+        folder = path.relative_to(tree).parent
+        names = [name.casefold() for name in reversed(folder.parts)]
+        if excluded := LEFT_OUT.keys() & names:
+            left_out[excluded.pop()] += 1
+        elif key := next((key_of[name] for name in names if name in key_of), None):
             other = images.setdefault(f"{key}/{path.name}", path)
             if other != path and not filecmp.cmp(other, path, shallow=False):
                 raise Problem(f"two different images of class {key} have one name: {other} and {path}. Rename one.")
+        else:
+            unknown.add("the top folder" if folder == Path() else str(folder))
 
-    known = "; ".join(f"{c.key}: {', '.join(c.folders)}" for c in classes)
+    declared = "; ".join(f"{c.key}: {', '.join(c.folders)}" for c in classes)
     if unknown:
         raise Problem(
-            f"images in folders that belong to no class: {', '.join(sorted(unknown))}. Known folders are {known}. "
+            f"images in folders that belong to no class: {', '.join(sorted(unknown))}. Known folders are {declared}. "
             "Add a folder to its class in classes[].folders of params.yaml, or take it away."
         )
     if not images:
+        extensions = " ".join(sorted(image_files.EXTENSIONS))
+        raise Problem(f"no images ({extensions}) to be found in {tree}. Its folders should be named {declared}.")
+    found = {target.partition("/")[0] for target in images}
+    if missing := [c.key for c in classes if c.key not in found]:
         raise Problem(
-            f"no images ({' '.join(sorted(image_files.EXTENSIONS))}) to be found in {tree}. "
-            f"Its folders should be named {known}."
-        )
-    missing = [c.key for c in classes if not any(target.startswith(f"{c.key}/") for target in images)]
-    if missing:
-        raise Problem(
-            f"no images of class {', '.join(missing)}: no folder of that name holds any. Known folders are {known}. "
+            f"no images of class {', '.join(missing)}: no folder of that name holds any. Known folders are {declared}. "
             "Check the source, or classes[].folders in params.yaml."
         )
     return images, left_out

@@ -1,8 +1,7 @@
-"""What the data must be like, as Great Expectations; all that knows that library is here.
+"""What the data must be like, as Great Expectations; no other module imports that library.
 
-Two tables are judged: `images`, a row a file (what `pipeline.data.survey.look` found, and which files have
-the same bytes), and `classes`, a row a declared class (how many usable images it has). Each check names the files or
-the classes that fail it, so the facts about the whole data set are checked row by row too.
+Two tables are judged: `images`, a row a file (what `pipeline.data.survey` found), and `classes`, a row a declared class
+(how many usable images it has). Each check names the files or the classes that fail it.
 """
 
 import warnings
@@ -48,12 +47,11 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """The finding for results.json."""
-        bounds = self.check.expectation.configuration.kwargs
         return {
             "table": self.table,
             "rule": self.check.rule,
             "expectation": self.check.expectation.expectation_type,
-            "kwargs": bounds,
+            "kwargs": self.check.expectation.configuration.kwargs,
             "success": self.success,
             "observed": self.observed,
             "unexpected": self.unexpected,
@@ -65,12 +63,13 @@ def image_checks(params: Params, count: int) -> list[Check]:
     bounds = params.validate_
     darkest, brightest = bounds.brightness
     keys = [c.key for c in params.classes]
+    change = "Replace or remove them, or change validate.{} and say why.".format
     return [
         Check(
             f"Readable as an image; at most {bounds.max_broken} may not be (validate.max_broken)",
             "cannot be read as an image",
             "Replace or remove them, or raise validate.max_broken: unreadable files are dropped.",
-            # The one way to allow so many failures and still name them: a share that is exact.
+            # Great Expectations allows failures as a share only, so this many as a share of all.
             gxe.ExpectColumnValuesToBeNull(column="problem", mostly=max(count - bounds.max_broken, 0) / count),
         ),
         Check(
@@ -100,25 +99,25 @@ def image_checks(params: Params, count: int) -> list[Check]:
         Check(
             f"Shorter side at least {bounds.min_side} px (validate.min_side)",
             f"too small (shorter side below {bounds.min_side} px)",
-            _change("min_side"),
+            change("min_side"),
             gxe.ExpectColumnValuesToBeBetween(column="shorter_side", min_value=bounds.min_side),
         ),
         Check(
             f"Longer side at most {bounds.max_side} px (validate.max_side)",
             f"too large (longer side above {bounds.max_side} px; their pixels were not read)",
-            _change("max_side"),
+            change("max_side"),
             gxe.ExpectColumnValuesToBeBetween(column="longer_side", max_value=bounds.max_side),
         ),
         Check(
             f"Brightness (mean luma, 0 to 255) from {darkest:g} to {brightest:g} (validate.brightness)",
             f"too dark or too bright (mean luma outside {darkest:g} to {brightest:g})",
-            _change("brightness"),
+            change("brightness"),
             gxe.ExpectColumnValuesToBeBetween(column="brightness", min_value=darkest, max_value=brightest),
         ),
         Check(
             f"Sharpness (variance of the Laplacian) at least {bounds.min_sharpness:g} (validate.min_sharpness)",
             f"empty or out of focus (sharpness below {bounds.min_sharpness:g})",
-            _change("min_sharpness"),
+            change("min_sharpness"),
             gxe.ExpectColumnValuesToBeBetween(column="sharpness", min_value=bounds.min_sharpness),
         ),
     ]
@@ -126,19 +125,19 @@ def image_checks(params: Params, count: int) -> list[Check]:
 
 def class_checks(params: Params) -> list[Check]:
     """The checks of the `classes` table."""
-    bounds = params.validate_
+    fewest, imbalance = params.validate_.min_images_per_class, params.validate_.max_imbalance
     return [
         Check(
-            f"At least {bounds.min_images_per_class} usable images a class (validate.min_images_per_class)",
-            f"fewer than {bounds.min_images_per_class} usable images in the class",
+            f"At least {fewest} usable images a class (validate.min_images_per_class)",
+            f"fewer than {fewest} usable images in the class",
             "Add images, or lower validate.min_images_per_class and say why.",
-            gxe.ExpectColumnValuesToBeBetween(column="images", min_value=bounds.min_images_per_class),
+            gxe.ExpectColumnValuesToBeBetween(column="images", min_value=fewest),
         ),
         Check(
-            f"Largest class at most {bounds.max_imbalance:g} times each other (validate.max_imbalance)",
-            f"the largest class has more than {bounds.max_imbalance:g} times this class's images",
+            f"Largest class at most {imbalance:g} times each other (validate.max_imbalance)",
+            f"the largest class has more than {imbalance:g} times this class's images",
             "Add images of that class, or raise validate.max_imbalance and say why.",
-            gxe.ExpectColumnValuesToBeBetween(column="imbalance", max_value=bounds.max_imbalance),
+            gxe.ExpectColumnValuesToBeBetween(column="imbalance", max_value=imbalance),
         ),
     ]
 
@@ -160,32 +159,21 @@ def judge(name: str, table: pd.DataFrame, item: str, checks: list[Check]) -> lis
         if result.exception_info["raised_exception"]:
             raise RuntimeError(f"{check.rule}: {result.exception_info['exception_message']}")
         column = check.expectation.column
-        unexpected = [
-            {"item": row[item], "value": _plain(row[column])} for row in result.result["unexpected_index_list"]
-        ]
+        failing = result.to_json_dict()["result"]["unexpected_index_list"]
+        unexpected = [{"item": row[item], "value": row[column]} for row in failing]
         observed = _observed(table[column], check.expectation)
         findings.append(Finding(check, name, bool(result.success), observed, unexpected, _render(result, item)))
     return findings
 
 
-def _change(knob: str) -> str:
-    return f"Replace or remove them, or change validate.{knob} and say why."
-
-
 def _observed(values: pd.Series, expectation: gxe.Expectation) -> Any:
     if isinstance(expectation, gxe.ExpectColumnValuesToBeNull):
-        return int(values.notna().sum())
-    values = values.dropna()
-    if values.empty:
+        return int(values.count())
+    if not values.count():
         return None
     if pd.api.types.is_numeric_dtype(values):
-        return [_plain(values.min()), _plain(values.max())]
-    return {str(value): int(count) for value, count in values.value_counts().sort_index().items()}
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as the Python number that JSON knows."""
-    return value.item() if hasattr(value, "item") else value
+        return [values.min().item(), values.max().item()]
+    return values.value_counts().sort_index().to_dict()
 
 
 def _render(result: Any, item: str) -> str:
@@ -198,11 +186,8 @@ def _render(result: Any, item: str) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    match value:
-        case str():
-            return escape(value)
-        case list():
-            return [_escaped(item) for item in value]
-        case dict():
-            return {key: _escaped(item) for key, item in value.items()}
-    return value
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escape(value) if isinstance(value, str) else value

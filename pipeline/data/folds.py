@@ -1,4 +1,4 @@
-"""Grouped folds: every group is held out once, under the same rules that `splits` keeps for the single split."""
+"""Folds for cross-validation: every group is held out once, under the rules of `splits`."""
 
 import numpy as np
 import pandas as pd
@@ -38,9 +38,8 @@ def assign(frame: pd.DataFrame, prepare: Prepare, k: int, fold: int, seed: int) 
         if gap:
             sides |= dict.fromkeys([rest[0], rest[gap + val], rest[-1]], EMBARGO)
     result = units.map(sides)
-    kept = result[result != EMBARGO]
-    side = kept.groupby(frame["group"]).agg(lambda mine: mine.value_counts().idxmax())
-    return result.where(result == frame["group"].map(side), EMBARGO)
+    home = result[result != EMBARGO].groupby(frame["group"]).agg(lambda mine: mine.value_counts().idxmax())
+    return result.where(result == frame["group"].map(home), EMBARGO)
 
 
 def thin(split: pd.Series, frame: pd.DataFrame, share: float, seed: int) -> pd.Series:

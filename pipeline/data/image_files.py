@@ -1,4 +1,4 @@
-"""Where images lie: a folder, a list of paths, or an object store. None of them is ever held as a whole in memory.
+"""Lists and reads images in a folder, a list of paths or an object store, without ever holding a whole list in memory.
 
 An object store's address and credentials are what the AWS tools read: AWS_ENDPOINT_URL, AWS_PROFILE, and so on.
 """
@@ -70,40 +70,36 @@ def listed(manifest: Path) -> Iterator[str]:
 
 
 def join(root: str, path: str) -> str:
-    """Where a path of a listing is, if relative ones start at `root`: a folder, or s3://…"""
+    """The full path of one in a listing, where relative paths start at `root`, a folder or s3://…"""
     return path if path.startswith(("/", S3)) else f"{root.rstrip('/')}/{path}"
 
 
 def read(path: str, most: int) -> bytes:
-    """The first bytes of a file or an object, at most so many.
+    """The first `most` bytes of a file or an object.
 
     Raises:
         OSError: it cannot be read.
         Problem: the store cannot be reached, or there are no credentials: that says nothing of the object.
     """
-    if path.startswith(S3):
-        return _object(path, most)
-    with Path(path).open("rb") as file:
-        return file.read(most)
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-
-
-def _object(path: str, most: int) -> bytes:
+    if not path.startswith(S3):
+        with Path(path).open("rb") as file:
+            return file.read(most)
     try:
         data: bytes = _s3().cat_file(path, end=most)
     except OSError as error:
         if error.errno == errno.EINVAL and not _s3().size(path):  # a store has no first bytes of an empty object
             return b""
         raise
-    except Exception as error:  # what botocore raises where nothing answered shares no base class with the rest
+    except Exception as error:  # botocore's errors where nothing answers share no base class with the rest
         raise Problem(
             f"{path} cannot be fetched ({error}). Can the store be reached, and are there credentials for it (of a Ray "
             "cluster: where each machine ran `ray start`)? Run it again to go on."
         ) from error
     return data
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
 @cache

@@ -1,14 +1,10 @@
-"""`data/manifest.csv`: what is known of each usable image before anything is learnt from it.
-
-`pipeline.validate` writes it; later stages read it and never list `data/raw` themselves.
-"""
+"""`data/manifest.csv`: the usable images, a row each. Stages after `pipeline.validate` never list `data/raw`."""
 
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline import stage
-from pipeline.stage import Problem
 
 MANIFEST_FILE = Path("data/manifest.csv")
 COLUMNS = ["path", "class", "sha256", "dhash", "width", "height", "format", "mode", "brightness", "sharpness"]
@@ -21,11 +17,7 @@ def write(table: pd.DataFrame, path: Path = MANIFEST_FILE) -> None:
 
 
 def read(path: Path = MANIFEST_FILE) -> pd.DataFrame:
-    """Reads the manifest: a row an image, sorted by path; `dhash` stays 16 hex digits.
-
-    Raises Problem if it is missing.
-    """
-    if not path.is_file():
-        raise Problem(f"{path} is missing; `dvc repro validate` makes it")
+    """Reads the manifest: a row an image, sorted by path; `dhash` stays 16 hex digits. Raises Problem if missing."""
     # A class or a hash may look like a number, or like one of pandas' words for a missing value.
-    return pd.read_csv(path, dtype={"path": str, "class": str, "sha256": str, "dhash": str}, keep_default_na=False)
+    text = dict.fromkeys(["path", "class", "sha256", "dhash"], str)
+    return pd.read_csv(stage.require(path, "validate"), dtype=text, keep_default_na=False)

@@ -1,4 +1,4 @@
-"""The photograph of a rendered slide: light, focus, camera. Arithmetic: see `smears`."""
+"""Photographs a rendered slide: light, focus, camera. `smears` says which arithmetic is allowed."""
 
 from math import sqrt
 
@@ -18,7 +18,7 @@ SPREAD = (42, 51, 33)
 
 
 def photograph(stains: np.ndarray, sitting: Draws, cell: Draws) -> np.ndarray:
-    """What the session's lamp, focus and camera make of [2, side, side]: uint8 [size, size, 3], half as many a side."""
+    """Stains [2, side, side] under the session's lamp, focus and camera: uint8 [size, size, 3], size = side ÷ 2."""
     azure, eosin = stains
     side = len(azure)
     size = side // SUPERSAMPLING

@@ -1,4 +1,4 @@
-"""The slide of a rendered smear: a white cell among red cells, as amounts of stain. Arithmetic: see `smears`."""
+"""Draws the slide: a white cell among red cells, as amounts of stain. `smears` says which arithmetic is allowed."""
 
 from dataclasses import dataclass, fields
 from math import sqrt
@@ -21,7 +21,7 @@ class Morphology:
     vacuoles: float  # expected number
 
 
-# In order of maturation, backwards. A cell's stage is a place on this line, so neighbouring classes overlap.
+# From the most mature class to the least. A cell's stage is a place on this line, so neighbouring classes overlap.
 MORPHOLOGY = {
     "benign": Morphology(0.54, 0.04, 0.94, 0.00, 0.06, 2.0, 0.0, 0.00, 0.0),
     "early": Morphology(0.60, 0.04, 0.90, 0.03, 0.38, 2.6, 0.4, 0.20, 0.0),
@@ -32,13 +32,13 @@ MATURE_LYMPHOCYTE = Morphology(0.50, 0.04, 0.86, 0.05, 0.22, 1.8, 0.0, 0.00, 0.0
 MATURE_SHARE = 0.25  # of the benign cells
 CLASSES = tuple(MORPHOLOGY)
 
-# Standard deviations of the stage, where neighbouring classes are 1 apart; these keep a perfect reader below 100 %.
+# Standard deviations of the stage, where neighbouring classes are 1 apart. So large that nobody can tell all apart.
 STAGE_SPREAD_PATIENT = 0.10
 STAGE_SPREAD_CELL = 0.20
 
 
 class Draws:
-    """Random numbers that depend on nothing but the integers given, and are exact on every machine."""
+    """Random numbers that depend only on the given integers, and are the same to the last bit on every machine."""
 
     def __init__(self, seed: int, *key: int) -> None:
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
@@ -54,11 +54,11 @@ class Draws:
         return self._generator.random() < share
 
     def count(self, expected: float) -> int:
-        """One of the two whole numbers around `expected`, which is their mean."""
+        """`expected`, rounded up or down by chance so that it is the mean."""
         return int(expected) + self.chance(expected - int(expected))
 
     def direction(self) -> tuple[float, float]:
-        """A unit vector, all directions alike: a point of the disc, scaled."""
+        """A unit vector, uniform over all directions: a random point of the disc, scaled."""
         while True:
             x, y = self.between(-1, 1), self.between(-1, 1)
             if 0.01 < (square := x * x + y * y) < 1:
@@ -70,7 +70,7 @@ class Draws:
 
 
 def morphology(class_key: str, patient: Draws, cell: Draws) -> Morphology:
-    """A cell's: the classes on either side of its stage, mixed."""
+    """A cell's morphology, interpolated between the two classes next to its stage."""
     stage = CLASSES.index(class_key) + STAGE_SPREAD_PATIENT * patient.bell() + STAGE_SPREAD_CELL * cell.bell()
     if class_key == "benign" and cell.chance(MATURE_SHARE):
         return MATURE_LYMPHOCYTE
@@ -82,7 +82,7 @@ def morphology(class_key: str, patient: Draws, cell: Draws) -> Morphology:
 
 
 def surroundings(side: int, magnification: float, sitting: Draws, cell: Draws) -> np.ndarray:
-    """Azure and eosin, [2, side, side], of plasma, red cells, platelets and now and then a smudge."""
+    """Azure and eosin, [2, side, side], of plasma, red cells, platelets and a rare smudged cell."""
     soft = 8 / side
     stains = np.zeros((2, side, side), np.float32)
     azure, eosin = stains
@@ -120,11 +120,7 @@ def surroundings(side: int, magnification: float, sitting: Draws, cell: Draws) -
 
 
 def lay_white_cell(stains: np.ndarray, look: Morphology, magnification: float, cell: Draws) -> np.ndarray:
-    """Puts the white cell in place of what `stains`, [2, side, side], have in the middle.
-
-    Returns:
-        How much of each pixel is its own, 0 to 1: [side, side].
-    """
+    """Draws the white cell over the middle of `stains` [2, side, side]; returns its share of each pixel, 0..1."""
     azure, eosin = stains
     side = len(azure)
     soft = 6 / side
@@ -174,7 +170,7 @@ def lay_white_cell(stains: np.ndarray, look: Morphology, magnification: float, c
 
 
 def axis(side: int) -> np.ndarray:
-    """Where the pixels are, from -1 to 1: float32 [side]."""
+    """Coordinates of the pixels' centres, from -1 to 1: float32 [side]."""
     return (2 * np.arange(side, dtype=np.float32) + 1) / side - 1
 
 
@@ -186,7 +182,7 @@ def polar(side: int, x: float, y: float) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def outline(cosine: np.ndarray, sine: np.ndarray, wobble: float, draws: Draws) -> np.ndarray:
-    """How far a cell's edge is in each direction, about 1: low harmonics of the angle."""
+    """A cell's radius in each direction, about 1: low harmonics of the angle."""
     edge = np.ones_like(cosine)
     c, s = cosine, sine
     for harmonic in range(2, 6):
@@ -198,7 +194,7 @@ def outline(cosine: np.ndarray, sine: np.ndarray, wobble: float, draws: Draws) -
 def noise(side: int, grain: float, draws: Draws) -> np.ndarray:
     """Value noise, mostly in -1..1: two octaves of random lattices, the first with `grain` points a half frame.
 
-    Each lattice lies at an angle of its own, so that its rows do not show.
+    Each lattice is turned by a random angle, so that its rows do not show.
     """
     total = np.zeros((side, side), np.float32)
     for octave_grain, amplitude in ((grain, 1.0), (2 * grain, 0.5)):

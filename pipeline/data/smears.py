@@ -1,13 +1,13 @@
 """Renders the synthetic demo: single stained white cells among red cells, in four classes.
 
-A demonstration of the pipeline, not haematology. Morphology alone carries the class (`smear_slide.MORPHOLOGY`). Stain,
-light and camera are drawn per virtual patient and session whatever the class; the camera's automatic exposure, white
-balance and contrast take what is left of the class out of an image's overall colour (`smear_camera`).
+A demonstration of the pipeline, not haematology. Only morphology depends on the class (`smear_slide.MORPHOLOGY`);
+stain, light and camera are drawn per virtual patient and session, whatever the class; the camera's automatic exposure,
+white balance and contrast remove the class from an image's overall colour (`smear_camera`).
 
 The same arguments give the same bytes on every machine. So floats see only + - * / and sqrt, element by element, which
-IEEE 754 rounds in one way; sums over pixels are of integers; an angle is a unit vector, and its harmonics come from the
-addition formulas; noise is made of uniform numbers. NumPy's exp, sin, power, dot, complex product and float sums are
-not used: their last bits depend on the processor's vector unit.
+IEEE 754 defines to the last bit; sums over pixels are of integers; an angle is a unit vector, and its harmonics come
+from the addition formulas; noise is made of uniform numbers. NumPy's exp, sin, power, dot, complex product and float
+sums are not used: their last bits depend on the processor's vector unit.
 
 Lengths are in half frames, amounts of stain in optical density, pixel arrays float32 [side, side] unless it is said.
 """
@@ -70,7 +70,7 @@ def render(class_key: str, patient: int, session: int, index: int, size: int, se
 def cell_masks(names: Sequence[str], size: int, seed: int) -> np.ndarray:
     """Where the white cell is in images of `write_demo`, rendered anew: bool [n, size, size].
 
-    Shapes do not depend on the size, so it need not be the images' own. Raises Problem for a name that is none of its.
+    Shapes do not depend on the size, so it need not be the images' own. Raises Problem for any other file name.
     """
     masks = []
     for name in progress(names, "cell masks"):

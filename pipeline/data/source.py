@@ -1,10 +1,10 @@
-"""What `pipeline.fetch` brought: the images as they came, and where they are from."""
+"""What `pipeline.fetch` writes: the images as they came, and a record of where they are from."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import Problem
+from pipeline import stage
 
 RAW = Path("data/raw")  # <class>/<file name>
 SOURCE = Path("data/source.json")
@@ -12,7 +12,5 @@ SOURCE = Path("data/source.json")
 
 def read_source() -> dict[str, Any]:
     """Origin, licence, counts and digest of the images; whether they are rendered; whether small copies may travel."""
-    if not SOURCE.is_file():
-        raise Problem(f"{SOURCE} is missing; `dvc repro fetch` makes it")
-    source: dict[str, Any] = json.loads(SOURCE.read_text())
+    source: dict[str, Any] = json.loads(stage.require(SOURCE, "fetch").read_text())
     return source

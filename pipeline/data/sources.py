@@ -1,6 +1,6 @@
 """The four sources of images. Each function brings one onto this disk and returns the folder to look in.
 
-What is downloaded is kept below `.state/fetch`, so that an interrupted download goes on where it was.
+Downloads stay below `.state/fetch`, so that an interrupted one is resumed.
 """
 
 import lzma
@@ -10,11 +10,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path, PureWindowsPath
-from typing import NoReturn
+from typing import NamedTuple
 
 import requests
 import urllib3
@@ -39,26 +37,18 @@ DAMAGE = (  # what unpacking a damaged archive raises, besides OSError
 FREE_SHARE = 0.9  # of the free disk that an archive may unpack to; the rest is for everybody else
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """A folder with images somewhere below it."""
 
     folder: Path
-    ours: bool  # made for this run, so files may be moved out of it; else they are copied and nothing is changed
     version: str | None = None
     archive_sha256: str | None = None
 
 
 def demo(recipe: Params, work: Path) -> Fetched:
     """Renders the synthetic demo into `work`."""
-    write_demo(
-        work,
-        patients=recipe.demo.patients,
-        images_per_patient=recipe.demo.images_per_patient,
-        size=recipe.demo.size,
-        seed=recipe.seed,
-    )
-    return Fetched(work, ours=True)
+    write_demo(work, seed=recipe.seed, **recipe.demo.model_dump())
+    return Fetched(work)
 
 
 def folder(recipe: Params, work: Path) -> Fetched:
@@ -67,13 +57,11 @@ def folder(recipe: Params, work: Path) -> Fetched:
     path = Path(recipe.fetch.folder).expanduser()
     if not path.is_dir():
         raise Problem(f"fetch.folder: {path} is no folder. Give one with a subfolder for each class.")
-    return Fetched(path, ours=False)
+    return Fetched(path)
 
 
 def kaggle(recipe: Params, work: Path) -> Fetched:
     """Downloads a public data set by its handle, without credentials, or any other with them.
-
-    kagglehub keeps what it has downloaded below `.state/fetch/kaggle` and goes on from there.
 
     Raises Problem if the handle is wrong, Kaggle cannot be reached, wants credentials or sends no archive.
     """
@@ -84,9 +72,7 @@ def kaggle(recipe: Params, work: Path) -> Fetched:
 
     name = recipe.fetch.kaggle
     assert name  # params.Fetch sees to it
-    by_hand = (
-        "or download it by hand from its page, unpack it, and use fetch.source: folder with the folder in fetch.folder"
-    )
+    by_hand = "download it by hand, unpack it, and use fetch.source: folder with the folder in fetch.folder"
     try:
         handle = parse_dataset_handle(name)
     except ValueError as error:
@@ -94,32 +80,30 @@ def kaggle(recipe: Params, work: Path) -> Fetched:
     try:
         path = Path(kagglehub.dataset_download(name))
     except requests.HTTPError as error:
-        status = error.response.status_code
-        if status == 404:
-            raise Problem(f"Kaggle has no data set {name} (404). Check fetch.kaggle.") from error
-        if status in (401, 403):
-            raise Problem(
-                f"Kaggle wants credentials for {name} ({status}). Make a token on kaggle.com under Settings → API and "
-                "put it in the environment as KAGGLE_API_TOKEN, or as KAGGLE_USERNAME and KAGGLE_KEY. If the data set "
-                f"should be public, check fetch.kaggle; {by_hand}."
-            ) from error
-        raise Problem(f"Kaggle answered {status} for {name}. Try again later, {by_hand}.") from error
+        match error.response.status_code:
+            case 404:
+                problem = f"Kaggle has no data set {name} (404). Check fetch.kaggle."
+            case 401 | 403 as status:
+                problem = (
+                    f"Kaggle wants credentials for {name} ({status}). Make a token on kaggle.com under Settings → API "
+                    "and put it in the environment as KAGGLE_API_TOKEN, or as KAGGLE_USERNAME and KAGGLE_KEY. If the "
+                    f"data set should be public, check fetch.kaggle, or {by_hand}."
+                )
+            case status:
+                problem = f"Kaggle answered {status} for {name}. Try again later, or {by_hand}."
+        raise Problem(problem) from error
     except requests.RequestException as error:
-        raise Problem(
-            f"Kaggle could not be reached for {name}, or the connection was lost ({_cause(error)}). What has arrived "
-            "is kept, and the next run goes on from there. Check the network and the proxy (HTTPS_PROXY), and run it "
-            f"again; {by_hand}."
-        ) from error
+        raise _lost(f"Kaggle's data set {name}", error, by_hand) from error
     except (*DAMAGE, DataCorruptionError) as error:
         # Else kagglehub would find the broken download complete, and fail to unpack it for ever.
         for broken in Path(os.environ["KAGGLEHUB_CACHE"], "datasets", handle.owner, handle.dataset).glob("*.archive"):
             broken.unlink()
         raise Problem(
             f"Kaggle's answer for {name} cannot be used ({error}). What was downloaded has been removed: run it again, "
-            f"{by_hand}."
+            f"or {by_hand}."
         ) from error
     # Its cache's own layout: datasets/owner/name/versions/3.
-    return Fetched(path, ours=False, version=path.name if path.parent.name == "versions" else None)
+    return Fetched(path, version=path.name if path.parent.name == "versions" else None)
 
 
 def archive(recipe: Params, work: Path) -> Fetched:
@@ -130,30 +114,37 @@ def archive(recipe: Params, work: Path) -> Fetched:
     address, expected = recipe.fetch.archive, recipe.fetch.sha256
     assert address  # params.Fetch sees to both
     assert expected
-    if address.lower().startswith(("http://", "https://")):
-        path = _downloaded(address, expected)
-    else:
-        path = Path(address).expanduser()
-        if not path.is_file():
-            raise Problem(f"fetch.archive: {address} is no file, and no http(s) address either.")
-        if (actual := stage.sha256(path)) != expected:
-            _wrong_checksum(address, expected, actual, "The file was left as it is.")
-    unpack(path, work, address)
-    return Fetched(work, ours=True, archive_sha256=expected)
+    remote = address.lower().startswith(("http://", "https://"))
+    kept = STATE / expected  # where an earlier run left its download
+    path = kept if remote else Path(address).expanduser()
+    if remote and not kept.exists():
+        path = STATE / f"{expected}.part"
+        _download(address, path)
+    if not path.is_file():
+        raise Problem(f"fetch.archive: {address} is no file, and no http(s) address either.")
+    if (actual := stage.sha256(path)) != expected:
+        what_now = "The file was left as it is."
+        if remote:
+            path.unlink()
+            what_now = "The download was removed; run it again to download it anew."
+        raise Problem(
+            f"{address} is not the archive that fetch.sha256 names, so it was not unpacked.\n"
+            f"  expected {expected}\n  actual   {actual}\n{what_now} If the archive is right, correct fetch.sha256."
+        )
+    if remote:
+        path = path.replace(kept)
+    _unpack(path, work, address)
+    return Fetched(work, archive_sha256=expected)
 
 
 BY_NAME = {"demo": demo, "kaggle": kaggle, "archive": archive, "folder": folder}  # as fetch.source has them
 
 
-def unpack(path: Path, folder: Path, name: str) -> None:
-    """Unpacks an archive into an existing folder; on an error what was unpacked so far is left to the caller.
+def _unpack(path: Path, folder: Path, name: str) -> None:
+    """Unpacks an archive, called `name` in messages, into an existing folder; the caller clears up after an error.
 
-    Args:
-        name: what messages call the archive.
-
-    Raises:
-        Problem: it is damaged or of an unknown kind, would fill the disk, or has a member that is a link or a device
-            or that would land outside the folder.
+    Raises Problem if it is damaged or of an unknown kind, would fill the disk, or has a member that is a link or a
+    device or that would land outside the folder.
     """
     room = int(shutil.disk_usage(folder).free * FREE_SHARE)
 
@@ -188,63 +179,36 @@ def unpack(path: Path, folder: Path, name: str) -> None:
         raise Problem(f"{name} cannot be unpacked ({error}). Make or download it again.") from error
 
 
-def _downloaded(url: str, expected: str) -> Path:
-    """Returns the archive on this disk, downloaded unless an earlier run did; never one with a wrong checksum."""
-    done = STATE / expected
-    if done.exists() and stage.sha256(done) == expected:
-        return done
-    part = STATE / f"{expected}.part"
-    _download(url, part)
-    if (actual := stage.sha256(part)) != expected:
-        part.unlink()
-        _wrong_checksum(url, expected, actual, "The download was removed; run it again to download it anew.")
-    part.replace(done)
-    return done
-
-
 def _download(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks of the file, or writes it anew where the server cannot go on from the middle."""
+    """Downloads what `part` lacks of the file; the whole file where the server does not resume."""
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    by_hand = "download the file by hand and give its path in fetch.archive"
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
                 return  # all of it is here already, or too much: the checksum tells
             response.raise_for_status()
+            size = response.headers.get("Content-Length")
+            # Raw, since some servers declare a .tar.gz as gzip-encoded, and requests would unpack it: another checksum.
+            chunks = response.raw.stream(CHUNK, decode_content=False)
+            total = ceil(int(size) / CHUNK) if size else None
             with part.open("ab" if response.status_code == requests.codes.partial_content else "wb") as file:
-                for chunk in _chunks(response):
+                for chunk in stage.progress(chunks, "downloading", total=total, unit="MB"):
                     file.write(chunk)
     except requests.HTTPError as error:
-        raise Problem(
-            f"{url} answered {error.response.status_code} ({error.response.reason}). Check fetch.archive, or download "
-            "the file by hand and give its path there."
-        ) from error
+        answer = f"{error.response.status_code} ({error.response.reason})"
+        raise Problem(f"{url} answered {answer}. Check fetch.archive, or {by_hand}.") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise Problem(
-            f"{url} could not be reached, or the connection was lost ({_cause(error)}). What has arrived is kept, and "
-            "the next run goes on from there. Check the network and the proxy (HTTPS_PROXY), and run it again; or "
-            "download the file by hand and give its path in fetch.archive."
-        ) from error
+        raise _lost(url, error, by_hand) from error
 
 
-def _chunks(response: requests.Response) -> Iterator[bytes]:
-    # Raw, since some servers declare a .tar.gz as gzip-encoded, and requests would unpack it: another checksum.
-    size = response.headers.get("Content-Length")
-    chunks = response.raw.stream(CHUNK, decode_content=False)
-    yield from stage.progress(chunks, "downloading", total=ceil(int(size) / CHUNK) if size else None, unit="MB")
-
-
-def _wrong_checksum(name: str, expected: str, actual: str, what_now: str) -> NoReturn:
-    raise Problem(
-        f"{name} is not the archive that fetch.sha256 names, so it was not unpacked.\n"
-        f"  expected {expected}\n  actual   {actual}\n{what_now} If the archive is right, correct fetch.sha256."
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """Says what lies below requests' and urllib3's layers: "Connection refused" rather than three lines of wrapping."""
+def _lost(what: str, error: BaseException, by_hand: str) -> Problem:
+    """Names the innermost error, such as "Connection refused", and not what requests and urllib3 wrapped around it."""
     while error.__context__:
         error = error.__context__
-    return getattr(error, "strerror", None) or str(error)
+    return Problem(
+        f"{what} could not be reached, or the connection was lost ({getattr(error, 'strerror', None) or error}). What "
+        "has arrived is kept, and the next run goes on from there. Check the network and the proxy (HTTPS_PROXY), and "
+        f"run it again; or {by_hand}."
+    )

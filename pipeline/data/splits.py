@@ -1,8 +1,8 @@
 """Splits that do not leak: by patient where the file name carries one, else by blocks of file numbers.
 
-Neighbouring file numbers come from one session at the microscope, so a random split would put nearly
-the same image on both sides. Here whole blocks are held out, one block is dropped at each boundary
-(the embargo), and blocks that share near-duplicate images are never on two sides.
+Neighbouring file numbers come from one session at the microscope, so a random split would put nearly the same image on
+both sides. Here whole blocks are held out, one block is dropped at each boundary (the embargo), and blocks that share
+near-duplicate images are never on two sides.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ EMBARGO = "embargo"
 def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     """Adds `patient` ('' where unknown), `group` and `split` to a manifest's rows.
 
-    A group is the unit that never crosses a split and that intervals are bootstrapped over: a patient,
-    or a block of `prepare.block` file numbers joined with the blocks that hold its near-duplicates.
+    A group is the unit that never crosses a split and that intervals are bootstrapped over: a patient, or a block of
+    `prepare.block` file numbers joined with the blocks that hold its near-duplicates.
 
     Raises Problem if a file name carries no patient or no number, or a class is missing from a split.
     """
@@ -37,16 +37,14 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     else:
         frame["patient"] = ""
         blocks = block_numbers(frame["path"], prepare)
-        frame["split"] = _blocks_to_splits(frame["class"], blocks, prepare.fractions)
         names = [f"{key}-{block:03d}" for key, block in zip(frame["class"], blocks, strict=True)]
         frame["group"] = _join(names, near_duplicates(frame["dhash"], prepare.near_duplicate_bits))
-        # A group on two sides keeps the side with more of its images; the rest is dropped, not moved:
-        # moved blocks would lie beside blocks of another split.
-        kept = frame[frame["split"] != EMBARGO]
-        sizes = kept.groupby(["group", "split"]).size()
-        home = {group: part.idxmax()[1] for group, part in sizes.groupby(level=0)}
-        astray = frame["split"] != frame["group"].map(home)
-        frame.loc[astray, "split"] = EMBARGO
+        split = _blocks_to_splits(frame["class"], blocks, prepare.fractions)
+        # A group on two sides keeps the side with more of its images; the rest is dropped, not moved: moved blocks
+        # would lie beside blocks of another split.
+        sizes = split[split != EMBARGO].groupby([frame["group"], split]).size()
+        home = sizes.groupby(level=0).agg(lambda mine: mine.idxmax()[1])
+        frame["split"] = split.where(split == frame["group"].map(home), EMBARGO)
     _check_every_class_everywhere(frame)
     return frame
 
@@ -85,13 +83,13 @@ def _split_of(name: str, fractions: Fractions) -> str:
     return "val" if u < fractions.train + fractions.val else "test"
 
 
-def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractions) -> np.ndarray:
+def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractions) -> pd.Series:
     """Train, val and test lie one after the other along each class's blocks, an embargo block between them.
 
-    An image added within the range changes nothing; one that opens a new block at the end moves each
-    boundary by one block at most, which the embargo takes up: no image goes from one split to another.
+    An image added within the range changes nothing. One that opens a new block at the end moves each boundary by at
+    most one block, the embargo's: no image goes from one split to another.
     """
-    splits = np.empty(len(blocks), object)
+    splits = pd.Series("test", classes.index)
     for key in classes.unique():
         mine = (classes == key).to_numpy()
         first, last = blocks[mine].min(), blocks[mine].max()
@@ -99,30 +97,28 @@ def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractio
         to_val = first + round(usable * fractions.train)
         # From the sum, so that each boundary moves by one block at most when a block is added.
         to_test = max(first + 1 + int(usable * (fractions.train + fractions.val) + 1e-9), to_val + 2)
-        splits[mine] = np.select(
-            [np.isin(blocks[mine], (to_val, to_test)), blocks[mine] < to_val, blocks[mine] < to_test],
-            [EMBARGO, "train", "val"],
-            "test",
-        )
+        splits[mine & (blocks < to_test)] = "val"
+        splits[mine & (blocks < to_val)] = "train"
+        splits[mine & np.isin(blocks, (to_val, to_test))] = EMBARGO
     return splits
 
 
 def _join(names: list[str], pairs: np.ndarray) -> list[str]:
-    """Names each row after the first block of the component that near-duplicate pairs join its block to."""
-    index, codes = np.unique(names, return_inverse=True)
-    links = coo_array((np.ones(len(pairs)), (codes[pairs[:, 0]], codes[pairs[:, 1]])), shape=(len(index), len(index)))
+    """Names each row after the first of the blocks that chains of near-duplicate pairs join to its own."""
+    blocks, codes = np.unique(names, return_inverse=True)
+    shape = (len(blocks), len(blocks))
+    links = coo_array((np.ones(len(pairs)), (codes[pairs[:, 0]], codes[pairs[:, 1]])), shape)
     _, component = connected_components(links, directed=False)
-    first = {label: name for name, label in reversed(list(zip(index, component, strict=True)))}
-    return [str(first[component[code]]) for code in codes]
+    _, first = np.unique(component, return_index=True)
+    return [str(name) for name in blocks[first[component[codes]]]]
 
 
 def _check_every_class_everywhere(frame: pd.DataFrame) -> None:
-    counts = pd.crosstab(frame["class"], frame["split"])
     for split in SPLITS:
-        for key in counts.index:
-            if split not in counts or counts.loc[key, split] == 0:
-                groups = frame.loc[frame["class"] == key, "group"].nunique()
+        present = set(frame.loc[frame["split"] == split, "class"])
+        for key, rows in frame.groupby("class"):
+            if key not in present:
                 raise Problem(
-                    f"class {key} has no image in the {split} split ({groups} "
-                    "patients or blocks). Add data, or change seed, prepare.fractions or prepare.block in params.yaml."
+                    f"class {key} has no image in the {split} split ({rows['group'].nunique()} patients or blocks). "
+                    "Add data, or change seed, prepare.fractions or prepare.block in params.yaml."
                 )

@@ -40,21 +40,15 @@ def look(path: Path, max_side: int) -> Facts:
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         header = images.header(data)
-        size_and_kind = (header.width, header.height, header.format, header.mode)
+        described = (sha256, None, header.width, header.height, header.format, header.mode)
         if max(header.width, header.height) > max_side:
-            return Facts(sha256, None, *size_and_kind)
+            return Facts(*described)
         image = images.decode(data)
     except images.ImageError as error:
         return Facts(sha256, str(error))
     pixels = np.asarray(image)
-    return Facts(
-        sha256,
-        None,
-        *size_and_kind,
-        dhash=f"{dhash(image):016x}",
-        brightness=round(images.brightness(pixels), _DECIMALS),
-        sharpness=round(images.sharpness(pixels), _DECIMALS),
-    )
+    measured = (round(measure(pixels), _DECIMALS) for measure in (images.brightness, images.sharpness))
+    return Facts(*described, f"{dhash(image):016x}", *measured)
 
 
 def dhash(image: Image.Image) -> int:
@@ -72,21 +66,19 @@ def look_at_all(raw: Path, max_side: int) -> pd.DataFrame:
 
     Raises Problem if there is no file.
     """
-    paths = sorted(path for path in raw.rglob("*") if path.is_file())
-    if not paths:
+    files = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*") if path.is_file()}
+    if not files:
         raise Problem(f"{raw} holds no images; `dvc repro fetch` puts them there")
-    # Threads, since reading, decoding and NumPy all let go of Python's lock.
+    names = sorted(files)
+    # Threads, since reading, decoding and NumPy all release Python's lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        looks = pool.map(lambda path: look(path, max_side), paths)
-        table = pd.DataFrame([asdict(facts) for facts in progress(looks, "looking", total=len(paths))])
-    names = [path.relative_to(raw) for path in paths]
-    table.insert(0, "path", [name.as_posix() for name in names])
-    table.insert(1, "class", [name.parts[0] if len(name.parts) > 1 else "(none)" for name in names])
-    for side in ("width", "height"):
-        table[side] = table[side].astype("Int64")  # whole numbers in the manifest, though unreadable files have none
+        looks = pool.map(lambda name: look(files[name], max_side), names)
+        table = pd.DataFrame([asdict(facts) for facts in progress(looks, "looking", total=len(names))])
+    table.insert(0, "path", names)
+    table.insert(1, "class", [name.split("/")[0] if "/" in name else "(none)" for name in names])
     sides = table[["width", "height"]].astype(float)
-    table = table.assign(shorter_side=sides.min(axis=1), longer_side=sides.max(axis=1))
-    return table.sort_values("path", ignore_index=True)
+    table[["width", "height"]] = sides.astype("Int64")  # unreadable files have none; the others stay whole numbers
+    return table.assign(shorter_side=sides.min(axis=1), longer_side=sides.max(axis=1))
 
 
 def mark_copies(images: pd.DataFrame) -> pd.DataFrame:
@@ -100,8 +92,7 @@ def mark_copies(images: pd.DataFrame) -> pd.DataFrame:
     copy_of = first.where(first != readable["path"])
 
     firsts = readable[copy_of.isna()]
-    twins = firsts.merge(firsts, on="sha256", suffixes=("", "_elsewhere"))
-    twins = twins[twins["class"] != twins["class_elsewhere"]]
+    twins = firsts.merge(firsts, on="sha256", suffixes=("", "_elsewhere")).query("`class` != class_elsewhere")
     elsewhere = twins.groupby(["class", "sha256"])["path_elsewhere"].first()
     also_under = readable.join(elsewhere, on=["class", "sha256"])["path_elsewhere"]
     return images.assign(copy_of=copy_of, also_under=also_under)
@@ -112,11 +103,12 @@ def count_classes(images: pd.DataFrame, usable: pd.DataFrame, keys: list[str]) -
 
     `imbalance` is the size of the largest class ÷ the size of this one; none for a class without images.
     """
-    count = usable["class"].value_counts().reindex(keys, fill_value=0)
-    columns = {
-        "images": count,
-        "unreadable": images[images["problem"].notna()]["class"].value_counts().reindex(keys, fill_value=0),
-        "copies": images[images["copy_of"].notna()]["class"].value_counts().reindex(keys, fill_value=0),
-        "imbalance": (count.max() / count.where(count > 0)).round(4),
+    tables = {
+        "images": usable,
+        "unreadable": images[images["problem"].notna()],
+        "copies": images[images["copy_of"].notna()],
     }
-    return pd.DataFrame(columns).rename_axis("class").reset_index()
+    counts = pd.DataFrame({name: table["class"].value_counts() for name, table in tables.items()}, pd.Index(keys))
+    counts = counts.fillna(0).astype(int)
+    counts["imbalance"] = (counts["images"].max() / counts["images"].where(counts["images"] > 0)).round(4)
+    return counts.rename_axis("class").reset_index()

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from leukdetect import contract, runtime
-from pipeline.stage import Problem, progress
+from pipeline.stage import Problem, progress, require
 
 FP32 = Path("models/leukdetect.onnx")
 INT8 = Path("models/leukdetect.int8.onnx")
@@ -62,9 +62,7 @@ def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
     Raises:
         Problem: it is missing, carries no contract or a broken one, or knows other classes.
     """
-    if not path.is_file():
-        raise Problem(f"{path} is missing; `dvc repro export` makes it")
-    session = runtime.open_session(path)
+    session = runtime.open_session(require(path, "export"))
     try:
         promise = contract.parse(session.get_modelmeta().custom_metadata_map)
     except contract.ContractError as error:

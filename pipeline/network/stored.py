@@ -8,17 +8,15 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from pipeline import stage
-from pipeline.stage import Problem
 
 FEATURES = Path("data/features")
 
 
 def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
     """The stored views, each [n, …], and the validation split's [m, …]; memory-mapped."""
-    files = sorted((FEATURES / what).glob("view-*.npy"))
-    if not files:
-        raise Problem(f"{FEATURES}/{what}/ is missing; `dvc repro features` makes it")
-    return [np.load(file, mmap_mode="r") for file in files], np.load(FEATURES / what / "val.npy", mmap_mode="r")
+    val = stage.require(FEATURES / what / "val.npy", "features")  # written last
+    views = sorted(val.parent.glob("view-*.npy"))
+    return [np.load(file, mmap_mode="r") for file in views], np.load(val, mmap_mode="r")
 
 
 def write(folder: Path, name: str, rows: int, batches: Iterator[dict[str, np.ndarray]]) -> None:

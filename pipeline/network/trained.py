@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from pipeline.stage import Problem
+from pipeline import stage
 
 HEAD = Path("models/head.keras")  # of phase 1, `pipeline.train_head`
 MODEL = Path("models/model.keras")  # of phase 2, `pipeline.fine_tune`
@@ -12,7 +12,5 @@ MODEL = Path("models/model.keras")  # of phase 2, `pipeline.fine_tune`
 
 def load_model(path: Path = MODEL) -> keras.Model:
     """The whole float32 model. Raises Problem if it is missing."""
-    if not path.is_file():
-        phase = "train_head" if path == HEAD else "fine_tune"
-        raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
+    stage.require(path, "train_head" if path == HEAD else "fine_tune")
     return keras.models.load_model(path, compile=False)
