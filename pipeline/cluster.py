@@ -18,7 +18,7 @@ from pipeline.stage import Problem
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where a cluster's head is, or `auto` on a machine of it
 UNDER_WAY = 2  # items for each processor: the next is there when one is done, and results never pile up
-CODE = [str(Path(__file__).parents[1] / name) for name in ("leukdetect", "pipeline", "serving")]
+CODE = [str(Path(__file__).parents[1] / name) for name in ("leukdetect", "pipeline")]
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
