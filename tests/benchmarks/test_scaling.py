@@ -1,7 +1,7 @@
 """docs/scaling.md against what was measured."""
 
 from benchmarks import scaling
-from pipeline import score
+from pipeline.scoring import job
 from serving.settings import Settings
 
 
@@ -12,7 +12,7 @@ def test_the_page_has_the_figures_that_the_measurements_give() -> None:
 
 
 def test_what_the_arithmetic_takes_from_the_code_is_so() -> None:
-    assert score.PART_ROWS == scaling.PART
+    assert job.PART_ROWS == scaling.PART
     assert Settings.model_fields["watch_seconds"].default == scaling.WATCH
 
 

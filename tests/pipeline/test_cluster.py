@@ -89,8 +89,8 @@ def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def score(source: Path | str, out: Path, part_rows: int = 20) -> str:
     arguments = ["score", str(source), "--out", str(out), "--model", str(out.parent / "tiny.onnx")]
-    code = "import sys; from pipeline import score, stage; "
-    return code + f"score.PART_ROWS = {part_rows}; sys.argv = {arguments}; stage.run(score.main)"
+    code = "import sys; from pipeline import score, stage; from pipeline.scoring import job; "
+    return code + f"job.PART_ROWS = {part_rows}; sys.argv = {arguments}; stage.run(score.main)"
 
 
 def when_under_way(process: subprocess.Popen[str], out: Path, what: Callable[[], bool]) -> None:

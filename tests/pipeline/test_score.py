@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import score
 from pipeline.data import image_files
-from pipeline.scoring import worker
+from pipeline.scoring import job, worker
 from pipeline.stage import Problem
 from serving.app import create_app
 from serving.models.startup import start
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score, "PART_ROWS", 10)
+    monkeypatch.setattr(job, "PART_ROWS", 10)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -164,7 +164,7 @@ def test_where_nothing_can_be_read_any_more_it_stops_and_keeps_no_row_of_it(
     tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "UNREADABLE", 8)
-    monkeypatch.setattr(score, "PART_ROWS", 16)
+    monkeypatch.setattr(job, "PART_ROWS", 16)
     read = image_files.read
 
     def fails_in_b(path: str, most: int) -> bytes:
@@ -188,6 +188,20 @@ def test_an_image_larger_than_the_server_takes_is_refused_and_never_read_whole(
         file.truncate(10**11)
     run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
     assert rows(tmp_path / "out")["a/huge.jpg"]["error"] == "At most 20 MB are accepted."
+
+
+def test_the_limits_are_the_servers_and_its_variables_set_them(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = Settings.model_fields
+    assert (fields["max_body_bytes"].default, fields["max_pixels"].default) == (score.MAX_BODY_BYTES, score.MAX_PIXELS)
+    monkeypatch.setenv("LEUKDETECT_MODEL", str(model))
+    monkeypatch.setenv("LEUKDETECT_MAX_PIXELS", "1000")
+    run(monkeypatch, folder, "--out", tmp_path / "out")
+    assert "at most 0.001 megapixels" in rows(tmp_path / "out")["a/00.jpg"]["error"]
+    monkeypatch.setenv("LEUKDETECT_PRECISION", "fp16")
+    with pytest.raises(Problem, match="no precision fp16; there are auto, fp32, int8"):
+        run(monkeypatch, folder, "--out", tmp_path / "2")
 
 
 @pytest.fixture
@@ -237,4 +251,4 @@ def test_a_store_that_cannot_be_asked_is_one_message_and_no_images_fault(
     (tmp_path / "some.csv").write_text("path\ns3://smears/a.jpg\n")
     with pytest.raises(Problem, match=rf"s3://smears/a\.jpg cannot be fetched \({why}.*Run it again"):
         run(aws, tmp_path / "some.csv", "--out", tmp_path / "out", "--model", model)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [score.LISTING]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [job.LISTING]
