@@ -1,4 +1,4 @@
-"""Work that is done ahead of whoever takes its results."""
+"""Reads ahead: begins work on the next items while a result is being used."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 def ahead(
     items: Iterable[Item], begin: Callable[[Item], Begun], end: Callable[[Begun], Result], most: Callable[[], float]
 ) -> Iterator[Result]:
-    """Yields end(begin(item)) in the order of the items, with up to `most()` of them begun beyond the one it yields.
+    """Yields end(begin(item)) in the order of the items; at most `most()` others are begun or wait to be taken.
 
-    `pool.map` runs through all items however slowly the results are taken; this one never holds more than it must.
+    `pool.map` would begin all items at once and keep every result until it is taken.
     """
     under_way: deque[Begun] = deque()
     for item in items:

@@ -1,7 +1,7 @@
 """Runs a function over many items on a Ray cluster, a processor each. Ray is an extra: requirements/ray.txt.
 
-Each machine of the cluster needs what requirements/pipeline.txt and requirements/ray.txt install, and must see what the
-items name (a shared folder, an object store). This project's own code is sent along. Start it on one of them.
+Each machine of the cluster needs what requirements/pipeline.txt and requirements/ray.txt install, and access to what
+the items name (a shared folder, an object store). This project's code is sent along. Run the command on one of them.
 """
 
 import logging
@@ -17,7 +17,7 @@ from pipeline.ahead import ahead
 from pipeline.stage import Problem
 
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where a cluster's head is, or `auto` on a machine of it
-UNDER_WAY = 2  # items for each processor: the next is there when one is done, and results never pile up
+UNDER_WAY = 2  # items for each processor: one that it works on, and one that waits
 CODE = [str(Path(__file__).parents[1] / name) for name in ("leukdetect", "pipeline")]
 
 Shared = TypeVar("Shared")
@@ -29,18 +29,13 @@ Result = TypeVar("Result")
 def connected(
     address: str, function: Callable[[Shared, Item], Result], shared: Shared
 ) -> Iterator[Callable[[Iterable[Item]], Iterator[Result]]]:
-    """Yields what `map` is on one machine: from items to function(shared, item), in the order of the items.
+    """Yields a function from items to function(shared, item), in the order of the items.
 
-    An item whose worker or machine died is given to another, so `function` must have no effect but its result.
+    An item whose worker or machine died is given to another, so `function`, from the top of a module, must have no
+    effect but its result. `shared` is sent to each machine once; arrays in it are not copied there.
 
-    Args:
-        address: of the cluster's head.
-        function: at the top of a module.
-        shared: sent to each machine once; arrays in it are not copied there.
-
-    Raises:
-        Problem: Ray is not installed, there is no cluster, or an item's workers died again and again.
-        What `function` raises; other than a Problem with the traceback of the worker, as Ray's RayTaskError.
+    Raises Problem if Ray is not installed, there is no cluster, or an item's workers died again and again; a Problem of
+    `function` as it is, and any other of its errors as Ray's RayTaskError with the worker's traceback.
     """
     _check(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home otherwise
@@ -71,7 +66,7 @@ def connected(
                 raise Problem(f"Ray gave up: {error}") from error
             return value
 
-        def most() -> float:  # asked anew for every item: a cluster may grow
+        def most() -> float:  # called again for every item: a cluster may grow
             return float(UNDER_WAY * max(1, ray.cluster_resources().get("CPU", 0)))
 
         yield lambda items: ahead(items, partial(task.remote, kept), result, most)
@@ -80,7 +75,7 @@ def connected(
 
 
 def _check(address: str) -> None:
-    """Raises Problem where nobody listens: Ray itself would try for minutes."""
+    """Raises Problem at once if nothing listens there: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon:
         return  # `auto`

@@ -1,6 +1,6 @@
-"""`params.yaml` as frozen, typed models: one class a section. Each knob's reason stands in params.yaml.
+"""`params.yaml` as frozen, typed models, one class a section. params.yaml itself says what each key is for.
 
-An unknown or missing key, or a value that cannot be, is an error that names the key and the value.
+An unknown or missing key, or a value out of range, is an error that names the key and the value.
 """
 
 import hashlib
@@ -44,12 +44,11 @@ class Fetch(Section):
 
     @model_validator(mode="after")
     def _has_what_its_source_needs(self) -> Self:
-        needs = {"demo": [], "kaggle": ["kaggle"], "archive": ["archive", "sha256"], "folder": ["folder"]}
-        for key in needs[self.source]:
-            if getattr(self, key) is None:
-                raise ValueError(f"source: {self.source} needs fetch.{key}")
         if self.source == "demo" and not self.synthetic:
             raise ValueError("synthetic must be true for source: demo: its numbers must never pass as clinical")
+        for key in {"demo": [], "archive": ["archive", "sha256"]}.get(self.source, [self.source]):
+            if getattr(self, key) is None:
+                raise ValueError(f"source: {self.source} needs fetch.{key}")
         return self
 
 
@@ -76,8 +75,9 @@ class Fractions(Section):
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Self:
-        if abs(self.train + self.val + self.test - 1) > 1e-9:
-            raise ValueError(f"train + val + test must be 1, not {self.train + self.val + self.test:g}")
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + val + test must be 1, not {total:g}")
         return self
 
 
@@ -91,16 +91,13 @@ class Prepare(Section):
 
     @model_validator(mode="after")
     def _patterns_compile(self) -> Self:
-        for key, group in (("patient", "patient"), ("number", None)):
-            pattern = getattr(self, key)
-            if pattern is None:
-                continue
+        for key, pattern in (("patient", self.patient), ("number", self.number)):
             try:
-                compiled = re.compile(pattern)
+                groups = re.compile(pattern or "").groupindex
             except re.error as error:
                 raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from error
-            if group and group not in compiled.groupindex:
-                raise ValueError(f"{key}: {pattern!r} needs a group named (?P<{group}>…)")
+            if key == "patient" and pattern is not None and key not in groups:
+                raise ValueError(f"patient: {pattern!r} needs a group named (?P<patient>…)")
         return self
 
 
@@ -212,51 +209,49 @@ class Params(Section):
             )
         if self.model.backbone == "InceptionV3" and self.prepare.image_size < 75:
             raise ValueError(
-                f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}; nothing is left "
-                "of a smaller image behind its strides"
+                f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}: its strides "
+                "leave nothing of a smaller image"
             )
         return self
 
 
 def load(path: Path = PARAMS_FILE) -> Params:
-    """Reads and checks the recipe.
-
-    Raises Problem if the file is missing or is no YAML, or a key is unknown, missing or has a wrong value.
-    """
+    """Reads and checks the recipe. Raises Problem if it is missing, no YAML, or as for `parse`."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        return parse(yaml.safe_load(path.read_text()), str(path))
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing. Run from the project's root, or copy one of presets/ there.") from error
     except yaml.YAMLError as error:
         raise Problem(f"{path} is not valid YAML: {error}") from error
-    return parse(raw, str(path))
 
 
 def parse(raw: Any, name: str = "params") -> Params:
-    """Checks a recipe that has been read already. Raises Problem, as `load` does."""
+    """Checks a recipe that was read already. Raises Problem if any key is unknown, missing or out of range."""
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         lines = [f"{name} cannot be used:"]
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "the recipe"
-            if item["type"] == "missing":
-                lines.append(f"  {key}: missing; presets/ show every key")
-            elif item["type"] == "extra_forbidden":
-                lines.append(f"  {key}: unknown key (its value is {item['input']!r}); check the spelling or remove it")
-            elif item["loc"] and item["type"] != "value_error":
-                lines.append(f"  {key}: {item['msg']} (it is {item['input']!r})")
-            else:
-                lines.append(f"  {key}: {item['msg'].removeprefix('Value error, ')}")
+            key = ".".join(map(str, item["loc"])) or "the recipe"
+            match item["type"]:
+                case "missing":
+                    wrong = "missing; presets/ show every key"
+                case "extra_forbidden":
+                    wrong = f"unknown key (its value is {item['input']!r}); check the spelling or remove it"
+                case "value_error":
+                    wrong = item["msg"].removeprefix("Value error, ")
+                case _:
+                    wrong = f"{item['msg']} (it is {item['input']!r})"
+            lines.append(f"  {key}: {wrong}")
         raise Problem("\n".join(lines)) from error
 
 
 def until(recipe: Params, section: str) -> str:
-    """What decides a stage of the training, as JSON: its section and those before it."""
+    """All that a training stage depends on, as JSON: its section and those before it."""
     sections = ("seed", "classes", "prepare", "model", "augment", "features", "train_head", "fine_tune")
     return recipe.model_dump_json(by_alias=True, include=set(sections[: sections.index(section) + 1]))
 
 
-def digest(params: Params) -> str:
+def digest(recipe: Params) -> str:
     """SHA-256 of what builds the model: every section but the gate, which only judges it."""
-    return hashlib.sha256(params.model_dump_json(by_alias=True, exclude={"gate"}).encode()).hexdigest()
+    return hashlib.sha256(recipe.model_dump_json(by_alias=True, exclude={"gate"}).encode()).hexdigest()

@@ -24,8 +24,7 @@ def main() -> None:
 def activate(preset: Path) -> None:
     """Copies a preset over params.yaml, unless params.yaml holds edits that no preset has: nothing is lost."""
     params.load(preset)
-    saved = {path.read_text() for path in PRESETS.glob("*.yaml")}
-    if PARAMS_FILE.exists() and PARAMS_FILE.read_text() not in saved:
+    if PARAMS_FILE.exists() and PARAMS_FILE.read_text() not in {path.read_text() for path in PRESETS.glob("*.yaml")}:
         raise Problem(
             f"{PARAMS_FILE} has edits that are in none of {PRESETS}/. Save them as a preset "
             f"(cp {PARAMS_FILE} {PRESETS}/mine.yaml) or drop them (git checkout {PARAMS_FILE}), then run it again."

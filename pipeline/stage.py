@@ -1,4 +1,4 @@
-"""What every stage shares: how it ends, how it writes, how it shows progress."""
+"""What every stage shares: running `main`, writing outputs, keeping state over an interruption, progress bars."""
 
 import errno
 import hashlib
@@ -49,7 +49,7 @@ def guard(main: Callable[[], None]) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Tells the one OSError that is not about the file at hand: `guard` has a message for it."""
+    """Whether the disk is full: an error of the whole machine and not of the file at hand. `guard` reports it."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -84,12 +84,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def state_key(*parts: str) -> str:
-    """Names the state of an interrupted stage by all that decides its course: another recipe never goes on from it."""
+    """Names a stage's saved state by all that its result depends on, so that it only resumes its own work."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def drop_others(state: Path) -> None:
-    """Drops what other recipes or other data left beside a folder of state."""
+    """Removes the state that other recipes or other data left beside this one."""
     for other in set(state.parent.glob("*")) - {state}:
         shutil.rmtree(other)
 
@@ -101,5 +101,5 @@ def sha256(path: Path) -> str:
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "image") -> Iterable[Item]:
-    """A progress bar on stderr; off where nobody watches a terminal, so that logs stay short."""
+    """A progress bar on stderr, only if that is a terminal, so that logs stay short."""
     return tqdm(items, desc=description, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)

@@ -1,11 +1,10 @@
-"""The MLflow run: one run holds one pass through the chain.
+"""The MLflow run: one run holds one pass through the pipeline.
 
-A run is found again by a key (recipe, data, machine, folder), so that no stage hands a run id to the next:
-the first that asks opens it, the others resume it, and `register` finishes it. A further pass gets its own
-run, since only a run that is still RUNNING is resumed.
+A run is found again by a key (recipe, data, machine, folder), so that no stage hands a run id to the next: the first
+that asks opens it, the others resume it, and `register` finishes it. A further pass gets its own run, since only a run
+that is still RUNNING is resumed.
 """
 
-import csv
 import hashlib
 import json
 import math
@@ -14,8 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +26,18 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isa
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 keep a caller waiting for minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
 
+import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.time import get_current_time_millis
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import params as recipes
+from pipeline import params
 from pipeline.stage import Problem
 
 SQLITE = "sqlite:///"
@@ -48,7 +47,7 @@ HEALTH_TIMEOUT = 5  # seconds
 
 FAILURES = (MlflowException, requests.RequestException, SQLAlchemyError)
 
-_lost: set[str] = set()  # runs whose server failed while training; register replays what they lack
+_lost: set[str] = set()  # runs whose server failed while training; `register` logs what they lack
 
 
 def uri() -> str:
@@ -69,8 +68,7 @@ def client() -> MlflowClient:
 def check() -> None:
     """Finds in seconds whether MLflow can be used, before anything expensive starts.
 
-    Raises:
-        Problem: the server does not answer, or the SQLite file cannot be written.
+    Raises Problem if the server does not answer, or the SQLite file cannot be written.
     """
     with reachable():
         if uri().startswith(("http://", "https://")):
@@ -78,7 +76,14 @@ def check() -> None:
             creds = get_default_host_creds(uri())
             http_request(creds, "/health", "GET", max_retries=0, timeout=HEALTH_TIMEOUT).raise_for_status()
         elif uri().startswith(SQLITE):
-            _check_writable(Path(uri().removeprefix(SQLITE)))
+            database = Path(uri().removeprefix(SQLITE)).absolute()
+            # SQLite keeps its journal beside the database, so the folder must be writable too.
+            needed = [database.parent, database] if database.exists() else [database.parent]
+            if blocked := [path for path in needed if not os.access(path, os.W_OK)]:
+                raise Problem(
+                    f"MLflow's database {database} cannot be written ({blocked[0]} is missing or read-only). "
+                    f"Make {database.parent} a writable folder, or set MLFLOW_TRACKING_URI to another place."
+                )
         else:
             client().search_experiments(max_results=1)
 
@@ -96,31 +101,35 @@ def reachable() -> Iterator[None]:
         ) from error
 
 
-def run_id(params: recipes.Params, data_sha256: str) -> str:
+def run_id(recipe: params.Params, data_sha256: str) -> str:
     """Opens the run of this recipe on this data, or resumes it, and logs every parameter but the gate's.
 
-    Raises:
-        Problem: MLflow could not be used.
+    Raises Problem if MLflow could not be used.
     """
-    parts = (recipes.digest(params), data_sha256, socket.gethostname(), str(Path.cwd()))
+    digest = params.digest(recipe)
+    parts = (digest, data_sha256, socket.gethostname(), str(Path.cwd()))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    values = flat(recipe.model_dump(mode="json", by_alias=True, exclude={"gate"}), ".").items()
+    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in values}
     with reachable():
         store = client()
-        experiment = _experiment(store, params.register_.experiment)
+        experiment = _experiment(store, recipe.register_.experiment)
         is_this_pass = f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
-        running = store.search_runs([experiment], is_this_pass, max_results=1)
-        if running:
+        if running := store.search_runs([experiment], is_this_pass, max_results=1):
             run = running[0]
         else:
             tags = {
                 KEY_TAG: key,
                 "leukdetect.git_commit": git_commit(),
                 "leukdetect.data_sha256": data_sha256,
-                "leukdetect.params_sha256": recipes.digest(params),
+                "leukdetect.params_sha256": digest,
             }
-            run = store.create_run(experiment, tags=tags, run_name=_name(params))
+            weights = Path(recipe.features.weights).name
+            name = f"{recipe.fetch.source}-{recipe.prepare.image_size}px-{weights}-{digest[:7]}"
+            run = store.create_run(experiment, tags=tags, run_name=name)
         # On a resumed run too: it may have been interrupted between being created and this.
-        store.log_batch(run.info.run_id, params=_flat_params(params))
+        logged = [Param(name, text[:MAX_PARAM_VAL_LENGTH]) for name, text in texts.items()]
+        store.log_batch(run.info.run_id, params=logged)
     return run.info.run_id
 
 
@@ -129,7 +138,7 @@ def log_epoch(run_id: str, phase: str, epoch: int, metrics: dict[str, float]) ->
     if run_id in _lost:
         return
     try:
-        _log(client(), run_id, phase, epoch, metrics)
+        _log(client(), run_id, {f"{phase}/{name}": value for name, value in metrics.items()}, epoch)
     except FAILURES as error:
         _lost.add(run_id)
         print(
@@ -142,46 +151,35 @@ def log_epoch(run_id: str, phase: str, epoch: int, metrics: dict[str, float]) ->
 def replay(run_id: str, phase: str, csv_path: Path) -> None:
     """Logs what a run lacks of a history CSV (a column `epoch`, and one a metric; empty cells are skipped).
 
-    That is the whole history when a pass skipped the phase, and the end of it when the server failed.
+    That is the whole history where this pass did not run the phase, and its end where the server failed.
 
-    Raises:
-        Problem: MLflow could not be used.
+    Raises Problem if MLflow could not be used.
     """
-    with csv_path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    history = pd.read_csv(csv_path, index_col="epoch", float_precision="round_trip").add_prefix(f"{phase}/")
     with reachable():
         store = client()
-        names = [name for name in (rows[0] if rows else {}) if name != "epoch"]
-        logged = {name: {m.step for m in store.get_metric_history(run_id, f"{phase}/{name}")} for name in names}
-        for row in rows:
-            epoch = int(row["epoch"])
-            missing = {name: float(row[name]) for name in names if row[name] and epoch not in logged[name]}
+        logged = {name: {m.step for m in store.get_metric_history(run_id, name)} for name in history}
+        for epoch, row in zip(history.index.tolist(), history.to_dict("records"), strict=True):
+            missing = {name: x for name, x in row.items() if not math.isnan(x) and epoch not in logged[name]}
             if missing:
-                _log(store, run_id, phase, epoch, missing)
+                _log(store, run_id, missing, epoch)
 
 
 def log_new(run_id: str, metrics: dict[str, float]) -> None:
     """Logs those of the metrics (by full name) that the run lacks or holds with another value.
 
-    Raises:
-        Problem: MLflow could not be used.
+    Raises Problem if MLflow could not be used.
     """
     with reachable():
         store = client()
         logged = store.get_run(run_id).data.metrics
-        now = _now()
-        new = [Metric(name, value, now, 0) for name, value in metrics.items() if not _same(logged.get(name), value)]
-        store.log_batch(run_id, metrics=new)
+        _log(store, run_id, {name: value for name, value in metrics.items() if not _same(logged.get(name), value)})
 
 
-def flat(value: Any, separator: str, prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], separator: str) -> dict[str, Any]:
     """Nested dicts as one dict of joined keys. Lists stay whole."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    result: dict[str, Any] = {}
-    for key, item in value.items():
-        result |= flat(item, separator, f"{prefix}{separator}{key}" if prefix else str(key))
-    return result
+    row: dict[str, Any] = pd.json_normalize(values, sep=separator).astype(object).to_dict("records")[0]
+    return row
 
 
 def git_commit() -> str:
@@ -190,79 +188,31 @@ def git_commit() -> str:
     dvc.lock and reports/ do not count: the pipeline itself rewrites them on every run.
     """
     try:
-        head = _git("rev-parse", "HEAD")
-        changes = _git(
-            "status",
-            "--porcelain",
-            "--untracked-files=no",
-            "--",
-            ":/",
-            ":(top,exclude)dvc.lock",
-            ":(top,exclude)reports",
-        )
+        head = _git("rev-parse HEAD")
+        changes = _git("status --porcelain --untracked-files=no -- :/ :(top,exclude)dvc.lock :(top,exclude)reports")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}-dirty" if changes else head
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+def _git(arguments: str) -> str:
+    return subprocess.run(["git", *arguments.split()], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _experiment(store: MlflowClient, name: str) -> str:
-    experiment = store.get_experiment_by_name(name)
-    if experiment is not None:
+    if experiment := store.get_experiment_by_name(name):
         return experiment.experiment_id
     embedded = uri().startswith(SQLITE)
     return store.create_experiment(name, artifact_location=ARTIFACTS.resolve().as_uri() if embedded else None)
 
 
-def _name(params: recipes.Params) -> str:
-    return "-".join(
-        [
-            params.fetch.source,
-            f"{params.prepare.image_size}px",
-            Path(params.features.weights).name,
-            recipes.digest(params)[:7],
-        ]
-    )
-
-
-def _flat_params(params: recipes.Params) -> list[Param]:
-    values = flat(params.model_dump(mode="json", by_alias=True, exclude={"gate"}), ".")
-    text = {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in values.items()
-    }
-    return [Param(key, value[:MAX_PARAM_VAL_LENGTH]) for key, value in text.items()]
-
-
-def _log(store: MlflowClient, run_id: str, phase: str, epoch: int, metrics: dict[str, float]) -> None:
-    now = _now()
-    store.log_batch(
-        run_id, metrics=[Metric(f"{phase}/{name}", float(value), now, epoch) for name, value in metrics.items()]
-    )
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
+def _log(store: MlflowClient, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
+    now = get_current_time_millis()
+    store.log_batch(run_id, metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()])
 
 
 def _same(a: float | None, b: float) -> bool:
     return a is not None and (a == b or (math.isnan(a) and math.isnan(b)))
-
-
-def _check_writable(database: Path) -> None:
-    try:
-        # SQLite keeps its journal beside the database, so the folder must be writable too.
-        with tempfile.TemporaryFile(dir=database.parent):
-            pass
-        if database.exists():
-            database.open("ab").close()
-    except OSError as error:
-        raise Problem(
-            f"MLflow's database {database} cannot be written ({error.strerror}). "
-            f"Make {database.absolute().parent} a writable folder, or set MLFLOW_TRACKING_URI to another place."
-        ) from error
 
 
 def _without_secrets(text: str) -> str:
@@ -271,5 +221,5 @@ def _without_secrets(text: str) -> str:
 
 def _reason(error: Exception) -> str:
     text = _without_secrets(str(error))
-    buried = re.search(r"\[Errno -?\d+\] ([^\"')]+)", text)  # what the system said, under four layers of clients
-    return buried.group(1) if buried else text.strip().partition("\n")[0]
+    buried = re.search(r"\[Errno -?\d+\] ([^\"')]+)", text)  # the system's words, under four layers of clients
+    return buried[1] if buried else text.strip().partition("\n")[0]
