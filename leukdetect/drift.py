@@ -171,7 +171,7 @@ def features(embedding: np.ndarray, bandwidth: float) -> np.ndarray:
     sums over many dimensions are as good as normal, so that no file needs to carry them.
     """
     unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
-    phase = unit.astype(np.float32) @ _signs(embedding.shape[1]) / np.float32(bandwidth)
+    phase = unit.astype(np.float32) @ random_signs(embedding.shape[1]) / np.float32(bandwidth)
     return np.concatenate([np.cos(phase), np.sin(phase)], axis=1) / np.float32(np.sqrt(FEATURES))
 
 
@@ -207,7 +207,7 @@ def _psi(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _signs(dimensions: int) -> np.ndarray:
+def random_signs(dimensions: int) -> np.ndarray:
     """Random signs ±1, [D, F], equal on every machine: NumPy guarantees its raw random bits, not its distributions."""
     bits = np.random.PCG64(SEED).random_raw(dimensions * FEATURES // 64)
     unpacked = np.unpackbits(bits.astype("<u8").view(np.uint8))

@@ -279,7 +279,7 @@ def test_the_tests_are_what_they_are_called(fitted: Reference, reader: Reader, h
 
 
 def test_the_random_frequencies_are_the_same_on_every_machine() -> None:
-    signs = drift._signs(2048)
+    signs = drift.random_signs(2048)
     assert set(np.unique(signs)) == {-1, 1}
     assert hashlib.sha256(signs.astype(np.int8).tobytes()).hexdigest()[:16] == "fea9f3aab2396e49"
 
