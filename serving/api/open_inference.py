@@ -136,67 +136,51 @@ async def model_ready(request: Request, model: Served) -> Response:
     return JSONResponse({"name": model.contract.name, "ready": is_ready}, 200 if is_ready else 503)
 
 
-_INFER_RESPONSES = _errors(400, 401, 403, 404, 408, 413, 415, 429, 503, 504) | problems.documented(500)
-_INFER_EXTRA = {
-    "parameters": [
-        DEADLINE_PARAMETER,
-        {
-            "name": tensors.HEADER_LENGTH,
-            "in": "header",
-            "required": False,
-            "schema": {"type": "integer", "minimum": 1},
-            "description": "Bytes of JSON at the body's beginning, where a binary tensor follows it.",
-        },
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
-                        "outputs": {"type": "array", "items": {"type": "object"}},
-                        "parameters": {"type": "object"},
-                    },
-                },
-                "example": {
-                    "id": "42",
-                    "inputs": [
-                        {
-                            "name": tensors.INPUT,
-                            "datatype": "UINT8",
-                            "shape": [1, 224, 224, 3],
-                            "data": "150528 numbers, 0 to 255, in an array: flat, or nested as the shape says",
-                        }
-                    ],
-                    "outputs": [{"name": "probabilities"}],
-                },
+_SENT = {
+    "name": tensors.INPUT,
+    "datatype": "UINT8",
+    "shape": [1, 224, 224, 3],
+    "data": "150528 numbers, 0 to 255, in an array: flat, or nested as the shape says",
+}
+_OBJECT = {"type": "object"}
+_OBJECTS = {"type": "array", "items": _OBJECT}
+_BODY = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": _OBJECTS | {"minItems": 1, "maxItems": 1},
+        "outputs": _OBJECTS,
+        "parameters": _OBJECT,
+    },
+    "example": {"id": "42", "inputs": [_SENT], "outputs": [{"name": "probabilities"}]},
+}
+_LENGTH = {
+    "name": tensors.HEADER_LENGTH,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "Bytes of JSON at the body's beginning, where a binary tensor follows it.",
+}
+_INFER: dict[str, Any] = {
+    "response_model": InferAnswer,
+    "response_model_exclude_none": True,
+    "responses": _errors(400, 401, 403, 404, 408, 413, 415, 429, 503, 504) | problems.documented(500),
+    "openapi_extra": {
+        "parameters": [DEADLINE_PARAMETER, _LENGTH],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _BODY},
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }
 
 
-@router.post(
-    NAMED + "/infer",
-    response_model=InferAnswer,
-    response_model_exclude_none=True,
-    responses=_INFER_RESPONSES,
-    openapi_extra=_INFER_EXTRA,
-    dependencies=[_KEY],
-)
-@router.post(
-    VERSIONED + "/infer",
-    response_model=InferAnswer,
-    response_model_exclude_none=True,
-    responses=_INFER_RESPONSES,
-    openapi_extra=_INFER_EXTRA,
-    dependencies=[_KEY, _VERSION],
-)
+@router.post(NAMED + "/infer", dependencies=[_KEY], **_INFER)
+@router.post(VERSIONED + "/infer", dependencies=[_KEY, _VERSION], **_INFER)
 async def infer(request: Request, model: Served) -> Response:
     """Runs the model on images of its own size, as one UINT8 tensor, in JSON or binary.
 

@@ -21,29 +21,15 @@ from serving.service import Service, of, received
 BATCH_AT_ONCE = 4  # of one client's batch: enough to keep the model busy, and others find room
 
 _IMAGE = {"type": "string", "format": "binary"}
-ONE_IMAGE = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _IMAGE}}},
-            "image/*": {"schema": _IMAGE},
-        },
-    }
-}
-_MANY_IMAGES = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "array", "items": _IMAGE}},
-                }
-            }
-        },
-    }
-}
+
+
+def _form(file: dict[str, object]) -> dict[str, object]:
+    return {"multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": file}}}}
+
+
+# For OpenAPI: FastAPI does not see a body that a route reads by itself.
+ONE_IMAGE = {"requestBody": {"required": True, "content": _form({**_IMAGE}) | {"image/*": {"schema": _IMAGE}}}}
+_MANY_IMAGES = {"requestBody": {"required": True, "content": _form({"type": "array", "items": _IMAGE})}}
 
 log = logging.getLogger(__name__)
 

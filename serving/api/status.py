@@ -1,6 +1,6 @@
 """GET /status: latency, requests, answers and drift of the last minutes, for those without Grafana.
 
-Everything is read from the metrics that Prometheus would scrape.
+All but drift is read from the metrics that Prometheus would scrape.
 """
 
 import asyncio
@@ -132,7 +132,7 @@ def _status(service: Service, health: Health) -> Status:
         classes=_totals(change, "predictions_total", "class"),
         refusals=_totals(change, "refusals_total", "reason"),
         trend=[_point(now, *pair) for pair in pairwise(points) if pair[1][0] - pair[0][0] > history.STEP / 2],
-        drift=_drift(service, after),
+        drift=_drift(service),
     )
 
 
@@ -192,29 +192,21 @@ def _per_minute(change: Samples, seconds: float) -> float:
     return round(60 * work / seconds, 1)
 
 
-def _drift(service: Service, samples: Samples) -> Drift:
-    reference = service.models.champion.contract.reference
-    images, needed = int(samples.get(Sample("drift_window_images", ()), 0)), reference.windows[0].images
-    if images < needed:
-        return Drift(images=images, needed=needed, signals=[])
-    last = service.window.last
-    window = last.shares | {"embedding": None} if last else {}
+def _drift(service: Service) -> Drift:
+    last, needed = service.window.last, service.models.champion.contract.reference.windows[0].images
+    if last is None:
+        return Drift(images=service.window.images, needed=needed, signals=[])
     signals = [
         Signal(
             signal=signal,
-            alarm=samples[Sample("drift_alarm", (("signal", signal),))] > 0,
+            alarm=last.alarm(signal),
             meaning=meaning,
             tests=[
-                Test(
-                    test=test,
-                    statistic=samples[Sample("drift_statistic", (("signal", signal), ("test", test)))],
-                    threshold=samples[Sample("drift_threshold", (("signal", signal), ("test", test)))],
-                )
-                for name, test in drift.TESTS
-                if name == signal
+                Test(test=test, statistic=statistic, threshold=threshold)
+                for test, (statistic, threshold) in last.tests[signal].items()
             ],
-            window=mine.tolist() if (mine := window.get(signal)) is not None else None,
+            window=last.shares[signal].tolist() if signal in last.shares else None,
         )
         for signal, meaning in drift.MEANING.items()
     ]
-    return Drift(images=images, needed=needed, signals=signals)
+    return Drift(images=last.images, needed=needed, signals=signals)

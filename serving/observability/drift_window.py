@@ -33,6 +33,7 @@ class Window:
 
     def __init__(self, metrics: Metrics) -> None:
         self.last: drift.Comparison | None = None
+        self.images = 0  # that were compared last, or have been gathered so far
         self._metrics = metrics
         self._arrived: deque[_Answer] = deque(maxlen=1000)  # more than any server answers in SECONDS, nearly
         self._rows: deque[np.ndarray] = deque()
@@ -52,7 +53,8 @@ class Window:
         if not arrived or not self._model:
             return
         self.last = drift.compare(list(self._rows), self._model.contract.reference)
-        self._metrics.drift_window.set(self.last.images if self.last else len(self._rows))
+        self.images = self.last.images if self.last else len(self._rows)
+        self._metrics.drift_window.set(self.images)
         self._tell()
 
     def _take_in(self, model: Model, answers: list[_Answer]) -> None:

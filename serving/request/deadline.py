@@ -12,9 +12,6 @@ from serving.problems import ProblemError
 from serving.settings import Settings
 
 HEADER = "X-Deadline-Ms"
-# Seconds before anybody looks whether the client is still there: what is answered by then has nothing to save, and a
-# task for each of those would cost more than they do.
-WATCH_AFTER = 0.01
 DEADLINE_PARAMETER = {  # for OpenAPI
     "name": HEADER,
     "in": "header",
@@ -46,10 +43,8 @@ def while_connected(request: Request) -> Iterator[None]:
     Raises:
         ClientDisconnect: it did.
     """
-    loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
-    watcher: asyncio.Task[None] | None = None
     gone = False
 
     async def watch() -> None:
@@ -59,11 +54,7 @@ def while_connected(request: Request) -> Iterator[None]:
         gone = True
         task.cancel()
 
-    def begin() -> None:
-        nonlocal watcher
-        watcher = loop.create_task(watch())
-
-    timer = loop.call_later(WATCH_AFTER, begin)
+    watcher = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
@@ -72,6 +63,4 @@ def while_connected(request: Request) -> Iterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        timer.cancel()
-        if watcher:
-            watcher.cancel()
+        watcher.cancel()
