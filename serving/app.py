@@ -28,16 +28,7 @@ SWAGGER_UI = Path(str(files("fastapi_offline") / "static"))  # FastAPI's own /do
 log = logging.getLogger(__name__)
 
 pages = APIRouter(include_in_schema=False)
-ROUTERS = (
-    predict.router,
-    explain.router,
-    feedback.router,
-    health.router,
-    status.router,
-    open_inference.router,
-    admin.router,
-    pages,
-)
+ROUTERS = (*(each.router for each in (predict, explain, feedback, health, status, open_inference, admin)), pages)
 
 
 @pages.get("/")
@@ -98,13 +89,6 @@ def application(settings: Settings) -> FastAPI:
     """
     models = start(settings)
     champion = models.champion
-    log.info(
-        "model loaded",
-        extra={
-            "version": champion.located.version,
-            "precision": champion.contract.precision,
-            "sha256": champion.sha256,
-            "threads": champion.threads,
-        },
-    )
+    shown = {"version": champion.located.version, "precision": champion.contract.precision}
+    log.info("model loaded", extra=shown | {"sha256": champion.sha256, "threads": champion.threads})
     return create_app(settings, models)

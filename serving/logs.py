@@ -30,8 +30,5 @@ def configure() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # What no line shows is not looked up for each (docs.python.org/3/howto/logging.html#optimization).
-    logging._srcfile = None  # documented, though named as private
-    logging.logThreads = logging.logMultiprocessing = False
     for chatty in ("alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -9,8 +9,8 @@ from fastapi import Request
 
 from leukdetect.registry import is_alias
 from leukdetect.runtime import cpus
-from serving.inference.decode_pool import DecodePool
 from serving.inference.engine import BATCH, Engine, Lane
+from serving.inference.examine import DecodePool
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.updates import Updates
@@ -36,12 +36,8 @@ class Service:
         self.since = time.monotonic()
         self.buffered = Buffered(settings.max_buffered_bytes)
         self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels)
-        sizes: dict[Lane, int] = {
-            "predict": settings.queue_size,
-            "explain": settings.explain_queue_size,
-            "shadow": BATCH,
-        }
-        self.engine = Engine(sizes, models.champion.seconds_an_image, metrics)
+        sizes: dict[Lane, int] = {"predict": settings.queue_size, "explain": settings.explain_queue_size}
+        self.engine = Engine(sizes | {"shadow": BATCH}, models.champion.seconds_an_image, metrics)
         self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)
         file = settings.feedback_db or settings.cache_dir / "feedback.db"
         self.feedback = Feedback(file, settings.feedback_days, metrics.feedback, metrics.feedback_dropped)

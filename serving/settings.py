@@ -34,14 +34,10 @@ class Settings(BaseSettings):
         validation_alias="MLFLOW_TRACKING_URI",
         description="the MLflow registry; its variable is MLflow's own, MLFLOW_TRACKING_URI",
     )
-    cache_dir: Path = Field(
-        default=Path(".serving"), description="where downloaded models stay, so that a start needs no registry"
-    )
-    watch_seconds: float = Field(
-        default=15, ge=0, description="how often to ask the registry for a new version, give or take a tenth; 0: never"
-    )
+    cache_dir: Path = Field(default=Path(".serving"), description="downloaded models; a start then needs no registry")
+    watch_seconds: float = Field(default=15, ge=0, description="how often to ask the registry, ±10 percent; 0: never")
     shadow_share: float = Field(
-        default=0, ge=0, le=1, description="share of predictions that the challenger answers too, unseen, if idle"
+        default=0, ge=0, le=1, description="share of predictions for the challenger too, unseen"
     )
 
     # where it listens
@@ -62,25 +58,15 @@ class Settings(BaseSettings):
     )
 
     # limits
-    max_body_bytes: int = Field(
-        default=20_000_000, gt=0, description="a larger request is refused before it is parsed (413)"
-    )
+    max_body_bytes: int = Field(default=20_000_000, gt=0, description="a larger request is refused unparsed (413)")
     max_batch_bytes: int = Field(default=100_000_000, gt=0, description="the same for /predict/batch")
     max_batch_files: int = Field(default=64, gt=0, description="files in one request to /predict/batch (413)")
-    max_pixels: int = Field(
-        default=40_000_000, gt=0, description="a larger image is refused before it is decoded (413)"
-    )
-    max_buffered_bytes: int = Field(
-        default=256_000_000, gt=0, description="bodies held in memory together; beyond, requests are refused (503)"
-    )
+    max_pixels: int = Field(default=40_000_000, gt=0, description="a larger image is refused undecoded (413)")
+    max_buffered_bytes: int = Field(default=256_000_000, gt=0, description="bodies in memory together; beyond: 503")
     read_seconds: float = Field(default=30, gt=0, description="how long a client may take to send its body (408)")
-    queue_size: int = Field(
-        default=32, gt=0, description="images admitted and not yet answered; one more is refused (503)"
-    )
+    queue_size: int = Field(default=32, gt=0, description="images admitted, not yet answered; one more: 503")
     explain_queue_size: int = Field(default=4, gt=0, description="the same for /explain, which waits for predictions")
-    deadline_ms: int = Field(
-        default=2_000, gt=0, description="how long an answer may take once its request has been read"
-    )
+    deadline_ms: int = Field(default=2_000, gt=0, description="how long an answer may take, from the request's end")
     max_deadline_ms: int = Field(default=30_000, gt=0, description="the longest that X-Deadline-Ms may ask for")
 
     # its own records
@@ -90,9 +76,7 @@ class Settings(BaseSettings):
     feedback_days: int = Field(default=90, gt=0, description="how long an answer may wait for its confirmation")
 
     # its end
-    grace_seconds: float = Field(
-        default=1, ge=0, description="after SIGTERM: not ready, yet answering, until load balancers know"
-    )
+    grace_seconds: float = Field(default=1, ge=0, description="after SIGTERM: not ready, yet answering")
     drain_seconds: int = Field(default=30, gt=0, description="after that: how long to wait for requests in flight")
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ SIGNATURE, DELIVERY, TIMESTAMP = "X-MLflow-Signature", "X-MLflow-Delivery-Id", "
 MAX_AGE_SECONDS = 300  # what is older, or as far ahead, may be a recording. A fresh one only makes us ask again
 
 router = APIRouter(tags=["administration"])
-_admin = Depends(auth.require("admin"))
+_admin = Depends(auth.Required("admin"))
 
 _WEBHOOK = {
     "parameters": [
@@ -65,12 +65,10 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
     202: it takes longer; see `/health`.
     """
     service = of(request)
-    done = _updates(service).reload()
+    done: asyncio.Future[Outcome] = asyncio.wrap_future(_updates(service).reload())  # type: ignore[arg-type]
     outcome: Outcome
     try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            result = await asyncio.wrap_future(done)
-            outcome = result
+        outcome = await asyncio.wait_for(done, WAIT_SECONDS)
     except TimeoutError:
         outcome, response.status_code = "under-way", 202
     models = service.models

@@ -27,7 +27,7 @@ _PNG: dict[int | str, dict[str, object]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
+router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.Required("predict"))])
 
 
 class SimilarCase(BaseModel):
@@ -119,11 +119,10 @@ async def explain(
 
 
 def _index(key: str, contract: Contract) -> int:
-    for index, each in enumerate(contract.classes):
-        if each.key == key:
-            return index
-    keys = ", ".join(each.key for each in contract.classes)
-    detail = f"The model's classes are {keys}. Name one of them, or none for the highest."
+    keys = [each.key for each in contract.classes]
+    if key in keys:
+        return keys.index(key)
+    detail = f"The model's classes are {', '.join(keys)}. Name one of them, or none for the highest."
     raise problems.ProblemError(422, "unknown-class", "No such class", detail)
 
 

@@ -12,7 +12,7 @@ from serving.service import of, received
 
 MAX_BODY_BYTES = 10_000
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
+router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.Required("predict"))])
 
 
 class Label(BaseModel):

@@ -75,7 +75,7 @@ async def _in_service(model: Annotated[Model, Depends(_model)], version: str) ->
 
 
 Served = Annotated[Model, Depends(_model)]
-_KEY = Depends(auth.require("predict"))
+_KEY = Depends(auth.Required("predict"))
 _VERSION = Depends(_in_service)
 
 router = APIRouter(tags=["Open Inference Protocol"], route_class=_Route)
@@ -110,9 +110,7 @@ async def model_metadata(model: Served) -> ModelMetadata:
     nodes = {node.name: node for node in model.session.get_outputs()}
     outputs = [
         TensorMetadata(
-            name=name,
-            datatype="FP32",
-            shape=[side if isinstance(side, int) else -1 for side in nodes[name].shape],
+            name=name, datatype="FP32", shape=[side if isinstance(side, int) else -1 for side in nodes[name].shape]
         )
         for name in OUTPUTS
     ]

@@ -33,7 +33,7 @@ _MANY_IMAGES = {"requestBody": {"required": True, "content": _form({"type": "arr
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.require("predict"))])
+router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.Required("predict"))])
 
 
 @dataclass(frozen=True)

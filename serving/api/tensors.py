@@ -44,30 +44,26 @@ class InferAnswer(BaseModel):
     outputs: list[OutputTensor]
 
 
-class _InputParameters(BaseModel):
+class _Parameters(BaseModel):
+    """Of a request, its input or an output; unknown ones are ignored."""
+
     binary_data_size: Annotated[int, Field(strict=True, ge=0)] | None = None
+    binary_data: StrictBool | None = None
+    binary_data_output: StrictBool = False
+    classification: StrictInt = 0
 
 
 class _Input(BaseModel):
     name: str
     datatype: str
     shape: list[StrictInt]
-    parameters: _InputParameters = _InputParameters()
+    parameters: _Parameters = _Parameters()
     data: list[Any] | None = None
-
-
-class _OutputParameters(BaseModel):
-    binary_data: StrictBool | None = None
-    classification: StrictInt = 0
 
 
 class _Output(BaseModel):
     name: str
-    parameters: _OutputParameters = _OutputParameters()
-
-
-class _Parameters(BaseModel):
-    binary_data_output: StrictBool = False
+    parameters: _Parameters = _Parameters()
 
 
 class _Request(BaseModel):

@@ -96,11 +96,7 @@ class Engine:
 
     @contextmanager
     def admitted(self, deadline: float, lane: Lane = "predict") -> Iterator[None]:
-        """Keeps a place in a lane, from before the image is decoded until it is answered.
-
-        Args:
-            deadline: on the clock of time.perf_counter.
-            lane: which.
+        """Keeps a place in a lane, from before the image is decoded until it is answered; `deadline` as perf_counter's.
 
         Raises:
             ProblemError: 503 at once, where the lane is full or the predicted wait is beyond the deadline.

@@ -4,10 +4,12 @@ It lies in the registered model's folder on this machine, CACHE_DIR/NAME, beside
 """
 
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from leukdetect.registry import DOWNLOAD, Located, is_alias, parse
@@ -16,11 +18,14 @@ from serving.settings import Settings
 LAST_KNOWN_GOOD = "last_known_good.json"
 STALE_SECONDS = 3600  # an older download was interrupted by the end of its process
 
+log = logging.getLogger(__name__)
+
 
 def remember(settings: Settings, located: Located) -> None:
     """Notes that this version was loaded and passed every check, for a start while the registry is down.
 
-    The version noted so far becomes the one before, which stays on disk for a rollback.
+    The version noted so far becomes the one before, which stays on disk for a rollback. A disk that is full or may not
+    be written to is logged: it serves all the same.
     """
     if located.version is None:
         return
@@ -29,13 +34,15 @@ def remember(settings: Settings, located: Located) -> None:
         return
     note = {"model": settings.model, **_entry(located), "before": _entry(before) if before else None}
     path = _folder(settings) / LAST_KNOWN_GOOD
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(note, indent=2) + "\n")
         temporary.replace(path)  # a reader sees the old note or the new one, never half of it
-    finally:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("the model could not be noted for the next start", extra={"error": str(error)})
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def last_known_good(settings: Settings) -> Located | None:

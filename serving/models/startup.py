@@ -40,24 +40,21 @@ def start(settings: Settings) -> Models:
         note = f"Version {fallback.version}, the last known good, serves, since {why}."
         log.warning(note, extra={"error": str(error)})  # the note is for everyone, and names no path and no address
         return Models(load(settings, fallback), note)
-    try:
-        last_known_good.remember(settings, located)
-    except OSError as error:  # a disk that is full or may not be written to; it serves all the same
-        log.error("the model could not be noted for the next start", extra={"error": str(error)})
+    last_known_good.remember(settings, located)
     return Models(chosen)
 
 
 def load(settings: Settings, located: Located) -> Model:
-    """Loads what was found, with as many threads as this process may use processors; see `model_file.load`."""
+    """Loads the model with as many threads as this process may use processors; see `model_file.load`."""
     loaded = model_file.load(located, settings.precision)
     give_back_memory()
     return loaded
 
 
 def give_back_memory() -> None:
-    """Returns to the system what a load needed for a moment, or a model that went has left.
+    """Returns the freed memory of a load or of a model that went to the system.
 
-    glibc keeps it, in an arena of each thread: without this ten swaps of the INT8 model took 340 MB to 540.
+    glibc keeps it in an arena of each thread: without this ten swaps of the INT8 model took 340 MB to 540.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim:

@@ -115,10 +115,7 @@ class Updates:
         self._behind_since = None
         self._metrics.reloads.labels("switched").inc()
         self._metrics.describe(new)
-        try:
-            last_known_good.remember(self._settings, new.located)
-        except OSError as error:  # a full disk, say; it serves all the same
-            log.error("the champion could not be noted for the next start", extra={"error": str(error)})
+        last_known_good.remember(self._settings, new.located)
         self._prune()
         startup.give_back_memory()
         self._say(self._alias, logging.INFO, _in_service(new))

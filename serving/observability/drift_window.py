@@ -41,7 +41,7 @@ class Window:
         self._drifted: set[str] = set()
 
     def add(self, model: Model, image: Decoded, scores: Scores) -> None:
-        """Takes note of an answer, in a few microseconds; the work is done later and elsewhere."""
+        """Notes an answer, in a few microseconds; `compare` does the work later, in another thread."""
         sampled = drift.sample(image.pixels)
         self._arrived.append(_Answer(model, sampled, image.brightness, image.sharpness, scores.outputs))
 

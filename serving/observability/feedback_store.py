@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,6 @@ MOST_WAITING = 10_000  # answers in memory; a disk that is slower than this lose
 BUSY_SECONDS = 2.0  # how long another process, a back-up say, may hold the file
 CONFIRM_SECONDS = 10.0
 PRUNE_SECONDS = 3600.0
-PRUNE_ROWS = 10_000  # deleted at once; more would keep answers waiting
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS predictions (
@@ -43,10 +42,6 @@ INSERT OR IGNORE INTO predictions SELECT value ->> 0, value ->> 1, value ->> 2, 
 _COUNTS = """
 SELECT confirmed, confirmed = class, count(*) FROM feedback JOIN predictions USING (request_id) GROUP BY 1, 2
 """
-_PRUNE = """
-DELETE FROM predictions WHERE request_id IN (SELECT request_id FROM predictions WHERE at < ? LIMIT ?)
-"""
-
 log = logging.getLogger(__name__)
 
 
@@ -170,17 +165,11 @@ class Feedback:
         )
 
     def _prune(self) -> None:
-        """Deletes the oldest of what is too old; the next turn goes on where there is more of it."""
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         too_old = int(time.time()) - self._days * 24 * 3600
-        try:
-            with self._transaction() as db:
-                deleted = db.execute(_PRUNE, (too_old, PRUNE_ROWS)).rowcount
-                self._show(db)
-        except (sqlite3.Error, OSError):
-            return
-        if deleted == PRUNE_ROWS:
-            self._prune_at = time.monotonic()
+        with suppress(sqlite3.Error, OSError), self._transaction() as db:
+            db.execute("DELETE FROM predictions WHERE at < ?", (too_old,))
+            self._show(db)
 
     def _show(self, db: sqlite3.Connection) -> None:
         """Sets the gauge; a count that was shown and is no more becomes 0."""

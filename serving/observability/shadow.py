@@ -14,7 +14,7 @@ from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.problems import ProblemError
 
-SECONDS = 2.0  # a server that has no time for it until then is busy
+SECONDS = 2.0  # deadline of a challenger's answer
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Shadow:
             task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """What is under way is of no use any more."""
+        """Cancels the questions that are under way."""
         for task in self._tasks:
             task.cancel()
 

@@ -1,4 +1,4 @@
-"""Who may do what: API keys from a file of hashes, as a dependency of routes: `Depends(access.require("predict"))`.
+"""Who may do what: API keys from a file of hashes, as a dependency of routes: `Depends(auth.Required("predict"))`.
 
 A line of the file is `NAME ROLE SHA256HEX [REQUESTS_PER_MINUTE]`; `python -m serving.keys` makes it. `#` begins a
 comment. Without a file anyone may predict, and nobody is admin.
@@ -10,7 +10,6 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -119,13 +118,11 @@ class Access:
         log.info("keys read", extra={"names": [key.name for key in keys]})
 
 
-def require(role: Role) -> Callable[[Request], Awaitable[str | None]]:
-    """A dependency that lets only this role pass; its value is the key's name. Reads `app.state.access`."""
-    return _Required(role)
+class Required(SecurityBase):
+    """A dependency that lets only this role pass; its value is the key's name. Reads `app.state.access`.
 
-
-class _Required(SecurityBase):
-    """A security scheme, which makes the button Authorize in /docs."""
+    A security scheme, too, which makes the button Authorize in /docs.
+    """
 
     scheme_name = "ApiKey"
     model = HTTPBearer(description="An API key. Clients that cannot send this header may send it as `X-API-Key`.")

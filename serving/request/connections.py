@@ -5,20 +5,20 @@ import resource
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-HEAD_SECONDS = 10.0  # for a request's head to come; its body has `read_seconds`
+HEAD_SECONDS = 10.0  # until a request's head must be there; its body has `read_seconds`
 LEFTOVER_SECONDS = 60.0  # for the rest of a body that was refused: many a client reads no answer before all is sent
 
 
 def allow_many() -> None:
-    """As many as the system lets this process have: the soft limit of open files is often 1024, each being one."""
+    """Raises the soft limit of open files, often 1024, to the hard one: each connection is an open file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Connection(HttpToolsProtocol):
-    """Ends where the head of a request does not come, or comes byte by byte; uvicorn would wait for ever.
+    """A connection that ends where a request's head does not come, or comes byte by byte; uvicorn would wait for ever.
 
-    It is looked at every HEAD_SECONDS, so it may take twice as long: a timer for each request would cost every request.
+    A timer looks at it every HEAD_SECONDS, so the end may take twice as long.
     """
 
     _after: RequestResponseCycle | None = None  # the request after which a head is due; None: before the first

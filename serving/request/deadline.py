@@ -1,4 +1,4 @@
-"""How long a client waits: until its deadline, or until it goes away."""
+"""How long a request is worth an answer: until its deadline, or until its client goes away."""
 
 import asyncio
 import time

@@ -15,7 +15,7 @@ _FORM = b"multipart/form-data"
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_HEAD_BYTES = 8192  # of one part
 MAX_PARTS = 1000  # other fields included; far more than any client means to send, and few enough to look at
-LARGE_BYTES = 2**23  # to put more than this together takes a thread, which lets go of the interpreter meanwhile
+LARGE_BYTES = 2**23  # a longer body is put together in a thread, which releases the interpreter meanwhile
 
 
 class Buffered:
@@ -26,15 +26,13 @@ class Buffered:
         self._held = 0
 
     def take(self, count: int) -> None:
-        """Raises:
-        ProblemError: 503, where they would be too many together.
-        """
+        """Takes the place of a body's chunk; raises ProblemError (503) where they would be too many together."""
         if self._held + count > self._most:
             raise overloaded("Too many uploads are under way. Try again in a second.")
         self._held += count
 
     def give_back(self, count: int) -> None:
-        """They are answered."""
+        """Frees the place of bodies that are answered."""
         self._held -= count
 
 
@@ -82,10 +80,9 @@ def one_file(request: Request, content: bytes) -> bytes:
     Raises:
         ProblemError: 400 or 422 for a form that is broken or does not hold exactly one file.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != _FORM:
+    files = _files(request, content)
+    if files is None:
         return content
-    files = _files(content, options.get(b"boundary", b""))
     if len(files) != 1:
         detail = f"The form has {len(files)} fields named '{FIELD}'; send exactly one, with one image."
         raise ProblemError(422, "one-image", "One image a request", detail)
@@ -98,19 +95,23 @@ def all_files(request: Request, content: bytes) -> list[bytes]:
     Raises:
         ProblemError: 415 where the body is no form; 400 for a form that is broken.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != _FORM:
+    files = _files(request, content)
+    if files is None:
         detail = f"Send a multipart form with one field named '{FIELD}' for each image."
         raise ProblemError(415, "no-form", "Not a multipart form", detail)
-    return _files(content, options.get(b"boundary", b""))
+    return files
 
 
-def _files(body: bytes, boundary: bytes) -> list[bytes]:
-    """The contents of every part named `file` (RFC 2046, 5.1.1).
+def _files(request: Request, body: bytes) -> list[bytes] | None:
+    """The contents of every part named `file` (RFC 2046, 5.1.1); None where the body is no form.
 
-    The body is in memory, so searching it for the boundary is all that is left to do; a parser of streams takes
-    several times as long, and the framework's own would spool the files to disk.
+    The body is in memory and only searched for the boundary; a parser of streams takes several times as long, and the
+    framework's own would spool the files to disk.
     """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != _FORM:
+        return None
+    boundary = options.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY:
         raise _broken_form()
     delimiter = b"\r\n--" + boundary

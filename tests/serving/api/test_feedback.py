@@ -144,8 +144,7 @@ def test_after_closing_answers_are_counted_as_dropped_and_a_label_is_refused(pat
         store.confirm("a", "pre")
 
 
-def test_what_is_too_old_is_deleted_with_its_feedback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback_store, "PRUNE_ROWS", 2)  # several turns
+def test_what_is_too_old_is_deleted_with_its_feedback(path: Path) -> None:
     with opened(path) as store:
         for request_id in "abcdef":
             store.feedback.record(request_id, "pre", "7")

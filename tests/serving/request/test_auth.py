@@ -43,11 +43,11 @@ def guarded(keys_file: Path | None) -> Iterator[httpx.Client]:
     watch = Periodic("keys", auth.LOOK_SECONDS, access.look)
 
     @app.get("/predict")
-    async def predict(name: str | None = Depends(auth.require("predict"))) -> str | None:
+    async def predict(name: str | None = Depends(auth.Required("predict"))) -> str | None:
         return name
 
     @app.get("/admin")
-    async def admin(name: str | None = Depends(auth.require("admin"))) -> str | None:
+    async def admin(name: str | None = Depends(auth.Required("admin"))) -> str | None:
         return name
 
     watch.start()

@@ -14,10 +14,9 @@ from PIL import Image
 
 from leukdetect import images
 from leukdetect.decoding import Decoded, decode
-from serving.inference import decode_pool
-from serving.inference.decode_pool import DecodePool
+from serving.inference import examine as module
 from serving.inference.engine import Engine
-from serving.inference.examine import examine
+from serving.inference.examine import DecodePool, examine
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from tests import tiny_model
@@ -42,7 +41,7 @@ class Decoder:
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
     decoder = Decoder()
-    monkeypatch.setattr(decode_pool, "decode", decoder)
+    monkeypatch.setattr(module, "decode", decoder)
     yield decoder
     decoder.gate.set()
 
