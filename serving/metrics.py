@@ -4,7 +4,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from leukdetect.model_file import Model
 
@@ -90,10 +90,6 @@ class Metrics:
         contract, located = model.contract, model.located
         self._info = (contract.name, located.version or "", located.alias or "", contract.precision, model.sha256)
         self.model_info.labels(*self._info).set(1)
-
-    def exposition(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
 
 
 def _resident_bytes() -> float:

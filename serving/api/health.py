@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from leukdetect.answer import disclaimer
 from leukdetect.contract import DATASHEET_FILE, METRICS_FILE, MODEL_CARD_FILE, REPORT_FILE
@@ -87,8 +87,8 @@ async def datasheet(request: Request) -> HTMLResponse:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
-    return Response(of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    """All metrics in Prometheus' text format."""
+    return Response(generate_latest(of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _page(model: Model, file: str, what: str) -> HTMLResponse:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
 from leukdetect.contract import ANSWER
 from leukdetect.decoding import decode
@@ -192,7 +193,7 @@ class Shadowed:
 
     @property
     def results(self) -> dict[str, float]:
-        return results(self.metrics.exposition().decode())
+        return results(generate_latest(self.metrics.registry).decode())
 
 
 def test_a_busy_server_leaves_the_challenger_out(champion: Model, tmp_path: Path) -> None:
