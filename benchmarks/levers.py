@@ -248,7 +248,7 @@ def train(
     labels = known["label"].to_numpy()
     change = lever.fit(pixels[known.index])
     mine, asked = change(pixels[known.index]), change(pixels[held_out.index])
-    weights = class_weights(labels, classes, lever.balanced)
+    weights = class_weights(labels, lever.balanced)
 
     part = classifier.trainable_part(frozen.base_model(recipe), None, bn_momentum=0.9, precision=classifier.precision())
     classifier.set_trainable(part, classifier.base_layers(part), batch_norm=True)

@@ -7,26 +7,21 @@ Run:    python -m pipeline.fine_tune
 
 import shutil
 from functools import partial
-from pathlib import Path
 
 import keras
 
 from pipeline import params, stage
 from pipeline.data import prepared
-from pipeline.network import classifier, stored, training
-from pipeline.network.trained import HEAD, MODEL, load_model
+from pipeline.network import classifier, stored, trained, training
 from pipeline.params import FineTune
 from pipeline.registry import tracking
-
-HISTORY = Path("reports/history/fine_tune.csv")
 
 
 def main() -> None:
     recipe = params.load()
-    tracking.check()
     data = prepared.digest()
     run = tracking.run_id(recipe, data)
-    seed = recipe.seed + 1  # not the same dropout again as in phase 1
+    seed = recipe.seed + 1  # so that dropout differs from phase 1
     keras.utils.set_random_seed(seed)
 
     views, val = stored.read("inputs")
@@ -34,7 +29,7 @@ def main() -> None:
     tune = recipe.fine_tune
     trained_bn = tune.batch_norm == "trained"
     with classifier.strategy().scope():
-        whole = load_model(HEAD)
+        whole = trained.load_model(trained.HEAD)
         cut = classifier.boundary(whole, tune.trainable_from)
         part = classifier.trainable_part(
             whole, cut, bn_momentum=0.9 if trained_bn else None, precision=classifier.precision()
@@ -42,15 +37,12 @@ def main() -> None:
         classifier.set_trainable(part, classifier.base_layers(whole, tune.trainable_from), batch_norm=trained_bn)
         training.compiled(part, _optimizer(tune, -(-len(labels) // tune.batch_size) * tune.epochs))
 
-    key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(HEAD), data)
+    key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(trained.HEAD), data)
     state = stage.STATE / "fine_tune" / key
     log = partial(tracking.log_epoch, run, "fine_tune")
     history = training.fit(part, (views, labels), (val, val_labels), tune, seed=seed, state=state, on_epoch=log)
     classifier.copy_weights(part, whole)
-    with stage.writing(HISTORY) as path:
-        history.to_csv(path, index=False)
-    with stage.writing(MODEL) as path:
-        whole.save(path)
+    trained.save(whole, history, trained.MODEL)
     shutil.rmtree(state)
 
 

@@ -7,22 +7,17 @@ Run:    python -m pipeline.train_head
 
 import shutil
 from functools import partial
-from pathlib import Path
 
 import keras
 
 from pipeline import params, stage
 from pipeline.data import prepared
-from pipeline.network import classifier, frozen, stored, training
-from pipeline.network.trained import HEAD
+from pipeline.network import classifier, frozen, stored, trained, training
 from pipeline.registry import tracking
-
-HISTORY = Path("reports/history/train_head.csv")
 
 
 def main() -> None:
     recipe = params.load()
-    tracking.check()
     data = prepared.digest()
     run = tracking.run_id(recipe, data)
     keras.utils.set_random_seed(recipe.seed)
@@ -32,7 +27,7 @@ def main() -> None:
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     with classifier.strategy().scope():
         whole = frozen.base_model(recipe)
-        if pretrained:  # the base's answers are stored, so an epoch costs the head alone
+        if pretrained:  # the base's outputs are stored, so an epoch runs only the head
             learner = keras.Model(whole.get_layer(classifier.POOLED).output, whole.output, name="head")
         else:
             cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
@@ -47,10 +42,7 @@ def main() -> None:
         learner, (views, labels), (val, val_labels), recipe.train_head, seed=recipe.seed, state=state, on_epoch=log
     )
     classifier.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
-    with stage.writing(HISTORY) as path:
-        history.to_csv(path, index=False)
-    with stage.writing(HEAD) as path:
-        whole.save(path)
+    trained.save(whole, history, trained.HEAD)
     shutil.rmtree(state)
 
 

@@ -104,8 +104,9 @@ def reachable() -> Iterator[None]:
 def run_id(recipe: params.Params, data_sha256: str) -> str:
     """Opens the run of this recipe on this data, or resumes it, and logs every parameter but the gate's.
 
-    Raises Problem if MLflow could not be used.
+    Raises Problem, as `check` does, in seconds.
     """
+    check()
     digest = params.digest(recipe)
     parts = (digest, data_sha256, socket.gethostname(), str(Path.cwd()))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()

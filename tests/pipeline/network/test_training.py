@@ -155,6 +155,6 @@ def test_each_epoch_takes_the_next_view_in_its_own_order() -> None:
 
 def test_class_weights_make_every_class_count_the_same() -> None:
     labels = np.array([0] * 6 + [1] * 3 + [2] * 1)
-    weights = training.class_weights(labels, 3, balanced=True)
+    weights = training.class_weights(labels, balanced=True)
     assert [weights[labels == c].sum() for c in range(3)] == pytest.approx([10 / 3] * 3)
-    assert training.class_weights(labels, 3, balanced=False).tolist() == [1] * 10
+    assert training.class_weights(labels, balanced=False).tolist() == [1] * 10
