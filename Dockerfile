@@ -11,8 +11,8 @@
 
 FROM python:3.11.14-bookworm AS serving-packages
 COPY requirements/serving.txt /build/
-# What the image does without: bytecode (20 MB for one second at the start), the driver of an embedded registry, which is
-# a development machine's, packages' tests, and debug symbols (18 MB).
+# Left out: bytecode (20 MB for one second at the start), the driver of an embedded registry, which only a development
+# machine has, packages' tests, and debug symbols (18 MB).
 RUN python3.11 -m venv --without-pip /opt/venv \
     && python3.11 -m pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --no-cache-dir \
         --no-compile --require-hashes -r /build/serving.txt \
@@ -23,7 +23,7 @@ RUN python3.11 -m venv --without-pip /opt/venv \
 
 FROM python:3.11.14-slim-bookworm AS serving
 COPY --from=serving-packages /opt/venv /opt/venv
-# The folder mlflow/ stays out: where MLflow were missing, `import mlflow` would find it instead.
+# The folder mlflow/ stays out: if MLflow were missing, `import mlflow` would find the folder.
 COPY leukdetect /app/leukdetect
 COPY serving /app/serving
 # Versions that were served, and feedback: a volume, so that a start needs no registry.
@@ -43,7 +43,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=90s \
 ENTRYPOINT ["/opt/venv/bin/python", "-m", "serving"]
 
 FROM python:3.11.14-slim-bookworm AS training
-# Versions not pinned: Debian keeps only the newest fix of a stable release, so that a pinned one fails within weeks.
+# No pinned versions: Debian keeps only the newest fix of a stable release, so a pinned one fails within weeks.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \

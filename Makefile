@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
-# As pip does: a hospital's proxy signs with a certificate that only the machine knows.
+# Trust the system's certificates, as pip does: a hospital's proxy may sign with one that only the machine has.
 export UV_SYSTEM_CERTS := true
 
 .PHONY: help demo serve repro mlflow-ui test quick test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
@@ -38,7 +38,7 @@ test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes eac
 test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed, swapped, full disk, stalled clients, 10,000 mutated images
 	pytest -m slow tests/load
 
-# The benchmarks want the machine alone. They share a 224 px model, made from the demo's, and their peers' environments.
+# Run benchmarks on an idle machine. They share a 224 px model, made from the demo's, and their peers' environments.
 .benchmarks/model224: .venv/.ready
 	test -f models/model.keras || dvc repro
 	python -m benchmarks.model224 --out $@
@@ -46,7 +46,7 @@ test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed
 bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside six others (about an hour)
 	python -m benchmarks.serving --models $<
 
-bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time a request outside decoding and the model, beside a naive app
+bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time per request outside decoding and the model, beside a naive app
 	python -m benchmarks.overhead
 
 bench-startup: .benchmarks/model224 .venv-serving/.ready  ## time to ready and memory
@@ -91,11 +91,11 @@ sbom: .venv-sbom/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX
 	mkdir -p $(SBOM)
 	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done
 
-clean:  ## forget all that was made, but not the environments
+clean:  ## delete everything that was made, except the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp
 
-# uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower. Bytecode is made
-# at once, as pip does: where Python may not write any, every process compiled TensorFlow anew (docs/decisions, 37).
+# uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower. It compiles
+# bytecode, as pip does: where Python may not write any, every process would compile TensorFlow anew (docs/decisions, 37).
 .venv/.ready: requirements/dev.txt requirements/uv.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv .venv
@@ -110,7 +110,7 @@ clean:  ## forget all that was made, but not the environments
 	  .venv-serving/bin/pip install -q --require-hashes -r requirements/serving.txt
 	touch $@
 
-# Apart, since what it brings slows every import of Great Expectations (docs/decisions, 37).
+# An environment of its own, since its packages slow every import of Great Expectations (docs/decisions, 37).
 .venv-sbom/.ready: requirements/sbom.txt .venv/.ready
 	$(PYTHON) -m venv .venv-sbom
 	uv pip install -q --python .venv-sbom --require-hashes -r requirements/sbom.txt || \

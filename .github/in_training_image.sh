@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command in the training image, on the GPU, in this folder. Values of secrets are handed on by name alone.
+# Runs a command in the training image, on the GPU, in this folder. Secrets are passed by name, never by value.
 set -euo pipefail
 exec docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/leukdetect" --env BASE --env DVC_REMOTE \
   --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN --env AWS_REGION \

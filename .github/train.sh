@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The steps of a training, as the workflow `train` takes them: pull, evaluate, push, gate, report.
-# Each is told where the data is (DVC_REMOTE) or what to compare with (BASE).
+# The steps of the workflow `train`: pull, evaluate, push, gate, report.
+# DVC_REMOTE says where the data is, BASE what to compare with.
 set -euo pipefail
 
 case $1 in
-  pull) # what was made before, so that only what changed is made anew. Not the gate's: it always judges anew
+  pull) # earlier outputs, so that only what changed runs again; not the gate's, which always judges anew
     dvc remote add --local --force --default storage "$DVC_REMOTE"
     dvc pull --run-cache --allow-missing --with-deps evaluate
     ;;

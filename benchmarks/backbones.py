@@ -1,9 +1,9 @@
-"""Every backbone: what it costs to ask, and what it learns of the demo from random weights.
+"""Every backbone: its latency, and its accuracy on the demo when trained from random weights.
 
 Latency is of the whole exported graph at 224 px, batch 1, FP32 and INT8; its weights do not matter and are random.
-The files take turns, one answer each, so that what else the machine does falls on all alike. Accuracy is the stages
-from `prepare` to `evaluate` on the rendered smears, at 80 px (InceptionV3 takes no less than 75), from random weights:
-which network learns fastest from 600 images. It says nothing about pretrained weights, nor about patients.
+The files take turns, one answer each, so that other load on the machine affects all alike. Accuracy is measured by the
+stages from `prepare` to `evaluate` on the rendered smears, at 80 px (InceptionV3 takes no less than 75), from random
+weights: which network learns fastest from 600 images. It says nothing about pretrained weights, nor about patients.
 
 Reads:  params.yaml, data/raw/, data/manifest.csv, data/source.json (of the demo)
 Writes: benchmarks/results/backbones.json
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def latencies(folder: Path, rounds: int) -> dict[str, Any]:
-    """Each backbone's parameters, and for each of its files MB, median ms and the median ratio to ResNet-50 in FP32."""
+    """Each backbone's parameters, and each file's MB, median ms and median ratio to ResNet-50 in FP32."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, SIZE, SIZE, 3)).astype(np.uint8)
     results: dict[str, Any] = {}

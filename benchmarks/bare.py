@@ -1,7 +1,7 @@
 """The ceiling: decode, resize and run in a loop, in one process, without any server.
 
 With this project's decoder and session, or with those of the peers. Prints JSON. It needs only what a server needs,
-so that it runs in a server's own environment.
+so it runs in a server's own environment.
 
 Run:    python -m benchmarks.bare serving|peers MODEL FOLDER [--n 300] [--threads 2]     (FOLDER holds the .jpg files)
 """
@@ -31,7 +31,7 @@ def main() -> None:
     open_ = {"serving": with_serving, "peers": with_peers}[options.code]
     classify = open_(options.model, options.threads)
     files = [path.read_bytes() for path in sorted(options.folder.glob("*.jpg"))]
-    probabilities = [classify(file) for file in files]  # and so it is warm
+    probabilities = [classify(file) for file in files]  # also warms up
     started, cpu = time.perf_counter(), time.process_time()
     for file in itertools.islice(itertools.cycle(files), options.n):
         classify(file)

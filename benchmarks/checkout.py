@@ -1,4 +1,4 @@
-"""Another commit's tree in a folder, for benchmarks that hold today's code against it."""
+"""Another commit's tree in a folder, for benchmarks that compare today's code with it."""
 
 import subprocess
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The server of today's code beside an earlier commit's, on the same model files, images and processors.
 
-Each round starts both, in an order of its own, and asks each under every load before the other starts. A ratio is of
-one round; the table shows its median and, in brackets, its range. A quiet machine is needed.
+Each round starts both, in random order, and puts every load on one before the other starts. Ratios are taken within a
+round; the table shows their median and, in brackets, their range. It needs a quiet machine.
 
 Writes: benchmarks/results/commits.json
 Run:    python -m benchmarks.commits --before COMMIT [--models FOLDER] [--rounds 5]   (about 2 minutes a round)

@@ -1,4 +1,4 @@
-"""What test-time augmentation would give: answers averaged over the eight symmetries of the square (D4).
+"""What test-time augmentation would gain: answers averaged over the eight symmetries of the square (D4).
 
 Flips and quarter turns; eight times the computing. Nothing is trained. Probabilities are averaged, and a temperature
 for the averages is fitted on the validation split, as `pipeline.calibrate` does for single answers.
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def symmetries(images: np.ndarray) -> Iterator[np.ndarray]:
-    """The eight flips and quarter turns of [N, S, S, 3], the images as they are first."""
+    """The eight flips and quarter turns of [N, S, S, 3]; the unchanged images come first."""
     for quarters in range(4):
         turned = np.rot90(images, quarters, axes=(1, 2))
         yield np.ascontiguousarray(turned)

@@ -1,11 +1,11 @@
-"""What each lever of training gives on held-out blocks: the same small training with it and without.
+"""What each training lever gains on held-out blocks: the same small training with it and without.
 
-A cheap proxy of the recipe: every layer of a pretrained base, 64 px, 16 epochs of AdamW whose rate is a cosine to zero,
-the last epoch's weights. Of the training and validation blocks only, never the test blocks, in two folds: A holds out
-the validation split; B the first blocks of each class, as many as validation has, with a block dropped after them.
-Each fold has a seed of its own. What is fitted (stain, sharpness) is fitted on the fold's training images.
+A cheap proxy for the recipe: every layer of a pretrained base, 64 px, 16 epochs of AdamW with a cosine rate to zero,
+the last epoch's weights. It uses the training and validation blocks only, never the test blocks, in two folds: A holds
+out the validation split; B the first blocks of each class, as many as validation has, with a block dropped after them.
+Each fold has its own seed. What is fitted (stain, sharpness) is fitted on the fold's training images.
 
-Goes on with --work: each answer is a file there.
+With --work an interrupted run resumes: each answer is a file there.
 
 Reads:  a folder of the four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/levers.json, and prints the table
@@ -48,7 +48,7 @@ class Lever:
     """One change of the proxy."""
 
     name: str
-    fit: Callable[[np.ndarray], Pixels] = lambda train: nothing  # from training images to what is done to every image
+    fit: Callable[[np.ndarray], Pixels] = lambda train: nothing  # training images to the change of every image
     epoch: Callable[..., tuple[np.ndarray, np.ndarray]] = lambda rng, pixels, targets: (pixels, targets)
     loss: Callable[[], keras.losses.Loss] = keras.losses.CategoricalCrossentropy
     balanced: bool = True  # class weights
@@ -157,7 +157,7 @@ class Average(keras.callbacks.Callback):
 
 
 LEVERS = (
-    Lever("baseline"),  # answers with EMA's weights too, and those over the square's symmetries
+    Lever("baseline"),  # also answers with the EMA weights, and those averaged over the symmetries
     Lever("no class weights", balanced=False),
     Lever("focal loss instead", loss=lambda: keras.losses.CategoricalFocalCrossentropy(alpha=1.0), balanced=False),
     Lever("Macenko", fit=macenko),

@@ -1,8 +1,8 @@
 """Generates HTTP load at little cost, since it shares the processors with the server that it measures.
 
-Closed loop: so many clients, each of which asks again once it is answered. Open loop: requests arrive when they arrive,
-however slow the answers, and latency counts from the planned arrival (no coordinated omission: Tene 2015,
-"How NOT to measure latency"). A client that has waited for its deadline hangs up, as a real one would.
+Closed loop: each of a number of clients sends its next request once the last is answered. Open loop: requests arrive on
+a schedule, however slow the answers, and latency counts from the planned arrival (no coordinated omission: Tene 2015,
+"How NOT to measure latency"). A client hangs up at its deadline, as a real one would.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import numpy as np
 
 OK = 200
 GAVE_UP, BROKEN = 0, -1  # in place of a status: no answer by the deadline; the connection failed
-REFUSED = frozenset({429, 503})  # said no at once, which costs the client nothing
+REFUSED = frozenset({429, 503})  # refused at once, which costs the client nothing
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def post(path: str, content_type: str, body: bytes, headers: str = "") -> bytes:
 async def closed_loop(
     port: int, requests: Sequence[bytes], *, clients: int, n: int, seconds: float = math.inf, deadline: float = 30
 ) -> Outcome:
-    """Sends the requests in turn, `n` in all or for so many seconds, each client one after another."""
+    """Sends the requests in turn, `n` in all or for `seconds`; each client sends one after another."""
     answers: list[Answer] = []
     turns = _turns(requests, n)
     started = time.perf_counter()
@@ -99,7 +99,7 @@ async def closed_loop(
 async def open_loop(port: int, requests: Sequence[bytes], arrivals: Sequence[float], *, deadline: float) -> Outcome:
     """Sends the requests in turn, one at each arrival time (ascending, seconds), on an idle connection or a new one.
 
-    The outcome's seconds last until the last good answer, so that what piled up meanwhile flatters no rate.
+    The outcome's seconds end with the last good answer, so that a backlog does not inflate the rate.
     """
     idle: deque[Connection] = deque()
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """The demo's trained network at the paper's 224 px: the same weights, so that a benchmark times a model of full size.
 
 `prepare`, `calibrate` and `export` run unchanged in a folder of their own, on the demo's images enlarged to 224 px.
-So the two files keep the whole contract, and any server of this project loads them. What they answer means nothing:
-the weights learned from 64 px. A model that was trained at 224 px serves every benchmark as well.
+So the two files keep the whole contract, and any server of this project loads them. Their answers mean nothing: the
+weights were trained at 64 px. A model that was trained at 224 px serves every benchmark as well.
 
 Reads:  params.yaml, data/raw/, data/manifest.csv, data/source.json, models/model.keras
 Writes: FOLDER/leukdetect.onnx, FOLDER/leukdetect.int8.onnx
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> None:
-    """Runs the three stages in an empty folder; the model files are in its models/ then.
+    """Runs the three stages in an empty folder, and leaves the model files in its models/.
 
     Raises:
         Problem: the demo has not been made yet, or a stage failed (it has said why).

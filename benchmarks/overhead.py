@@ -1,12 +1,12 @@
-"""What the server costs beside decoding and inference: processor time a request, against the naive app.
+"""The server's overhead beside decoding and inference: processor time per request, compared with the naive app's.
 
-Both serve the same trivial model on the same small image. From the processor time of each server over all requests,
-that of its own decode, resize and run in a bare loop is taken off; all else counts as overhead: HTTP, form, checks,
-hashes, queues, metrics, logs, JSON. One onnxruntime thread for the naive app, so that none of it
-spins. Rounds are interleaved; the table shows medians and, in brackets, their range.
+Both serve the same trivial model on the same small image. Overhead is a server's processor time minus that of its
+own decode, resize and run in a bare loop: HTTP, form, checks, hashes, queues, metrics, logs, JSON. The naive app runs
+onnxruntime with one thread, so that none spins. Rounds are interleaved; the table shows medians and, in brackets, their
+range.
 
-The naive app decodes and runs the model on its event loop, so it answers nothing else meanwhile, no probe either. A
-third row shows what it costs to leave the loop free, as this server does: the same app, in the framework's threads.
+The naive app decodes and runs the model on its event loop, so it answers nothing else meanwhile, not even a probe. A
+third row shows what it costs to keep the loop free, as this server does: the same app, in the framework's threads.
 
 Writes: benchmarks/results/overhead.json
 Run:    python -m benchmarks.overhead

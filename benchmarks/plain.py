@@ -1,7 +1,7 @@
-"""The recipe as a Keras user writes it: `fit` from JPEG files, augmentation as layers of the model. No line of ours.
+"""The recipe as a Keras user writes it: `fit` from JPEG files, augmentation as layers of the model. No code of ours.
 
-With --steps it times so many steps of each phase, after two that trace and warm up, and so many validation steps;
-without, it trains to the end and saves what it answers for the test images.
+With --steps N it times N steps of each phase, after two that trace and warm up, and N validation steps; without, it
+trains to the end and saves its answers to the test images.
 
 Reads:  FOLDER/train/<class>/, FOLDER/val/<class>/, the weights
 Writes: a line of JSON; with --predict, the predicted classes of images.npy [n, S, S, 3]
@@ -124,7 +124,7 @@ def build(size: int, weights: str) -> tuple[keras.Model, keras.Model]:
         keras.layers.RandomBrightness(0.15, value_range=(0, 255)),
     ):
         x = layer(x)
-    x = base(keras.applications.resnet50.preprocess_input(x))  # what is frozen keeps its batch normalisation's averages
+    x = base(keras.applications.resnet50.preprocess_input(x))  # frozen layers keep batch normalisation's averages
     for layer in (
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(256),

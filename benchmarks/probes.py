@@ -1,9 +1,9 @@
 """How fast /livez and /readyz answer while the server is idle, overloaded, and asked for everything at once.
 
-A process of its own asks every 20 ms, one and the other in turn, and latency counts from the planned moment, so that a
-stall of a second is fifty slow answers and not one. Overloaded: predictions arrive at three times what 8 clients got a
-moment before. Everything: beside them explanations, batches of 16 images, and tensors in megabytes of JSON. Large
-batches: two clients, each with forms of 94 MB (40 BMP files).
+A separate process asks one or the other in turn, every 20 ms, and latency counts from the planned moment, so a stall of
+a second is fifty slow answers and not one. Overloaded: predictions arrive at three times the rate that 8 clients got
+just before. Everything: the same, and explanations, batches of 16 images, and tensors in 1.5 MB of JSON. Large batches:
+two clients, each with forms of 94 MB (40 BMP files).
 
 Writes: benchmarks/results/probes.json
 Run:    python -m benchmarks.probes --models FOLDER     (FOLDER: of python -m benchmarks.model224)
@@ -84,7 +84,7 @@ async def measured(port: int, files: Sequence[bytes], seconds: float) -> list[di
     everything = (
         clients(load.post("/explain", *UPLOAD(files[0])), 4),
         clients(load.post("/predict/batch", *form(files, BATCH)), 2),
-        clients(load.post("/v2/models/leukdetect/infer", "application/json", tensors(5)), 2),
+        clients(load.post("/v2/models/leukdetect/infer", "application/json", tensors(2)), 2),
     )
     loads: dict[str, tuple[Coroutine[Any, Any, object], ...]] = {
         "idle": (asyncio.sleep(seconds),),
@@ -106,7 +106,7 @@ async def measured(port: int, files: Sequence[bytes], seconds: float) -> list[di
 
 
 def probe(port: int, seconds: float) -> tuple[list[float], int]:
-    """Asks for so long. The latencies in seconds, ascending, and how many answers were no 200."""
+    """The latencies in seconds, ascending, and how many answers were not 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     begun = time.perf_counter()
     latencies, other = [], 0
@@ -123,21 +123,21 @@ def probe(port: int, seconds: float) -> tuple[list[float], int]:
 
 
 def bmp(file: bytes) -> bytes:
-    """2.4 MB."""
+    """An image as a BMP file: 2.4 MB."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(file)).save(buffer, "BMP")
     return buffer.getvalue()
 
 
 def form(files: Sequence[bytes], count: int) -> tuple[str, bytes]:
-    """Content type and body of a form with so many images."""
+    """Content type and body of a form with `count` images."""
     head = 'Content-Disposition: form-data; name="file"; filename="image.jpg"\r\nContent-Type: image/jpeg'
     parts = [f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode() + files[each % len(files)] for each in range(count)]
     return f"multipart/form-data; boundary={BOUNDARY}", b"\r\n".join(parts) + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def tensors(images: int) -> bytes:
-    """An inference request with so many images of 224 pixels, as JSON: about 2.9 MB in five."""
+    """An inference request of images of 224 pixels, as JSON: 1.5 MB for two, near the most that the server reads."""
     tensor = {"name": "image", "datatype": "UINT8", "shape": [images, 224, 224, 3], "data": [128] * images * 224**2 * 3}
     return json.dumps({"inputs": [tensor]}).encode()
 

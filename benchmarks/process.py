@@ -1,4 +1,4 @@
-"""Starts a server and watches what it uses: processor time and memory of it and all that it started (Linux)."""
+"""Starts a server and measures the processor time and memory of its process and all descendants (Linux)."""
 
 import http.client
 import os
@@ -17,7 +17,7 @@ LAST_WORDS = 800  # characters of a log that an error quotes
 
 
 class ServerError(Exception):
-    """A server that does not do what it should; the message quotes the end of its log."""
+    """A server failed; the message quotes the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Running:
     seconds_to_ready: float  # since it was spawned
 
     def cpu_seconds(self) -> float:
-        """User and system time of every process so far, those that have ended and been waited for included."""
+        """User and system time of every process so far, including those that ended and were waited for."""
         return sum(sum(map(int, stat[11:15])) for stat in _tree(self.pid).values()) * TICK
 
     def rss(self) -> int:
@@ -90,7 +90,7 @@ def answers(port: int, path: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks the server to stop, then kills what is left of it: some leave helpers behind."""
+    """Asks the server to stop, then kills what is left: some servers leave child processes behind."""
     family = _tree(process.pid)
     process.terminate()
     try:
@@ -105,7 +105,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tree(root: int) -> dict[int, list[str]]:
-    """Of `root` and its descendants, the fields of /proc/PID/stat behind the name: field n of proc(5) is at n - 3."""
+    """The fields of /proc/PID/stat after the name, of `root` and its descendants: field n of proc(5) is at n - 3."""
     processes = _processes()
     children = defaultdict(list)
     for pid, stat in processes.items():

@@ -1,4 +1,4 @@
-"""Tables and verdicts of benchmarks.serving: medians over the rounds, with their range; bars are ratios only."""
+"""Tables and verdicts of the benchmarks: medians over the rounds, with their range. Every bar is a ratio."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ REFUSED, LATE = ("429", "503"), ("0", "504")
 
 
 class At(NamedTuple):
-    """Where in the tables."""
+    """A place in the tables."""
 
     server: str
     size: str
@@ -25,7 +25,7 @@ class At(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Of one number over the rounds."""
+    """Median and range of one number over the rounds."""
 
     median: float
     least: float
@@ -37,7 +37,7 @@ class Spread(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Whether a ratio of medians keeps its bar; `rounds` are the ratios of the single rounds."""
+    """Whether a ratio of medians meets its bar; `rounds` are the ratios of the single rounds."""
 
     what: str
     ratio: float
@@ -88,7 +88,7 @@ def tables(cells: Sequence[Cell], missing: dict[str, str]) -> str:
 
 
 def verdicts(cells: Sequence[Cell], fp32: str, int8: str, peers: Sequence[str], bare: str) -> list[Verdict]:
-    """What must be true of two of the servers, given who their peers are and which loop is the ceiling."""
+    """The bars that our servers `fp32` and `int8` must meet, against their peers and the bare loop."""
     found = set(_distinct(cells, "server"))
     peers = [name for name in peers if name in found]
     result = []
@@ -127,7 +127,7 @@ def as_markdown(results: Iterable[Verdict]) -> str:
 
 
 def as_json(results: Iterable[Verdict]) -> list[dict[str, Any]]:
-    """The same for JSON, which knows no infinity: null."""
+    """The same for JSON; infinity, which JSON lacks, becomes null."""
     return [
         {
             **each._asdict(),
@@ -139,7 +139,7 @@ def as_json(results: Iterable[Verdict]) -> list[dict[str, Any]]:
 
 
 def spread(cells: Iterable[Cell], at: At, key: str) -> Spread:
-    """Of one number over the rounds; NaN where nothing was measured."""
+    """Median and range of one number over the rounds; NaN where nothing was measured."""
     found = values(cells, at, key)
     return Spread(statistics.median(found), min(found), max(found)) if found else Spread(*[float("nan")] * 3)
 
@@ -153,7 +153,7 @@ def compare(cells: Sequence[Cell], key: str, at: At, other: At, bar: float, *, a
 
 
 def values(cells: Iterable[Cell], at: At, key: str) -> list[float]:
-    """Of each round; a latency that could not be measured, since too many were late, is infinite."""
+    """One number's value in each round; a latency that could not be measured, since too many were late, is infinite."""
     found = [cell[key] for cell in cells if (cell["server"], cell["size"], cell["load"]) == at]
     return [float("inf") if value is None else value for value in found]
 

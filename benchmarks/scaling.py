@@ -22,9 +22,9 @@ PRECISIONS = ("FP32", "INT8")
 
 IMAGES = (10_000, 10_000_000, 1_000_000_000)
 REQUESTS = (10, 1_000, 100_000)  # a second
-BUSY = 0.7  # of what a replica can do, so that bursts and a replica that is replaced find room
+BUSY = 0.7  # share of a replica's capacity; the rest is for bursts and while a replica is replaced
 PART = 2000  # images; pipeline.score's PART_ROWS
-LISTED = 24  # bytes an image that pipeline.score holds while it looks for twins: 8 of a hash, joined, then sorted
+LISTED = 24  # bytes per image that pipeline.score holds while it looks for duplicates: 8 of a hash, joined, then sorted
 WATCH = 15  # seconds between a server's looks at the registry (LEUKDETECT_WATCH_SECONDS)
 GETS = 5500  # a second that Amazon S3 promises for one prefix
 NETWORK = 1.25e9  # bytes/s: 10 Gbit/s

@@ -1,8 +1,8 @@
 """Batch scoring beside a bare onnxruntime loop: images/s on the same files, model and processors.
 
 Bare is benchmarks/bare.py, which decodes, resizes and runs one image after the other, with files that are in memory
-already. Ours is `python -m pipeline.score` as a user runs it; its images/s are those of its last line, without imports
-and loading the model, which a column of their own shows. Rounds are interleaved, the order in each is drawn.
+already. Ours is `python -m pipeline.score` as a user runs it; its images/s are from its last output line, without
+imports and loading the model, which have their own column. Rounds are interleaved, each in random order.
 
 Writes: benchmarks/results/score.json
 Run:    python -m benchmarks.score --models FOLDER     (FOLDER has one model of each precision)

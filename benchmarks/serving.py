@@ -1,9 +1,9 @@
 """Side by side: this server, six others and a bare loop, on the same model file, images and processors.
 
-Each round starts every server once, in an order of its own; a server answers every load before the next one starts.
-Closed loop with 1 and 8 clients, then arrivals at random (Poisson) at 50, 80, 100 and 300 % of what this server gave
-with 8 clients a moment before. Every server's answers are compared with the bare loop's before it is timed.
-Tables show medians of the rounds and, in brackets, their range. A quiet machine is needed, and about an hour.
+Each round starts every server once, in random order; a server gets every load before the next one starts.
+Closed loop with 1 and 8 clients, then Poisson arrivals at 50, 80, 100 and 300 % of that server's own throughput with
+8 clients just before. Every server's answers are compared with the bare loop's before it is timed.
+Tables show medians of the rounds and, in brackets, their range. It needs a quiet machine and about an hour.
 
 Writes: benchmarks/results/serving.json (every cell, the machine, all versions)
 Run:    python -m benchmarks.serving --models FOLDER     (FOLDER: of python -m benchmarks.model224)
@@ -85,7 +85,7 @@ def main() -> None:
             except ServerError as error:
                 missing[server.name] = str(error)
                 print(f"  {error}", file=sys.stderr)
-            stage.write_json(options.out, record)  # what was measured so far outlives an interruption
+            stage.write_json(options.out, record)  # so that an interruption loses nothing measured so far
             part = (number - 1 + (position + 1) / len(ready)) / options.rounds
             left = (time.monotonic() - begun) * (1 / part - 1)
             print(f"  about {left / 60:.0f} min left", file=sys.stderr)
@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=300, help="requests a cell, at least")
     parser.add_argument("--open-seconds", type=float, default=10, help="an open loop's length, at least")
     parser.add_argument("--closed-only", action="store_true", help="leave out the open loops")
-    parser.add_argument("--quick", action="store_true", help="1 round, n 40, open loops of 4 s: whether all works")
+    parser.add_argument("--quick", action="store_true", help="1 round, n 40, open loops of 4 s: a smoke test")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.n, options.open_seconds = 1, 40, 4
@@ -185,7 +185,7 @@ def _cell(process: Running, loop: Coroutine[Any, Any, load.Outcome]) -> Cell:
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """The machine that it ran on."""
     facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     facts = {key.strip(): value.strip() for key, value in facts.items()}
     memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024

@@ -1,7 +1,7 @@
 """Whether memory stays flat: under load for minutes, and over many swaps of the real network under load.
 
 A registry in a SQLite file holds two versions of the same files; the alias goes back and forth between them. Four
-clients keep asking all the while, and every answer must be a 200.
+clients send requests throughout, and every answer must be a 200.
 
 Writes: benchmarks/results/soak.json
 Run:    python -m benchmarks.soak --models FOLDER [--seconds 600] [--swaps 20]     (FOLDER: of benchmarks.model224)
@@ -29,7 +29,7 @@ from benchmarks.servers import OURS, ROOT, UPLOAD
 from pipeline import stage
 
 CLIENTS = 4
-FLAT = 1.05  # the last third's memory ÷ the first third's: beyond is growth
+FLAT = 1.05  # the last third's memory ÷ the first third's; more is growth
 SAMPLE_SECONDS = 1.0
 
 

@@ -1,9 +1,9 @@
-"""The stages of `dvc repro` on the demo: time, what imports take of it, peak memory; today's code beside a commit's.
+"""Time, import time and peak memory of each stage of `dvc repro` on the demo: today's code beside a commit's.
 
-The two trees take turns, stage by stage, each stage a process in a folder of its tree's own, so that what else the
-machine does falls on both. Processor time stands beside wall-clock time, since other work adds less to it. Imports are
-those of the stage's module alone, timed in a process before it; what a stage imports later counts as its work. Both
-phases train for one epoch: what an epoch costs is `benchmarks.training`'s.
+The two trees take turns, stage by stage, so that other load on the machine affects both; each stage is a process in its
+tree's own folder. Processor time stands beside wall-clock time, since other load adds less to it. Import time is
+that of the stage's module, timed in a process of its own; later imports count as the stage's work. Both phases
+train for one epoch; `benchmarks.training` times epochs.
 
 Run:    python -m benchmarks.stages [--before COMMIT]     (about 8 minutes on an idle machine)
 Writes: benchmarks/results/stages.json

@@ -1,4 +1,4 @@
-"""From spawning a server to its first ready answer, and its memory after 100 requests; beside the naive app.
+"""Time from spawning the server until it is ready, and its memory after 100 requests, beside the naive app.
 
 Every start is a new process; the files may be in the page cache. Rounds are interleaved; the table shows medians and,
 in brackets, their range.

@@ -1,9 +1,9 @@
 """Training beside plain Keras: the same images, split, seed, head and rates; images/s, time, memory, disk, accuracy.
 
 Plain is `benchmarks/plain.py`: `fit` from JPEG files, twice 15 epochs. It is timed on a few steps of each phase,
-before, between and after our stages, and extrapolated to its 30 epochs. Ours is the stages themselves, each a process,
-imports included, early stopping off; with 15 views `features` is extrapolated from 5. A user gets oneDNN by default on
-processors with AVX-512 VNNI and not on others, so plain is timed with it on and off.
+before, between and after our stages, and extrapolated to its 30 epochs. Ours is the stages, each a process, with
+imports, without early stopping; the time of `features` with 15 views is extrapolated from 5. A user gets oneDNN by
+default on processors with AVX-512 VNNI and not on others, so plain is timed with it on and off.
 
 Run:    python -m benchmarks.training              # times (about 25 minutes)
         python -m benchmarks.training --accuracy   # trains both to the end, --seeds times each: hours
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def times(work: Path, recipe: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Interleaves slices of plain Keras with our stages, and prints the tables and whether the bars are kept."""
+    """Interleaves slices of plain Keras with our stages, and prints the tables and whether the bars are met."""
     split = pd.read_csv(work / "data/prepared/split.csv")["split"].value_counts()
     lay_out_for_keras(work)
     plain: dict[str, list[dict[str, Any]]] = {key: [] for key in ONEDNN}
@@ -130,10 +130,10 @@ def whole_plain(cell: dict[str, Any], n: int, m: int) -> float:
 
 
 def accuracy(work: Path, recipe: dict[str, Any], seeds: int) -> dict[str, Any]:
-    """Trains both to the end where both learn: every layer, by AdamW, its rate a cosine to zero.
+    """Trains both to the end with a recipe that learns: every layer, AdamW, a cosine schedule to zero.
 
-    Of one seed the interval is of the test images alone, for two given networks; over seeds it is of both, images and
-    trainings: groups and seeds are drawn anew.
+    One seed's interval covers the choice of test images for two given networks. The interval over seeds covers images
+    and trainings: both groups and seeds are resampled.
     """
     rates, decay, epochs = (recipe["train_head"]["learning_rate"], 6e-4), 0.01, (2, 12)
     recipe["features"]["views"] = max(epochs)
@@ -189,7 +189,7 @@ np.save(sys.argv[1], inference.forward(trained.load_model(), pixels, test.index.
 
 
 def growth(work: Path, recipe: dict[str, Any], factors: list[int]) -> dict[str, Any]:
-    """One view and one epoch of each phase over 1, 4, 16 times the images: the same, newly augmented."""
+    """One view and one epoch of each phase over 1, 4, 16 times the images: copies, each augmented anew."""
     pixels, split = np.load(work / "data/prepared/images.npy"), read_split(work)
     recipe["features"]["views"] = recipe["train_head"]["epochs"] = recipe["fine_tune"]["epochs"] = 1
     write(recipe, work)
@@ -199,7 +199,7 @@ def growth(work: Path, recipe: dict[str, Any], factors: list[int]) -> dict[str, 
     for factor in factors:
         repeated = pd.concat([split] * factor, ignore_index=True)
         copies = np.repeat(np.arange(factor), len(split))
-        # Another hash is another image to the augmentation's random numbers.
+        # The augmentation's random numbers follow from the hash, so another hash is another image.
         repeated["sha256"] = [f"{c:04x}{h[4:]}" for c, h in zip(copies, repeated["sha256"], strict=True)]
         file = np.lib.format.open_memmap(
             work / "data/prepared/images.npy", "w+", np.uint8, (len(repeated), *pixels.shape[1:])
@@ -221,7 +221,7 @@ def growth(work: Path, recipe: dict[str, Any], factors: list[int]) -> dict[str, 
 def a_recipe(folder: Path, weights: Path, work: Path, size: int) -> dict[str, Any]:
     """The paper's recipe on a folder of images; without early stopping, since plain Keras is timed without.
 
-    The corner is not painted over: no layer of Keras's does that, and both are to see the same.
+    The corner is not painted over: no Keras layer does that, and both must see the same.
     """
     recipe: dict[str, Any] = yaml.safe_load((ROOT / "presets/all4.yaml").read_text())
     if folder.is_dir():
@@ -269,7 +269,7 @@ def run_plain(work: Path, recipe: dict[str, Any], onednn: str, *arguments: str) 
 
 
 def run_stage(name: str, work: Path) -> dict[str, float]:
-    """Seconds of a stage as a process, and the peak of what it held: files mapped into memory do not count."""
+    """Seconds and peak memory of a stage, run as a process; memory-mapped files do not count."""
     cell = run_python(work, "-m", f"pipeline.{name}")
     print(f"{name}: {cell['seconds']:.0f} s, {cell['out'].strip().splitlines()[-1]}", file=sys.stderr, flush=True)
     return {"seconds": cell["seconds"], "peak_gib": cell["peak_gib"]}
@@ -303,7 +303,7 @@ def run_python(work: Path, *arguments: str, **environment: str) -> dict[str, Any
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of a process's memory that no file stands behind (Linux); 0 once it has ended."""
+    """A process's anonymous memory in bytes (Linux); 0 once it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

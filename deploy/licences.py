@@ -1,8 +1,8 @@
 """Writes docs/licences.md: what is installed to serve and to build a model, and under which licence.
 
-The serving image is handed out. So it holds only what asks for no more than that its notice is kept, and MPL, which
-asks for its own files' source. Who builds a model also runs what DVC brings; that may be GPL, since we neither link to
-it nor hand it out, but it is named here one by one.
+The serving image is distributed. So its licences may ask for no more than to keep their notice, or, as MPL does, for
+the source of their own files. Building a model also runs DVC's dependencies; these may be GPL, since we neither link to
+them nor distribute them, but each is named here.
 
 Run:    make licences   (exit 1: a licence that is not allowed)
 """
@@ -30,7 +30,7 @@ UNSAID = {  # the licence file says it, the package's metadata does not
 PIPELINE_ONLY = {
     "asyncssh": "DVC's SSH remotes",
     "grandalf": "draws `dvc dag`",
-    "pygit2": "DVC's way to git; it may be linked with anything",
+    "pygit2": "DVC's git library; its GPL has a linking exception",
 }
 
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def installed(lock: str, python: Path) -> list[tuple[str, str, str]]:
-    """Name, version and licence of each package of a lock that this system has."""
+    """Name, version and licence of each package of a lock that is installed here."""
     names = re.findall(r"^([\w.-]+)==", Path(f"requirements/{lock}.txt").read_text(), re.MULTILINE)
     command = [
         "pip-licenses",
@@ -66,7 +66,7 @@ def installed(lock: str, python: Path) -> list[tuple[str, str, str]]:
 
 
 def allowed(licence: str) -> bool:
-    """Whether the policy allows it: any of what may be chosen between, or all of what holds together."""
+    """Whether the policy allows a licence expression: any part of an OR, every part of an AND."""
     parts = [bool(ALLOWED.match(part.strip(" ()"))) for part in re.split(r" AND | OR |;", licence)]
     return any(parts) if " OR " in licence and " AND " not in licence else all(parts)
 

@@ -1,4 +1,4 @@
-"""Writes the operator's copy of Prometheus' rules and alerts: `python -m deploy.prometheus_rule`, after changing them.
+"""Writes the Prometheus operator's copy of the rules and alerts: run `python -m deploy.prometheus_rule` on a change.
 
 Reads monitoring/prometheus/{rules,alerts}.yml; writes deploy/kubernetes/base/prometheusrule.yaml.
 """

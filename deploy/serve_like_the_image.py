@@ -1,11 +1,11 @@
-"""Does what the Dockerfile says of `serving`, without Docker: installs, serves as the image would, predicts once.
+"""Carries out the Dockerfile's `serving` without Docker: installs, serves as the image would, predicts once.
 
 Run:    python3.11 deploy/serve_like_the_image.py --model models/leukdetect.onnx smear.jpg
 
 Needs Linux, bubblewrap and binutils. The stages of the Dockerfile are carried out instruction by instruction into a
 temporary folder. Then the entry point runs as the image's user, as process 1, with no capability, on a read-only root
-with nothing but the volume and /tmp to write to, and the health check beside it. What differs from the image:
-Python 3.11 and the C libraries are this machine's. Prints the size of what the image adds to its base.
+where only the volume and /tmp are writable, and the health check beside it. Python 3.11 and the C libraries are this
+machine's, unlike the image's. Prints the size of what the image adds to its base.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TARGET = "serving"
-BASE_MB = 125  # python:3.11-slim-bookworm, unpacked, as its registry tells; measuring it takes pulling it
+BASE_MB = 125  # python:3.11-slim-bookworm, unpacked, as its registry states; measuring it needs a pull
 LIMIT_MB = 350
 START_SECONDS = 90  # the health check's start period
 
@@ -66,7 +66,7 @@ def stages() -> dict[str, Stage]:
 
 
 def said(stage: Stage, instruction: str) -> str:
-    """What the stage says in its only such instruction."""
+    """The arguments of the stage's only instruction of that name."""
     (rest,) = (rest for name, rest in stage if name == instruction)
     return rest
 
@@ -104,7 +104,7 @@ def build(folder: Path, target: str = TARGET) -> Path:
 
 
 def megabytes(folder: Path) -> int:
-    """What the files hold, in units of 10⁶ bytes, as image sizes are told."""
+    """Size of the files in units of 10⁶ bytes, as registries state image sizes."""
     return round(sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()) / 1e6)
 
 
