@@ -8,7 +8,6 @@ Exit:   0, or 3 where there is an alarm, so that a script can tell
 """
 
 import argparse
-import html
 import io
 import json
 import sys
@@ -27,8 +26,10 @@ from matplotlib.ticker import PercentFormatter
 from leukdetect import contract, drift, images
 from leukdetect.contract import Reference
 from leukdetect.drift import Comparison
+from leukdetect.page import render
 from leukdetect.runtime import cpus, open_session, run
 
+PAGE = Path(__file__).with_name("report.html.jinja")
 ALARM = 3  # exit code
 REFERENCE, WINDOW, BAD = "#7f8ca3", "#2f5597", "#9b1c2e"
 NAMES = {
@@ -146,69 +147,18 @@ def of_server(url: str) -> Findings:
 
 def page(found: Findings) -> str:
     """The page, as HTML."""
-    last, promise, reference = found.last, found.promise, found.reference
-    alarms = [NAMES[signal].lower() for signal in found.alarms()]
-    count = sum(bool(window.alarms()) for window in found.windows.values())
-    windows = f"windows of {last.images} images"
-    verdict = (
-        f"Drift in {count} of the {windows} ({len(found.windows)} in all): {', '.join(alarms)}."
-        if alarms
-        else f"No drift in the {windows} ({len(found.windows)} in all)."
+    last, count, alarms = found.last, len(found.windows), [NAMES[signal].lower() for signal in found.alarms()]
+    drifted = sum(bool(window.alarms()) for window in found.windows.values())
+    said = f"Drift in {drifted} of the" if alarms else "No drift in the"
+    return render(
+        PAGE,
+        found=found,
+        verdict=f"{said} windows of {last.images} images ({count} in all){': ' if alarms else ''}{', '.join(alarms)}.",
+        meanings=drift.MEANING,
+        names=NAMES,
+        plots={name: _svg(_spread(name, found)) for name in NAMES if name in last.shares and name != "embedding"},
+        course=_svg(_course(found.windows)) if count > 1 else "",
     )
-    lines = [
-        f"{html.escape(found.source)}, against {reference.images} validation images of {reference.groups} patients or "
-        f"sessions; model {html.escape(promise['name'])}, {promise['precision'].upper()}, "
-        f"built {html.escape(promise['provenance']['created'])}.",
-        "Of windows from the same source, whatever the number of signals, about 1 in "
-        f"{round(1 / reference.false_alarms)} would raise an alarm.",
-    ]
-    if found.unreadable:
-        lines.append(f"{found.unreadable} files could not be read as images and are left out.")
-    if promise["provenance"]["synthetic"]:
-        lines.append("<strong>Trained on rendered images: no clinical meaning.</strong>")
-    sections = [_section(signal, meaning, found) for signal, meaning in drift.MEANING.items()]
-    course = f"<h2>Window by window</h2>{_svg(_course(found.windows))}" if len(found.windows) > 1 else ""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>LeukDetect: drift</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Drift</h1>
-<p class="{"bad" if alarms else "good"}">{verdict}</p>
-{"".join(f"<p>{line}</p>" for line in lines)}
-{course}
-<h2>Signal by signal</h2>
-<p>Grey: the validation images. Blue, or red where there is an alarm: the last window. PSI is the population stability
-index, KS the Kolmogorov–Smirnov distance, MMD the maximum mean discrepancy; each is held against a threshold from
-windows drawn from the validation images, patient by patient. A model may go on being right on images that have drifted,
-and wrong on images that have not: only confirmed diagnoses tell.</p>
-{"".join(sections)}
-<p class="small">{html.escape(promise["disclaimer"])}</p>
-</body>
-</html>
-"""
-
-
-def _section(signal: str, meaning: str, found: Findings) -> str:
-    last = found.last
-    alarm = last.alarm(signal)
-    rows = "".join(
-        f'<tr class="{"bad" if statistic > threshold else ""}"><th scope="row">{test.upper()}</th>'
-        f"<td>{statistic:.3f}</td><td>{threshold:.3f}</td></tr>"
-        for test, (statistic, threshold) in last.tests[signal].items()
-    )
-    plot = _svg(_spread(signal, found)) if signal in last.shares and signal != "embedding" else ""
-    return f"""<section>
-<h3>{NAMES[signal]} <span class="{"bad" if alarm else "good"}">{"alarm" if alarm else "as expected"}</span></h3>
-<p>{meaning}</p>
-{plot}
-<table><tr><th scope="col">Test</th><th scope="col">Statistic</th><th scope="col">Threshold</th></tr>{rows}</table>
-</section>
-"""
 
 
 def _spread(signal: str, found: Findings) -> Figure:
@@ -278,21 +228,6 @@ def _get(url: str) -> dict:
     except (OSError, ValueError) as error:
         raise ReportError(f"{url}: {error}") from error
     return answer
-
-
-_STYLE = """
-body { margin: 0 auto; padding: 1.5rem; max-width: 58rem; font: 1rem/1.5 system-ui, sans-serif; }
-body { color: #1c2330; background: #fff; }
-h1, h2, h3 { line-height: 1.25; }
-section { break-inside: avoid; margin: 1.5rem 0; padding-top: 1rem; border-top: 1px solid #d5dae3; }
-svg { max-width: 100%; height: auto; }
-h3 span { margin-left: 0.5rem; font-size: 0.875rem; }
-.bad { color: #9b1c2e; font-weight: 600; }
-.good { color: #2b6a3f; font-weight: 600; }
-table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.15rem 1.5rem 0.15rem 0; text-align: left; }
-.small { color: #566072; font-size: 0.875rem; }
-"""
 
 
 if __name__ == "__main__":

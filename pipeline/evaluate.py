@@ -108,7 +108,7 @@ def main() -> None:
     for name, text in {
         "model_card.md": card,
         "datasheet.md": sheet,
-        "datasheet.html": html_page.render_datasheet(sheet),
+        "datasheet.html": html_page.render(sheet),
         "report.html": html_page.render(card, sheet, FIGURES, pictures=bool(source.get("thumbnails"))),
     }.items():
         with stage.writing(REPORTS / name) as path:

@@ -19,6 +19,10 @@ def plain(values: Mapping[str, float] | None = None) -> dict[str, Any]:
     """As JSON: every estimate is 0.9, but those at the dotted paths of `values`."""
     made: dict[str, Any] = example(Report)
     made["fp32"]["per_class"] = {key: example(PerClass) for key in KEYS}
+    proportions = ("balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
+    made["fp32"]["wilson"] = {name: example(Estimate) for name in (*proportions, *(f"recall_{key}" for key in KEYS))}
+    for sets in made["prediction_sets"].values():
+        sets["per_class"] = {key: example(Estimate) for key in KEYS}
     for path, value in (values or {}).items():
         estimate = functools.reduce(lambda part, key: part[key], path.split("."), made)
         estimate.update(value=value, low=min(value, 0.8), high=max(value, 0.95))

@@ -269,7 +269,7 @@ def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(t
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reports of a training that passed, in a repository where nothing else changed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pull_request, "_changes", lambda base: [f"changes since {base}"])
+    monkeypatch.setattr(pull_request, "_changes", lambda what, base: ["| a |", "|---|", f"{what} since {base}"])
     monkeypatch.setattr(sys, "argv", ["comment", "--base", "origin/main"])
     files = {
         "registration.json": json.dumps({
@@ -293,7 +293,7 @@ def test_the_comment_has_verdict_curves_and_confusions(reports: Path) -> None:
     assert lines[0] == "## Training: leukdetect version 7 passed the gate"
     assert "To deploy it: `gh workflow run deploy.yml -f version=7`" in lines
     assert "| ECE | – | ≤ 0.1 | ok |" in lines
-    assert "changes since origin/main" in lines
+    assert {"params since origin/main", "metrics since origin/main"} <= set(lines)
     assert {"  line [1.5, 0.5]", "  line [1.25, 0.75]", '  x-axis "epoch" 1 --> 2'} <= set(lines)
     assert {"| benign | 1 | 1 |", "| pro | 0 | 1 |"} <= set(lines)
     assert "clinical" not in "\n".join(lines)
@@ -306,7 +306,7 @@ def test_a_training_that_did_not_reach_the_gate_is_told_of_too(reports: Path) ->
 
 
 def test_the_comment_fits_what_github_takes(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull_request, "_changes", lambda base: ["x" * 100_000])
+    monkeypatch.setattr(pull_request, "_changes", lambda what, base: ["x" * 100_000] * 3)
     pull_request.main()
     assert len((reports / "comment.md").read_text()) < 65_536
 

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: DVC runs a stage again only for what is named there."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ DVC = yaml.safe_load(Path("dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC["stages"]
 OURS = ("leukdetect", "pipeline", "serving")
 LOGGED = "pipeline/registry/pyfunc.py"  # by `register`, which does not import it
+CODE = (".py", ".jinja")
 IN_GIT = {"reports/cross_validation.json"}  # no stage's: `python -m pipeline.cross_validate` trains many times
 
 
 def modules(path: Path) -> set[str]:
-    """The files of ours that a file imports, wherever in it the import stands."""
-    found = set()
+    """The files of ours that a file imports, wherever in it the import stands, and the templates that it names."""
+    if path.suffix != ".py":
+        return set()
+    named = (path.with_name(name) for name in re.findall(r'"([\w.]+\.jinja)"', path.read_text()))
+    found = {template.as_posix() for template in named if template.is_file()}
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -56,7 +61,7 @@ def imported(stage: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_what_the_stage_imports_and_what_its_helpers_import(stage: str) -> None:
-    deps = [dep for dep in map(name, STAGES[stage]["deps"]) if dep.endswith(".py")]
+    deps = [dep for dep in map(name, STAGES[stage]["deps"]) if dep.endswith(CODE)]
     needed = imported(stage)
     assert set(deps) == needed, f"missing in dvc.yaml: {needed - set(deps)}; not imported: {set(deps) - needed}"
     assert deps == sorted(deps)
@@ -71,7 +76,7 @@ def test_no_stage_is_imported_by_another_nor_by_a_room(path: Path) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_data_dependency_is_some_stages_output(stage: str) -> None:
     outputs = {out for s in STAGES.values() for key in ("outs", "metrics", "plots") for out in names(s.get(key, []))}
-    data = {dep for dep in names(STAGES[stage]["deps"]) if not dep.endswith(".py")}
+    data = {dep for dep in names(STAGES[stage]["deps"]) if not dep.endswith(CODE)}
     assert data <= outputs | IN_GIT
 
 

@@ -8,7 +8,7 @@ from pipeline.evaluation.explanations import STEPS, Altered, Explanations
 from pipeline.evaluation.maps import Maps, enlarged
 from pipeline.evaluation.metrics import Estimate
 from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank
-from pipeline.reporting.model_card_trust import BESIDE, PARTS
+from pipeline.reporting.model_card import BESIDE, PARTS
 
 SHOWN = 8  # overlays
 

@@ -1,19 +1,42 @@
 """What the model card says where numbers are at an end."""
 
 import re
+from pathlib import Path
 
-from pipeline.reporting import model_card_trust
-from tests import measured
+import pandas as pd
+
+from pipeline.evaluation import slices
+from pipeline.evaluation.report import Report
+from pipeline.reporting import model_card
+from tests import measured, tiny_model
+
+SOURCE = {"origin": "a test", "licence": "MIT", "sha256": "ab" * 32, "images": {}}
 
 
-def test_where_nothing_is_reported_no_error_rate_of_it_is_given() -> None:
-    card = model_card_trust.abstention(measured.report({"abstention.fp32.referred": 1.0}))
-    (line,) = re.findall(r"\| Wrong, of those reported \|.*", card)
+def card(report: Report, folder: Path, patient: str = "") -> str:
+    split = pd.DataFrame({"patient": [patient]})
+    contract = tiny_model.write(folder / "m.onnx")
+    return model_card.render(report, contract, SOURCE, split, pd.DataFrame(columns=slices.COLUMNS))
+
+
+def test_where_nothing_is_reported_no_error_rate_of_it_is_given(tmp_path: Path) -> None:
+    text = card(measured.report({"abstention.fp32.referred": 1.0}), tmp_path)
+    (line,) = re.findall(r"\| Wrong, of those reported \|.*", text)
     assert line == "| Wrong, of those reported | none is reported | 0.900 [0.800, 0.950] |"
 
 
-def test_the_card_does_not_round_a_rare_disease_to_none() -> None:
+def test_the_card_does_not_round_a_rare_disease_to_none(tmp_path: Path) -> None:
     found = measured.report()
     rare = found.operating_point.model_copy(update={"prevalence": 0.002})
-    card = model_card_trust.calibration(found.model_copy(update={"operating_point": rare}))
-    assert "where 0.2% of images are malignant" in card
+    text = card(found.model_copy(update={"operating_point": rare}), tmp_path)
+    assert "where 0.2% of images are malignant" in text
+
+
+def test_patients_are_counted_where_the_data_names_them(tmp_path: Path) -> None:
+    real = measured.report().model_copy(update={"synthetic": False})
+    assert "a group is a patient; there are 1." in card(real, tmp_path, "p1")
+    assert "Few patients: 1." in card(real, tmp_path, "p1")
+    unnamed = card(real, tmp_path)
+    assert "a group is a block of neighbouring file numbers." in unnamed
+    assert "The patients are not known, and few" in unnamed
+    assert "SYNTHETIC" not in unnamed

@@ -6,9 +6,9 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from pipeline.reporting.datasheet import SYNTHETIC
 from pipeline.reporting.figures.classification import confusion_matrix
 from pipeline.reporting.figures.style import STYLE, save
-from pipeline.reporting.markdown import SYNTHETIC
 
 LABELS = np.repeat([0, 1], 5)
 
