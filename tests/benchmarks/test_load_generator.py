@@ -116,9 +116,9 @@ def test_who_gets_no_answer_by_the_deadline_gives_up_and_asks_again_on_a_new_con
             await asyncio.Event().wait()
         return answer()
 
-    outcome, connections = run(handler, closed(clients=1, n=2, deadline=0.5))
+    outcome, connections = run(handler, closed(clients=1, n=2, deadline=2))
     assert [each.status for each in outcome.answers] == [load.GAVE_UP, 200]
-    assert outcome.answers[0].latency >= 0.5
+    assert outcome.answers[0].latency >= 2
     assert connections == 2
 
 
