@@ -250,7 +250,7 @@ def train(
     mine, asked = change(pixels[known.index]), change(pixels[held_out.index])
     weights = class_weights(labels, lever.balanced)
 
-    part = classifier.trainable_part(frozen.base_model(recipe), None, bn_momentum=0.9, precision=classifier.precision())
+    part = classifier.trainable_part(frozen.base_model(recipe), None, classifier.precision())
     classifier.set_trainable(part, classifier.base_layers(part), batch_norm=True)
     rate = keras.optimizers.schedules.CosineDecay(RATE, -(-len(labels) // BATCH) * EPOCHS)
     part.compile(keras.optimizers.AdamW(rate, weight_decay=DECAY), lever.loss(), jit_compile=False)

@@ -164,14 +164,18 @@ def parts(mean: np.ndarray, classes: int) -> dict[str, np.ndarray]:
     return dict(zip((*SCALARS, "class", "embedding"), np.split(mean, ends, axis=-1), strict=True))
 
 
+def unit_length(embedding: np.ndarray) -> np.ndarray:
+    """Embeddings [n, D], each scaled to length 1."""
+    return np.asarray(embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12))
+
+
 def features(embedding: np.ndarray, bandwidth: float) -> np.ndarray:
     """Random features [n, 2F] of embeddings [n, D] on the unit sphere, each row of length 1.
 
     Their products approximate a Gaussian kernel (Rahimi and Recht 2007). The frequencies are ±1 ÷ bandwidth, whose
     sums over many dimensions are as good as normal, so that no file needs to carry them.
     """
-    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
-    phase = unit.astype(np.float32) @ random_signs(embedding.shape[1]) / np.float32(bandwidth)
+    phase = unit_length(embedding).astype(np.float32) @ random_signs(embedding.shape[1]) / np.float32(bandwidth)
     return np.concatenate([np.cos(phase), np.sin(phase)], axis=1) / np.float32(np.sqrt(FEATURES))
 
 

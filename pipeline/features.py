@@ -1,5 +1,5 @@
-"""Computes, once, what every epoch of both phases reads: augmented views of the training images, as far as
-the frozen part of the network takes them.
+"""Computes once what every epoch of both phases reads: augmented views of the training images, after the frozen part
+of the network.
 
 Reads:  data/prepared/, params (features.weights, fine_tune.trainable_from, augment)
 Writes: data/features/inputs/view-00.npy … [n, …] and val.npy [m, …] (not augmented): float16 activations where the
@@ -65,14 +65,14 @@ def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterat
 
 @contextmanager
 def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[Stored]]]:
-    """Yields a `map` from batches to what is stored of each: on this machine, or on a Ray cluster."""
+    """Yields a function from batches to the arrays to store of each, which runs here or on a Ray cluster."""
     address = os.environ.get(cluster.ADDRESS)
     work, forward = Work(recipe.augment, recipe.seed), None
     if recipe.features.weights != "none" or recipe.fine_tune.trainable_from != "all":
-        from pipeline.network import frozen  # here: TensorFlow takes longer to import than a view of images to make
+        from pipeline.network import frozen  # here: importing TensorFlow takes longer than making a view
 
         if address:
-            graph = frozen.graph(recipe)
+            graph = frozen.graph(*frozen.stored_tensors(recipe))
             work = replace(work, graph=np.frombuffer(graph, np.uint8), sha256=hashlib.sha256(graph).hexdigest())
         else:
             forward = frozen.forward(recipe)
@@ -80,23 +80,24 @@ def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[
         with cluster.connected(address, views.on_a_worker, work) as over:
             yield over
     else:
-        with ThreadPoolExecutor() as pool:  # a few batches are made ahead, on the same cores as the network
+        with ThreadPoolExecutor() as pool:  # a few batches are augmented ahead, on the same cores as the network
+
+            def augmented(batch: Batch) -> Future[np.ndarray]:
+                return pool.submit(views.augmented, work, batch)
+
             store = partial(views.stored, forward)
-            yield lambda batches: map(
-                store,
-                ahead(batches, lambda batch: pool.submit(views.augmented, work, batch), Future.result, lambda: AHEAD),
-            )
+            yield lambda batches: map(store, ahead(batches, augmented, Future.result, lambda: AHEAD))
 
 
 def _state(recipe: Params) -> Path:
-    """A folder for what an interruption must not lose; what another recipe or other data left is dropped."""
+    """The folder of finished views, which outlives an interruption; those of other recipes or data are removed."""
     weights = recipe.features.weights
     file = stage.sha256(Path(weights)) if Path(weights).is_file() else weights
     key = stage.state_key(params.until(recipe, "features"), recipe.fine_tune.trainable_from, file, prepared.digest())
     state = stage.STATE / "features" / key
     stage.drop_others(state)
     state.mkdir(parents=True, exist_ok=True)
-    for half in state.glob("*/.*"):  # of a view in whose middle the process was killed; else DVC would store it
+    for half in state.glob("*/.*"):  # left by a process killed in the middle of a view; else DVC would store it
         shutil.rmtree(half)
     return state
 

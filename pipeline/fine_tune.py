@@ -27,14 +27,12 @@ def main() -> None:
     views, val = stored.read("inputs")
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     tune = recipe.fine_tune
-    trained_bn = tune.batch_norm == "trained"
     with classifier.strategy().scope():
         whole = trained.load_model(trained.HEAD)
         cut = classifier.boundary(whole, tune.trainable_from)
-        part = classifier.trainable_part(
-            whole, cut, bn_momentum=0.9 if trained_bn else None, precision=classifier.precision()
-        )
-        classifier.set_trainable(part, classifier.base_layers(whole, tune.trainable_from), batch_norm=trained_bn)
+        part = classifier.trainable_part(whole, cut, classifier.precision())
+        layers = classifier.base_layers(whole, tune.trainable_from)
+        classifier.set_trainable(part, layers, batch_norm=tune.batch_norm == "trained")
         training.compiled(part, _optimizer(tune, -(-len(labels) // tune.batch_size) * tune.epochs))
 
     key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(trained.HEAD), data)

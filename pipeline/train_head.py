@@ -31,7 +31,7 @@ def main() -> None:
             learner = keras.Model(whole.get_layer(classifier.POOLED).output, whole.output, name="head")
         else:
             cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
-            learner = classifier.trainable_part(whole, cut, bn_momentum=0.9, precision=classifier.precision())
+            learner = classifier.trainable_part(whole, cut, classifier.precision())
             classifier.set_trainable(learner, classifier.base_layers(whole), batch_norm=True)
         training.compiled(learner, keras.optimizers.Adam(recipe.train_head.learning_rate))
 

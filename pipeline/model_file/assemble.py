@@ -21,12 +21,7 @@ def save(
     facts: dict[str, object],
     index: Index,
 ) -> None:
-    """Writes the file.
-
-    Args:
-        session: of this very graph, for its own answers to the golden set.
-        facts: the contract's fields but for the golden set.
-    """
+    """Writes the file: `session` of this graph answers the golden set, `facts` are the contract's other fields."""
     size = recipe.prepare.image_size
     golden = []
     # Rendered images, whatever the model was trained on: no patient's image ever travels with a model.

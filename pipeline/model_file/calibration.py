@@ -25,8 +25,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def operating_point(p_malignant: np.ndarray, malignant: np.ndarray, target: float) -> float:
     """The highest threshold, 0.5 at most, at which P(malignant) [n] finds the target share of malignant images.
 
-    The cap: where validation is separated perfectly, the highest threshold would be next to 1, and the next
-    malignant image that is a little less certain would be missed.
+    Why at most 0.5: if validation is separated perfectly, the highest threshold would be close to 1, and a malignant
+    image that is a little less certain would be missed.
     """
     found = np.sort(p_malignant[malignant])
     allowed = int(np.floor((1 - target) * len(found) + 1e-9))
@@ -37,10 +37,10 @@ def fit_unlikeness(features: np.ndarray, labels: np.ndarray, components: int) ->
     """Fits class-conditional distances to the `model.low_level` features [n, L] of training images.
 
     Class means with one covariance for all, early in the network (Lee et al. 2018, arXiv:1807.03888), of features at
-    length 1 (Mueller and Hein 2025, arXiv:2505.18032). Early, since the last features keep what tells the classes
-    apart and little else: there a blank slide may lie nearer to a class than a smear does (docs/results.md). The
-    covariance is probabilistic PCA: `components` directions with their own variance, all others sharing one (Tipping
-    and Bishop 1999), so that what leaves the training images' subspace counts too.
+    length 1 (Mueller and Hein 2025, arXiv:2505.18032). Early, since the last features hold little besides what
+    separates the classes: there a blank slide may be nearer to a class than a smear is (docs/results.md). The
+    covariance is probabilistic PCA (Tipping and Bishop 1999): `components` directions have their own variance, all
+    others share one, so that features outside the training images' subspace count too.
     """
     z = features.astype(np.float64)
     means = np.stack([z[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
@@ -69,7 +69,7 @@ def unlikeness(features: np.ndarray, space: dict[str, np.ndarray]) -> np.ndarray
 
 
 def quality_bounds(looks: np.ndarray) -> dict[str, Any]:
-    """Brightness, sharpness and stain [n, 3] of training images to bounds with some of their range to spare."""
+    """Bounds with a margin around the brightness, sharpness and stain [n, 3] of training images."""
     low, high = np.quantile(looks, (0.005, 0.995), axis=0)
     spare = 0.25 * (high[0] - low[0])
     return {

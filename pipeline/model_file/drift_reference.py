@@ -1,9 +1,9 @@
-"""The drift reference of a model file: how its answers to the validation images are spread, and how far a window of
-images from the same source strays from that by chance.
+"""The drift reference of a model file: the distribution of its answers to the validation images, and how far a window
+of images from the same source strays from it by chance.
 
-Images of a patient or session are alike, so a window is drawn as it comes in practice: whole groups, one after the
-other. And the reference is itself a sample of few groups, so it is drawn anew for every window too; else the thresholds
-would hold for these very patients alone.
+Images of a patient or session are alike, so a window is drawn as in practice: whole groups, one after the other. The
+reference is itself a sample of few groups, so it is drawn again for every window too; otherwise the thresholds would
+hold for these patients only.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ import numpy as np
 from leukdetect import contract, drift
 from leukdetect.drift import Signals
 
-SIZES = (50, 100, 200)  # images; under 50 chance rules, beyond 200 a change is seen late
+SIZES = (50, 100, 200)  # images; fewer than 50 vary too much by chance, more than 200 show a change late
 FALSE_ALARMS = 0.001  # of windows, whatever the number of signals: one in 200,000 images at full windows
-DRAWS = 20_000  # windows; 20 of them are beyond the thresholds
+DRAWS = 20_000  # windows; 20 of them exceed the thresholds
 BATCH = 2_000  # windows at a time, so that memory does not grow with the validation split
 
 
@@ -25,7 +25,7 @@ def signals(pixels: np.ndarray, answers: dict[str, np.ndarray]) -> Signals:
 
 
 def fit(found: Signals, groups: Sequence[str], classes: int, seed: int) -> contract.Reference:
-    """The reference of n validation images, each of a patient or session, `groups` [n]. The seed draws the windows."""
+    """The reference of n validation images, each of a patient or session, `groups` [n]; windows are drawn by `seed`."""
     quantiles = np.quantile(found.scalars, np.linspace(0, 1, contract.QUANTILES), axis=0).T
     # As JSON will hold them, so that server and pipeline put an image into the same cell.
     edges = np.array([[_short(value) for value in row] for row in quantiles])
@@ -53,21 +53,18 @@ def fit(found: Signals, groups: Sequence[str], classes: int, seed: int) -> contr
 def thresholds(
     rows: np.ndarray, groups: Sequence[str], classes: int, size: int, rng: np.random.Generator
 ) -> dict[str, dict[str, float]]:
-    """What all tests together exceed in FALSE_ALARMS of the windows of `size` images of the same source.
+    """The values that any test exceeds in FALSE_ALARMS of the windows of `size` images from the same source.
 
-    One level for every test, lowered until the share of windows with any alarm is right (the single-step minP of
-    Westfall and Young 1993): the tests hang together, so dividing by their number would cost power.
+    All tests have one level, lowered until the share of windows with any alarm is right (the single-step minP of
+    Westfall and Young 1993): the tests are correlated, so dividing the level by their number would cost power.
     """
-    names = np.asarray(groups)
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(groups)]
-    inside = np.zeros((len(members), len(rows)), np.float32)
-    for group, mine in enumerate(members):
-        inside[group, mine] = 1
+    inside = (np.asarray(groups) == np.array(list(dict.fromkeys(groups)))[:, None]).astype(np.float32)  # [groups, n]
+    members = [np.flatnonzero(group) for group in inside]
 
     drawn: list[np.ndarray] = []
     for start in range(0, DRAWS, BATCH):
         count = min(BATCH, DRAWS - start)
-        windows = _windows(members, inside, size, count, rng) / np.float32(size)
+        windows = _windows(members, len(rows), size, count, rng) / np.float32(size)
         references = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), count) @ inside
         references /= references.sum(axis=1, keepdims=True)
         found = drift.statistics(windows @ rows, references @ rows, classes)
@@ -76,7 +73,7 @@ def thresholds(
 
     ordered = np.sort(values, axis=0)
     beyond = [DRAWS - np.searchsorted(each, mine, side="left") for each, mine in zip(ordered.T, values.T, strict=True)]
-    rarest = np.sort(np.min(beyond, axis=0))  # of each window, how many windows its most unusual test leaves beyond
+    rarest = np.sort(np.min(beyond, axis=0))  # windows at least as extreme as each window's most unusual test
     allowed = int(rarest[int(FALSE_ALARMS * DRAWS)]) - 1
     limits: dict[str, dict[str, float]] = {}
     for (signal, test), each in zip(drift.TESTS, ordered.T, strict=True):
@@ -84,32 +81,21 @@ def thresholds(
     return limits
 
 
-def _windows(
-    members: list[np.ndarray], inside: np.ndarray, size: int, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """How often each image is in each window, [count, n]: group after group, the last one cut to fit."""
-    lengths = np.array([len(mine) for mine in members])
-    drawn = rng.integers(len(members), size=(count, size // lengths.min() + 1))
-    ends = lengths[drawn].cumsum(axis=1)
-    last = (ends < size).sum(axis=1)  # the place of the group that is cut
-    whole = np.arange(drawn.shape[1]) < last[:, None]
-    times = np.zeros((count, len(members)), np.float32)
-    np.add.at(times, (np.nonzero(whole)[0], drawn[whole]), 1)
-    windows: np.ndarray = times @ inside
-    for window, place in enumerate(last):
-        group = drawn[window, place]
-        windows[window, members[group][: size - ends[window, place] + lengths[group]]] += 1
-    return windows
+def _windows(members: list[np.ndarray], n: int, size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of the n images is in each window, [count, n]: group after group, the last one cut to fit."""
+    drawn = rng.integers(len(members), size=(count, size // min(map(len, members)) + 1))
+    windows = [np.concatenate([members[group] for group in groups])[:size] for groups in drawn]
+    return np.array([np.bincount(window, minlength=n) for window in windows], np.float32)
 
 
 def _median_distance(embedding: np.ndarray) -> float:
     """Between embeddings [n, D] on the unit sphere: the usual width of a kernel (Gretton et al. 2012)."""
-    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
-    unit = unit[:: -(-len(unit) // 1000)]  # a thousand will do
+    unit = drift.unit_length(embedding)
+    unit = unit[:: -(-len(unit) // 1000)]  # a thousand are enough
     products = (unit @ unit.T)[np.triu_indices(len(unit), k=1)]
     return float(np.sqrt(np.maximum(np.median(2 - 2 * products), 1e-6)))
 
 
 def _short(value: float) -> float:
-    """Six digits: the file carries this as text."""
+    """Rounded to six digits, since the file holds it as text."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The one graph of the contract: everything a client needs, as TensorFlow operations ready for ONNX."""
+"""The contract's graph, with all four outputs, as TensorFlow operations that convert to ONNX."""
 
 from collections.abc import Callable
 
@@ -14,34 +14,30 @@ def contract_function(
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w].
 
-    `cam` is Grad-CAM (Selvaraju et al. 2017) of each class's logit, in closed form: behind global average
-    pooling the gradient at every position is the gradient at the pooled vector ÷ (h·w), and through a head of
-    ReLUs that is a product of matrices with the inactive units left out.
+    `cam` is Grad-CAM (Selvaraju et al. 2017) of each class's logit, in closed form: before global average pooling the
+    gradient at every position is the gradient of the pooled vector ÷ (h·w), and that of a head of ReLUs is a product
+    of its matrices without the inactive units.
     """
     names = (classifier.POOLED, "head_relu_1", "head_relu_2", "logits")
-    outputs = [
-        classifier.low_level(whole),
-        classifier.feature_maps(whole),
-        *(whole.get_layer(name).output for name in names),
-    ]
+    outputs = [classifier.low_level(whole), classifier.feature_maps(whole)]
+    outputs += [whole.get_layer(name).output for name in names]
     trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
-    dense_1, dense_2, last = (
-        whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2", "logits")
-    )
+    dense = ("head_dense_1", "head_dense_2", "logits")
+    dense_1, dense_2, last = (whole.get_layer(name).get_weights()[0] for name in dense)
     bn = whole.get_layer("head_bn")
     gamma, _, _, variance = bn.get_weights()
     bn_slope = gamma / np.sqrt(variance + bn.epsilon)
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        normalised = classifier.normalised(whole, image)
-        low_level, maps, embedding, hidden_1, hidden_2, logits = trunk(normalised, training=False)
+        read = trunk(classifier.normalised(whole, image), training=False)
+        low_level, maps, embedding, hidden_1, hidden_2, logits = read
 
         # d logits / d embedding, [N, C, D]
         active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
         active_1 = tf.cast(hidden_1 > 0, tf.float32)[:, None, :]
         slope = tf.matmul(active_2 * last.T[None], dense_2.T) * active_1 * bn_slope
         slope = tf.matmul(slope, dense_1.T)
-        height, width, channels = maps.shape[1:]
+        _, height, width, channels = maps.shape
         positions = tf.reshape(maps, [-1, height * width, channels])
         cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True)) / (height * width)
 

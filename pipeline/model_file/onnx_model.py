@@ -1,4 +1,4 @@
-"""Runs a model file as any client of it would: plain onnxruntime, and the contract that it carries."""
+"""Opens a model file and runs many images through it, with plain onnxruntime and the contract in the file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,11 +41,7 @@ def answers(
     batch: int = 1,
     description: str = "answers",
 ) -> dict[str, np.ndarray]:
-    """Runs uint8 [N, S, S, 3] (a memory map will do) through a graph.
-
-    Returns:
-        One float32 array per name in `outputs`, N first.
-    """
+    """Runs uint8 [N, S, S, 3], also a memory map, through a graph: float32 [N, …] for each name in `outputs`."""
     parts = [
         runtime.run(session, np.ascontiguousarray(images[start : start + batch]), outputs)
         for start in progress(range(0, len(images), batch), description, unit="batch")
@@ -56,11 +52,7 @@ def answers(
 def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
     """Opens a model file.
 
-    Args:
-        keys: of the classes that it must know, in order.
-
-    Raises:
-        Problem: it is missing, carries no contract or a broken one, or knows other classes.
+    Raises Problem if it is missing, carries no contract or a broken one, or knows other classes than `keys`.
     """
     session = runtime.open_session(require(path, "export"))
     try:

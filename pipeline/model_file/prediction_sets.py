@@ -1,9 +1,9 @@
 """Prediction sets: the classes that cannot be excluded, and how often the true one is among them.
 
 Class-conditional (Mondrian) split conformal prediction (Vovk, Gammerman and Shafer 2005, chapter 4.5; Sadinle, Lei and
-Wasserman 2019, JASA 114:223). If a class's images to come are exchangeable with its n validation images, the set lacks
+Wasserman 2019, JASA 114:223). If a class's future images are exchangeable with its n validation images, the set lacks
 the true class in at most `error` of them. They are not quite: validation images come in groups (patients, sessions),
-and those to come are of others. So the coverage is measured, per class, on other groups.
+and future ones are of other groups. So `evaluate` measures the coverage, per class, on other groups.
 """
 
 import numpy as np
@@ -14,8 +14,8 @@ from leukdetect.contract import PredictionSets
 def fit(probabilities: np.ndarray, labels: np.ndarray, error: float) -> PredictionSets:
     """Thresholds from validation answers [n, C] and classes [n]: each class's k-th lowest own probability.
 
-    With k = ⌊error · (n + 1)⌋ a new image of the class lies below it with a probability of k ÷ (n + 1) at most. Where
-    that is 0, there are too few images to exclude the class at all.
+    With k = ⌊error · (n + 1)⌋ a new image of the class lies below it with a probability of at most k ÷ (n + 1). If k
+    is 0, there are too few images to ever exclude the class.
     """
     thresholds, images = [], []
     for index in range(probabilities.shape[1]):

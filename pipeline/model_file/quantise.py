@@ -1,4 +1,4 @@
-"""INT8 of a graph of the contract."""
+"""Quantises a graph of the contract to INT8."""
 
 import tempfile
 from pathlib import Path
@@ -24,11 +24,9 @@ class _OneByOne(CalibrationDataReader):
 def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
     """INT8 of the convolutions and what lies between them; the head, the distance and the maps stay FP32.
 
-    U8S8, per channel, weights in 7 bits: without `reduce_range`, AVX2's multiply saturates and costs points of
-    accuracy (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
-
-    Args:
-        pixels: uint8 [n, S, S, 3], training images that set the activations' ranges.
+    The ranges of activations are those on training images, uint8 [n, S, S, 3]. U8S8, per channel, weights in 7 bits:
+    without `reduce_range`, AVX2's multiply saturates and costs points of accuracy
+    (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
     """
     with tempfile.TemporaryDirectory() as folder:
         plain, ready, done = (Path(folder) / name for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
@@ -41,7 +39,7 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
             done,
             _OneByOne(pixels),
             quant_format=QuantFormat.QDQ,
-            # With Relu it rounds once, behind it; without, also what is only there to be cut off, in a step of its own.
+            # With Relu listed, values are rounded once, after it; otherwise before it as well, in a step of its own.
             op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
             nodes_to_exclude=[node.name for node in prepared.graph.node if node.name not in to_embedding],
             activation_type=QuantType.QUInt8,
@@ -53,7 +51,7 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
 
 
 def rescale_unlikeness(proto: onnx.ModelProto, pixels: np.ndarray, quantile: float) -> None:
-    """Puts the referral threshold of a quantised graph, in place, back to 1.0 on validation images uint8 [n, S, S, 3].
+    """Rescales a quantised graph's `unlikeness`, in place, so that its quantile on validation images is 1.0 again.
 
     Rounding moves features out of the training images' subspace, so that every distance grows; with FP32's scale
     a third of ordinary images would be referred.

@@ -1,4 +1,4 @@
-"""Makes the index of training images that a model file carries: see `leukdetect.similar`."""
+"""Makes the index of similar cases that a model file carries: see `leukdetect.similar`."""
 
 import io
 from collections.abc import Sequence
@@ -6,20 +6,18 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from leukdetect.drift import unit_length
 from leukdetect.similar import Index
 
-MOST = 512  # images, as many of each class; with thumbnails about half a megabyte
+MOST = 512  # images, the same number of each class; with thumbnails about half a megabyte
 COMPONENTS = 32  # directions
 SIDE = 64  # pixels of a thumbnail
 QUALITY = 75  # of its WebP: no header of 600 bytes, as JPEG has
-ID = 12  # hex digits: no two of a hundred thousand files share them, but for one chance in 50,000
+ID = 12  # hex digits: the chance that any two of 100,000 files share them is 1 in 50,000
 
 
 def choose(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Which of the training images with these classes [n] go into the index: all, or MOST of them by chance.
-
-    Classes give the same number each, as far as they have so many.
-    """
+    """Rows of the training images, of classes [n], for the index: all, or MOST by chance, evenly from all classes."""
     rng = np.random.default_rng(seed)
     turns = np.empty(len(labels), int)  # an image's place in the queue of its class
     for label in np.unique(labels):
@@ -29,11 +27,11 @@ def choose(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def fit(embedding: np.ndarray, labels: np.ndarray, sha256: Sequence[str], pixels: np.ndarray | None) -> Index:
-    """The index of n images: this model file's embedding of them [n, D], their classes [n] in the contract's order.
+    """The index of n images, from this model file's embedding of them [n, D] and their classes [n].
 
-    `pixels` uint8 [n, S, S, 3] become thumbnails; None where the data's licence lets none travel.
+    `pixels` uint8 [n, S, S, 3] become thumbnails; None where the data's licence forbids to pass them on.
     """
-    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+    unit = unit_length(embedding)
     mean = unit.mean(axis=0)
     _, _, directions = np.linalg.svd(unit - mean, full_matrices=False)
     directions = directions[:COMPONENTS].T

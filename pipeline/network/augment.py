@@ -1,7 +1,7 @@
 """Augmented views of training images: flips, rotation, zoom, brightness, and the scale bar's corner painted over.
 
-A view depends on the seed, the view's number and the image's own hash alone: any number of workers, in
-any order, on any machine, makes the same bytes.
+A view depends only on the seed, the view's number and the image's hash: any number of workers, in any order, on any
+machine, make the same bytes.
 """
 
 import numpy as np
@@ -9,24 +9,19 @@ from PIL import Image
 
 from pipeline.params import Augment
 
-_STREAM = 0xA06  # keeps these random numbers apart from everybody else's with the same seed
+_STREAM = 0xA06  # so that no other code draws the same random numbers from the same seed
 
 
 def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: str) -> np.ndarray:
-    """One augmented view of a uint8 RGB image [S, S, 3], same shape and type.
+    """View `number`, from 0, of a uint8 RGB image [S, S, 3] whose file has this hash; same shape and type.
 
-    Geometry is one bilinear resampling (rotation, zoom and flips composed); what comes into the frame
-    from outside is the image mirrored at its edges.
-
-    Args:
-        number: which view, 0 and up.
-        sha256: the image file's hash, hex; it names the image to the random numbers.
+    Rotation, zoom and flips are one bilinear resampling; beyond its edges the image is mirrored.
     """
     rng = np.random.default_rng([_STREAM, seed, number, int(sha256[:16], 16)])
     # Always drawn, so that switching one augmentation off leaves the others as they were.
     angle, zoom, light = rng.uniform(-1, 1, 3) * (np.deg2rad(augment.rotation), augment.zoom, augment.brightness)
     flip = rng.integers(0, 2, 2) * 2 - 1 if augment.flip else np.ones(2, int)
-    erase = rng.random() < 0.5  # the model must learn to do without the bar, and not to mind it
+    erase = rng.random() < 0.5  # half of the views keep the bar: the model must learn to ignore it
 
     size = image.shape[0]
     if erase and augment.erase_corner > 0:

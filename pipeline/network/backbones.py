@@ -1,4 +1,4 @@
-"""The networks of `keras.applications` that may stand under the head, each with what its weights were trained on."""
+"""The backbones, from `keras.applications`, each with the normalisation that its weights were trained with."""
 
 import re
 from collections import Counter
@@ -18,10 +18,10 @@ _TORCH: tuple[Rgb, Rgb] = ((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build one, and what it expects of a pixel: (pixel − mean) ÷ deviation, in RGB.
+    """How to build one, and how to normalise a pixel: (pixel − mean) ÷ deviation, in RGB.
 
-    `bgr_kernel` is the first convolution of a network whose weights were trained on BGR. `low_level` is
-    an early layer, which still sees colour and texture whatever they mean for the class.
+    `bgr_kernel` is the first convolution of a network whose weights were trained on BGR. `low_level` is an early layer,
+    whose features still hold colour and texture that do not matter for the class.
     """
 
     make: Callable[..., keras.Model]
@@ -34,7 +34,7 @@ class Backbone:
     def base(self, weights: str | None = None, **where: Any) -> keras.Model:
         """The network without its top, on `input_tensor` or of `input_shape`; random, or `weights="imagenet"`."""
         base = self.make(include_top=False, weights=weights, **dict(self.options), **where)
-        # Keras numbers unnamed layers (InceptionV3's) through the whole process; weights are found by name.
+        # Keras counts unnamed layers (InceptionV3's) over the whole process, but weights are found by name.
         seen: Counter[str] = Counter()
         for layer in base.layers:
             if unnamed := re.fullmatch(r"(activation|batch_normalization|concatenate|\w+2d)(_\d+)?", layer.name):
@@ -49,7 +49,7 @@ BACKBONES = {
     "VGG16": Backbone(_APPLICATIONS.VGG16, *_CAFFE, "block2_pool", bgr_kernel="block1_conv1"),
     "InceptionV3": Backbone(_APPLICATIONS.InceptionV3, *_TF, "max_pooling2d_1"),
     "DenseNet121": Backbone(_APPLICATIONS.DenseNet121, *_TORCH, "pool2_pool"),
-    # Its own layers for this would do the same; without them every backbone is normalised in one place.
+    # Without its own preprocessing layers, so that every backbone is normalised in one place.
     "EfficientNetV2B0": Backbone(
         _APPLICATIONS.EfficientNetV2B0, *_TORCH, "block2b_add", options=(("include_preprocessing", False),)
     ),

@@ -1,8 +1,8 @@
 """The network: a backbone of `keras.applications` with the paper's head, and the parts of it that training uses.
 
-The whole model is `.keras`-loadable without any of this code: it takes uint8 RGB, and normalises inside.
-`keras.applications` swaps the channels to BGR before a ResNet-50 or a VGG16; here the first convolution's kernel is
-swapped instead when weights are loaded, which is the same arithmetic and leaves no odd step in the graph.
+Keras loads the whole model without this code: it takes uint8 RGB, and normalises inside. `keras.applications` swaps the
+channels to BGR before a ResNet-50 or a VGG16; here the first convolution's kernel is swapped instead when weights are
+loaded, which is the same arithmetic and keeps the graph free of that step.
 """
 
 import warnings
@@ -18,19 +18,20 @@ from pipeline.stage import Problem
 
 NORMALISED = "normalise"
 POOLED = "avg_pool"
+BN_MOMENTUM = 0.9  # Keras's 0.99 would need more steps than there are for the averages to follow
 
 
 def strategy() -> tf.distribute.Strategy:
-    """Mirrors the model over all GPUs where there are several."""
+    """Mirrors the model over all GPUs if there are several."""
     several = len(tf.config.list_logical_devices("GPU")) > 1
     return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
 
 
 def precision() -> str:
-    """What training computes in here, as a Keras policy; the weights stay in float32.
+    """The Keras policy to train with on this machine; weights stay in float32.
 
-    Half precision where the processor multiplies in it: a GPU; AMX (Intel, from 2023), where bfloat16 trains twice as
-    fast as float32; AVX-512 BF16 (AMD, from 2022), where it takes two thirds to three quarters of the time.
+    Half precision if the hardware multiplies in it: a GPU; AMX (Intel, from 2023), where bfloat16 trains twice as fast
+    as float32; AVX-512 BF16 (AMD, from 2022), where it takes two thirds to three quarters of the time.
     """
     if tf.config.list_logical_devices("GPU"):
         return "mixed_float16"
@@ -51,8 +52,7 @@ def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
     base = network.base(input_tensor=x)
     x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
     x = keras.layers.Dense(256, name="head_dense_1")(x)
-    # 0.9 and not Keras's 0.99: the averages must follow within a few hundred steps.
-    x = keras.layers.BatchNormalization(momentum=0.9, name="head_bn")(x)
+    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
     x = keras.layers.ReLU(name="head_relu_1")(x)
     x = keras.layers.Dropout(0.4, name="head_dropout_1")(x)
     x = keras.layers.Dense(128, name="head_dense_2")(x)
@@ -63,30 +63,28 @@ def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
 
 
 def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
-    """Puts a backbone's pretrained weights (no top) under the head.
+    """Loads a backbone's pretrained weights (no top) into the model.
 
-    Args:
-        weights: `imagenet` (downloaded by Keras, once), or a path of a file that was saved for
-            `keras.applications.<backbone>(include_top=False)` and its own `preprocess_input`.
+    `weights` is `imagenet`, which Keras downloads once, or the path of a file that was saved for
+    `keras.applications.<backbone>(include_top=False)` and its own `preprocess_input`.
 
-    Raises:
-        Problem: no network, no such file, or a file of another network.
+    Raises Problem if the download fails, there is no such file, or it is of another network.
     """
-    network = BACKBONES[backbone]
+    network, shape = BACKBONES[backbone], (224, 224, 3)
     if weights == "imagenet":
         try:
-            base = network.base(weights="imagenet", input_shape=(224, 224, 3))
+            base = network.base(weights="imagenet", input_shape=shape)
         except Exception as error:  # Keras raises a bare Exception where the download fails
             raise Problem(
                 f"the ImageNet weights could not be downloaded ({error}). Check the network or the proxy, or fetch "
                 f"the {backbone} no-top file elsewhere and set features.weights in params.yaml to its path."
             ) from error
     else:
-        base = network.base(input_shape=(224, 224, 3))
+        base = network.base(input_shape=shape)
         if not Path(weights).is_file():
             raise Problem(f"features.weights: there is no file {weights}; give a path, imagenet or none")
         try:
-            with warnings.catch_warnings():  # Keras warns of each part it misses, then raises
+            with warnings.catch_warnings():  # Keras warns of each missing part, then raises
                 warnings.simplefilter("ignore")
                 base.load_weights(weights)
         except (ValueError, OSError, KeyError) as error:
@@ -104,7 +102,7 @@ def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet5
 
 
 def normalised(model: keras.Model, image: tf.Tensor) -> tf.Tensor:
-    """What the base reads of uint8 [N, S, S, 3]. As a Keras layer its constants would be inputs of an ONNX graph."""
+    """The base's input from uint8 [N, S, S, 3]. The constants of the Keras layer would become inputs in ONNX."""
     layer = model.get_layer(NORMALISED)
     mean, deviation = np.array(layer.mean).ravel(), np.sqrt(np.array(layer.variance)).ravel()
     centred = tf.cast(image, tf.float32) - mean
@@ -112,12 +110,12 @@ def normalised(model: keras.Model, image: tf.Tensor) -> tf.Tensor:
 
 
 def feature_maps(model: keras.Model) -> keras.KerasTensor:
-    """The base's last maps [N, h, w, D], which global average pooling reads and Grad-CAM looks at."""
+    """The base's last maps [N, h, w, D], the input of global average pooling and of Grad-CAM."""
     return model.get_layer(POOLED).input
 
 
 def low_level(model: keras.Model) -> keras.KerasTensor:
-    """What unlikeness is measured on, [N, L]: maps of `Backbone.low_level`, averaged over positions, at length 1."""
+    """The features that unlikeness is measured on, [N, L]: `Backbone.low_level`'s maps, pooled, at length 1."""
     names = {layer.name for layer in model.layers}
     layer = next(network.low_level for network in BACKBONES.values() if network.low_level in names)
     pooled = keras.layers.GlobalAveragePooling2D()(model.get_layer(layer).output)
@@ -125,13 +123,9 @@ def low_level(model: keras.Model) -> keras.KerasTensor:
 
 
 def boundary(model: keras.Model, trainable_from: str) -> str | None:
-    """The last layer below the first trainable one that is the only way from what is before it to what is after it.
+    """The last layer before `trainable_from` that every path passes through, so the network can be cut there.
 
-    Returns:
-        Its name; None if every layer is to train.
-
-    Raises:
-        Problem: no such layer in the base.
+    Returns its name; None if every layer trains. Raises Problem if the base has no layer `trainable_from`.
     """
     if trainable_from == "all":
         return None
@@ -148,7 +142,7 @@ def boundary(model: keras.Model, trainable_from: str) -> str | None:
     for i in reversed(range(first, end)):
         if min(oldest_read[i + 1 :]) >= i and any(layer.weights for layer in layers[first : i + 1]):
             return str(layers[i].name)
-    raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; say all")
+    raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; give all")
 
 
 def base_layers(model: keras.Model, trainable_from: str = "all") -> list[str]:
@@ -159,30 +153,24 @@ def base_layers(model: keras.Model, trainable_from: str = "all") -> list[str]:
 
 
 def halves(model: keras.Model, cut: str) -> bool:
-    """Whether all that reads `cut` are 1×1 convolutions of stride 2: then three quarters of it are never read.
+    """Whether only 1×1 convolutions of stride 2 read `cut`, so that three quarters of it are never read.
 
-    Keeping every second row and column and dropping the stride is exact.
+    Then keeping every second row and column, and convolving with stride 1, gives the same numbers.
     """
     readers = _readers(model, cut)
     return all(isinstance(r, keras.layers.Conv2D) and r.kernel_size == (1, 1) and r.strides == (2, 2) for r in readers)
 
 
 def frozen_part(model: keras.Model, cut: str) -> keras.Model:
-    """From the image to the activations at `cut`, every second row and column of them where `halves` says so."""
+    """From the image to the activations at `cut`; every second row and column of them if `halves`."""
     out = model.get_layer(cut).output
     return keras.Model(model.input, out[:, ::2, ::2, :] if halves(model, cut) else out, name="frozen")
 
 
-def trainable_part(
-    model: keras.Model, cut: str | None, bn_momentum: float | None = None, precision: str = "float32"
-) -> keras.Model:
-    """A copy, with the same weights, of what comes after `cut` (None: of everything).
+def trainable_part(model: keras.Model, cut: str | None, precision: str = "float32") -> keras.Model:
+    """A copy, with the same weights, of the layers after `cut` (None: of all), in a Keras policy.
 
-    `copy_weights` brings what it learned back to the float32 model.
-
-    Args:
-        bn_momentum: for the base's batch normalisation, where it is to train on little data.
-        precision: the Keras policy that it computes in.
+    `copy_weights` copies the trained weights back to the float32 model.
     """
     if cut is None:
         skipped, source = {"image"}, model.input
@@ -201,12 +189,12 @@ def trainable_part(
         if layer.name in skipped:
             continue
         config = layer.get_config()
-        if layer.name not in (NORMALISED, "probabilities"):  # 0..255 and a softmax want float32
+        if layer.name not in (NORMALISED, "probabilities"):  # 0..255 and a softmax need float32
             config["dtype"] = precision
         if layer.name in unstrided:
             config["strides"] = (1, 1)
-        if bn_momentum is not None and isinstance(layer, keras.layers.BatchNormalization):
-            config["momentum"] = bn_momentum
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config["momentum"] = BN_MOMENTUM
         copy = type(layer).from_config(config)
         inputs = [made[id(tensor)] for tensor in keras.tree.flatten(layer.input)]
         made[id(layer.output)] = copy(inputs if len(inputs) > 1 else inputs[0])
@@ -224,11 +212,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
 
 
 def set_trainable(part: keras.Model, layers: Collection[str], batch_norm: bool) -> None:
-    """Lets the base's `layers` train, and the head always.
-
-    Args:
-        batch_norm: False keeps the base's batch normalisation as it is, in inference mode.
-    """
+    """Makes the base's `layers` and the head trainable; without `batch_norm`, batch normalisation stays frozen."""
     for layer in part.layers:
         is_head = layer.name.startswith(("head_", "logits"))
         frozen_bn = isinstance(layer, keras.layers.BatchNormalization) and not batch_norm

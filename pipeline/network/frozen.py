@@ -1,6 +1,6 @@
-"""What every view goes through once: the frozen part of the network, in the fastest runtime that agrees with Keras.
+"""The frozen part of the network, which every view passes once, in the fastest runtime that agrees with Keras.
 
-On a processor that is onnxruntime, which folds batch normalisation into the convolutions; with a GPU, TensorFlow.
+On a CPU that is onnxruntime, which folds batch normalisation into the convolutions; on a GPU, TensorFlow.
 """
 
 import keras
@@ -21,33 +21,19 @@ def base_model(recipe: Params) -> keras.Model:
 
 
 def forward(recipe: Params) -> Forward:
-    """From images uint8 [n, S, S, 3] to what the frozen part makes of them, by name.
+    """A function from images, uint8 [n, S, S, 3], to the outputs of `stored_tensors`."""
+    whole, outputs = stored_tensors(recipe)
+    if tf.config.list_logical_devices("GPU"):
+        return tensorflow(whole, outputs)
+    return views.session(graph(whole, outputs), cpus())
 
-    Returns:
-        A function whose results are `inputs`, what the trainable part reads, where something is frozen; and, of a
-        pretrained base, `pooled`, float32 [n, D]: the whole base's answer, all that the head is trained on.
+
+def stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
+    """The whole model, and which of its tensors are stored.
+
+    `inputs`, where something is frozen: the input of the trainable part. `pooled`, [n, D], of a pretrained base: the
+    whole base's output, which the head is trained on.
     """
-    whole, outputs = _stored_tensors(recipe)
-    return tensorflow(whole, outputs) if tf.config.list_logical_devices("GPU") else onnx(whole, outputs)
-
-
-def graph(recipe: Params) -> bytes:
-    """What `forward` runs, as an ONNX file for `views.session`."""
-    return _graph(*_stored_tensors(recipe))
-
-
-def tensorflow(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
-    """A function from images to some of a model's tensors, by TensorFlow."""
-    graph = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
-    return lambda images: {name: tensor.numpy() for name, tensor in graph(images, training=False).items()}
-
-
-def onnx(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
-    """The same by onnxruntime, on as many threads as this process may use."""
-    return views.session(_graph(whole, outputs), cpus())
-
-
-def _stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
     whole = base_model(recipe)
     cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
     outputs = {}
@@ -58,7 +44,14 @@ def _stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasT
     return whole, outputs
 
 
-def _graph(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> bytes:
+def tensorflow(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> Forward:
+    """A function from images to some of a model's tensors, by TensorFlow."""
+    graph = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
+    return lambda images: {name: tensor.numpy() for name, tensor in graph(images, training=False).items()}
+
+
+def graph(whole: keras.Model, outputs: dict[str, keras.KerasTensor]) -> bytes:
+    """The same as an ONNX file, for `views.session`."""
     trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
 
     def function(image: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""What the trained network says of images, by Keras: what calibration is fitted to, and ONNX is held against."""
+"""Runs the trained network in Keras: calibration is fitted to its outputs, and ONNX compared with them."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from pipeline.stage import progress
 
 
 def forward(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [n, C] and `model.low_level` features [n, L] of rows of prepared images."""
+    """Logits [n, C] and `classifier.low_level` features [n, L] of rows of prepared images."""
     outputs = [whole.get_layer("logits").output, classifier.low_level(whole)]
     trunk = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
     parts = [

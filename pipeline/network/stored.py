@@ -1,4 +1,4 @@
-"""`data/features`: what both phases of training read in every epoch, computed once by `pipeline.features`."""
+"""`data/features`: stored activations that both phases of training read in every epoch; see `pipeline.features`."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,16 +20,16 @@ def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarra
 
 
 def write(folder: Path, name: str, rows: int, batches: Iterator[dict[str, np.ndarray]]) -> None:
-    """Appends batches to `<what>/<name>` for each of their arrays: no more than a batch is ever in memory.
+    """Appends batches to `<what>/<name>` for each of their arrays, with one batch in memory at a time.
 
-    Both files are there in the end, or neither.
+    Either all files are there in the end, or none.
     """
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
         for batch in batches:
             for what, array in batch.items():
                 if what not in files:
-                    # Entered first, `inputs` is renamed last: a view counts once that is there.
+                    # `inputs` comes first and so is renamed last: a view is complete once that is there.
                     path = stack.enter_context(stage.writing(folder / what / name))
                     files[what] = stack.enter_context(path.open("wb"))
                     header = {"descr": array.dtype.str, "fortran_order": False, "shape": (rows, *array.shape[1:])}

@@ -21,11 +21,9 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """Converts a function of `image`, uint8 [N, size, size, 3], to named tensors; checked by onnx.checker.
 
-    The weights are converted as inputs, and put back as constants afterwards: TensorFlow and tf2onnx copy every
-    constant some forty times on the way, which was 4 GiB for a ResNet-50 and most of the time.
-
-    Args:
-        weights: all that the function uses. A `Normalization` layer may not be in it: what it holds is no weight.
+    `weights` are all that the function uses. They are converted as inputs and made constants afterwards, since
+    TensorFlow and tf2onnx copy each constant some forty times, which took 4 GiB for a ResNet-50 and most of the time.
+    The function may hold no `Normalization` layer: its constants are no weights.
     """
     names = [f"weight_{i}" for i in range(len(weights))]
     signature = [
@@ -46,7 +44,7 @@ def to_onnx(
 
 
 def _bind(graph: onnx.GraphProto, values: dict[str, np.ndarray]) -> None:
-    """Makes inputs constants, in the order of axes in which they are read (ONNX's convolutions want another)."""
+    """Replaces inputs by constants, already transposed where the graph transposes them for ONNX's convolutions."""
     for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in values]:
         axes = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
         values[node.output[0]] = values[node.input[0]].transpose(axes)

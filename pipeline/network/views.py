@@ -1,6 +1,6 @@
-"""A batch of a view: from pixels to what is stored of them, on this machine or on a worker of a cluster.
+"""Computes a batch of a view, from pixels to the arrays to store, here or on a worker of a cluster.
 
-Imports neither TensorFlow nor MLflow, so that a worker is there at once.
+Imports neither TensorFlow nor MLflow, so that a worker starts quickly.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Forward = Callable[[np.ndarray], Stored]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images to begin with. `view` is which one is wanted; None: not augmented."""
+    """Images, and which augmented view of them is wanted; None: not augmented."""
 
     view: int | None
     pixels: np.ndarray  # uint8 [n, S, S, 3]
@@ -28,7 +28,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """What is the same for every batch. `graph` is what every image goes through; None: the images are stored."""
+    """What all batches share. `graph` is the frozen part of the network; None: the images themselves are stored."""
 
     augment: Augment
     seed: int
@@ -40,26 +40,22 @@ def augmented(work: Work, batch: Batch) -> np.ndarray:
     """The view's images, uint8 [n, S, S, 3]."""
     if batch.view is None:
         return batch.pixels
-    return np.stack(
-        [
-            augment.view(image, work.augment, work.seed, batch.view, sha256)
-            for image, sha256 in zip(batch.pixels, batch.sha256, strict=True)
-        ]
-    )
+    named = zip(batch.pixels, batch.sha256, strict=True)
+    return np.stack([augment.view(image, work.augment, work.seed, batch.view, sha256) for image, sha256 in named])
 
 
-_received: dict[str, Forward] = {}  # by sha256, of this worker's process
+_received: dict[str, Forward] = {}  # this worker process's sessions, by the graph's sha256
 
 
 def on_a_worker(work: Work, batch: Batch) -> Stored:
-    """What is stored of a batch, with one processor of a cluster."""
+    """The arrays to store of a batch, computed on one processor of a cluster."""
     if work.graph is not None and work.sha256 not in _received:
         _received[work.sha256] = session(work.graph.tobytes(), threads=1)
     return stored(_received.get(work.sha256), augmented(work, batch))
 
 
 def stored(forward: Forward | None, images: np.ndarray) -> Stored:
-    """What `forward` makes of images, `inputs` in float16; the images themselves where it makes none.
+    """The outputs of `forward`, with `inputs` in float16; the images themselves are `inputs` if it has none.
 
     Raises Problem if float16 cannot hold them.
     """

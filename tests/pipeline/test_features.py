@@ -19,6 +19,7 @@ from pipeline import features, params, stage
 from pipeline.data import prepared
 from pipeline.network import augment, classifier, frozen
 from pipeline.network import stored as stored_views
+from pipeline.network.views import session
 from tests.project import ROOT
 
 
@@ -155,7 +156,8 @@ def test_onnxruntime_agrees_with_tensorflow(pretrained: params.Params) -> None:
         "pooled": whole.get_layer(classifier.POOLED).output,
     }
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    ours, theirs = frozen.onnx(whole, outputs)(images), frozen.tensorflow(whole, outputs)(images)
+    ours = session(frozen.graph(whole, outputs), threads=2)(images)
+    theirs = frozen.tensorflow(whole, outputs)(images)
     assert set(ours) == set(theirs) == set(outputs)
     for name, expected in theirs.items():
         assert ours[name].shape == expected.shape

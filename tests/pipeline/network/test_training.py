@@ -81,7 +81,7 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
     def train(state: Path) -> list[np.ndarray]:
         keras.utils.set_random_seed(7)
         whole = classifier.build(64, 4)
-        part = classifier.trainable_part(whole, classifier.boundary(whole, "conv5_block1_1_relu"), bn_momentum=0.9)
+        part = classifier.trainable_part(whole, classifier.boundary(whole, "conv5_block1_1_relu"))
         views = np.random.default_rng(0).uniform(0, 2, (1, 24, *part.input_shape[1:])).astype(np.float32)
         training.compiled(part, keras.optimizers.Adam(1e-3))
         training.fit(
