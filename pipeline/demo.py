@@ -34,14 +34,15 @@ def main() -> None:
     if subprocess.run(["dvc", "repro"]).returncode != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")
     print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
-    if not has_champion(params.load().register_.name):  # a registry that was removed is no change that DVC could see
+    known = tracking.client().search_registered_models(f"name = '{params.load().register_.name}'")
+    if not any("champion" in each.aliases for each in known):  # DVC does not see that a registry was removed
         subprocess.run([sys.executable, "-m", "pipeline.register"], check=True)
 
     address = f"http://localhost:{options.port}"
     server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=os.environ | {"LEUKDETECT_PORT": str(options.port)})
     try:
         _wait_until_ready(server, address)
-        image = held_out_image()
+        image = RAW / prepared.read("test")[1]["path"].iloc[0]
         with image.open("rb") as file:
             answer = requests.post(f"{address}/predict", files={"file": file}, timeout=30)
         answer.raise_for_status()
@@ -59,18 +60,6 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
-
-
-def has_champion(name: str) -> bool:
-    """Whether the registry holds a version that serves."""
-    models = tracking.client().search_registered_models(f"name = '{name}'")
-    return any("champion" in found.aliases for found in models)
-
-
-def held_out_image() -> Path:
-    """The first image of the test split."""
-    _, test = prepared.read("test")
-    return RAW / test["path"].iloc[0]
 
 
 def _wait_until_ready(server: subprocess.Popen, address: str) -> None:

@@ -4,9 +4,8 @@ import importlib.metadata
 import json
 import tempfile
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -62,8 +61,7 @@ SIGNATURE = ModelSignature(
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow", "pydantic", "simplejpeg")  # what leukdetect needs
 
 
-@dataclass(frozen=True)
-class ModelFile:
+class ModelFile(NamedTuple):
     """A model file of a version, as the registry has it."""
 
     sha256: str

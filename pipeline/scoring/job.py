@@ -4,7 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -18,42 +18,11 @@ from leukdetect.runtime import cpus
 from pipeline import cluster, stage
 from pipeline.data import image_files
 from pipeline.scoring import worker
-from pipeline.scoring.worker import Errand, Limits
+from pipeline.scoring.worker import Errand, Job
 from pipeline.stage import Problem
 
 LISTING, PART_ROWS = "_listing.parquet", 2000  # the underscore hides it from whoever reads the folder as one table
 METADATA_KEY = b"leukdetect"
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that decides what the rows say. It is in the listing and in every part."""
-
-    source: str
-    root: str  # where relative paths start
-    model: str
-    model_version: str | None
-    model_sha256: str
-    precision: str
-    max_body_bytes: int
-    max_pixels: int
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(self.max_body_bytes, self.max_pixels)
-
-    @property
-    def metadata(self) -> dict[bytes, bytes]:
-        """Of each file that it writes."""
-        return {METADATA_KEY: json.dumps(asdict(self)).encode()}
-
-    def paths(self) -> Iterator[str]:
-        """The images, in a fixed order."""
-        if self.source.startswith(image_files.S3):
-            return image_files.objects(self.source)
-        if Path(self.source).is_dir():
-            return (path.relative_to(self.root).as_posix() for path in image_files.image_files(Path(self.source)))
-        return image_files.listed(Path(self.source))
 
 
 def begin(out: Path, job: Job) -> tuple[int, list[tuple[int, int]]]:
@@ -91,7 +60,7 @@ def score_parts(
     """Writes the parts one after the other; yields how many images each has, once it is written."""
     for (part, rows), table in zip(todo, _tables(out / LISTING, job, model, todo, ray, seen), strict=True):
         with stage.writing(out / _name(part)) as path:
-            pq.write_table(table.replace_schema_metadata(job.metadata), path, compression="zstd")
+            pq.write_table(table.replace_schema_metadata(_metadata(job)), path, compression="zstd")
         yield rows
 
 
@@ -122,8 +91,8 @@ def summary(out: Path, job: Job, now: int, seconds: float) -> str:
 
 def _write_listing(listing: Path, job: Job) -> None:
     """Writes which images there are, a row group for each part, without ever holding them all."""
-    columns = pa.schema([("path", pa.string())], metadata=job.metadata)
-    paths, hashes = job.paths(), []
+    columns = pa.schema([("path", pa.string())], metadata=_metadata(job))
+    paths, hashes = _paths(job), []
     with stage.writing(listing) as temporary:
         with pq.ParquetWriter(temporary, columns) as writer:
             while group := list(islice(paths, PART_ROWS)):
@@ -137,7 +106,7 @@ def _write_listing(listing: Path, job: Job) -> None:
         everything = np.sort(np.concatenate(hashes))
         twins = everything[1:][np.diff(everything) == 0]
         if len(twins):
-            first = next(each for each in job.paths() if hash(each) == twins[0])
+            first = next(each for each in _paths(job) if hash(each) == twins[0])
             raise Problem(f"{job.source} names {len(twins)} images twice, such as {first}: one row an image")
 
 
@@ -149,15 +118,26 @@ def _tables(
         parts = (file.read_row_group(part)["path"].to_pylist() for part, _ in todo)
         if not ray:
             for paths in parts:
-                yield worker.score(paths, job.root, model, job.limits, 2 * cpus(), seen)
+                yield worker.score(paths, job, model, 2 * cpus(), seen)
             return
         path = model.located.path
         content = np.fromfile(path / FILES[model.contract.precision] if path.is_dir() else path, np.uint8)
-        errand = Errand(content, model.sha256, model.located, job.root, job.limits)
-        with cluster.connected(ray, worker.on_a_worker, errand) as over:
+        with cluster.connected(ray, worker.on_a_worker, Errand(job, content, model.located)) as over:
             for table in over(parts):
                 seen(len(table))
                 yield table
+
+
+def _paths(job: Job) -> Iterator[str]:
+    if job.source.startswith(image_files.S3):
+        return image_files.objects(job.source)
+    if Path(job.source).is_dir():
+        return (path.relative_to(job.root).as_posix() for path in image_files.image_files(Path(job.source)))
+    return image_files.listed(Path(job.source))
+
+
+def _metadata(job: Job) -> dict[bytes, bytes]:
+    return {METADATA_KEY: json.dumps(asdict(job)).encode()}
 
 
 def _name(part: int) -> str:

@@ -32,14 +32,18 @@ BATCH = 4
 AHEAD = 8 * BATCH  # images
 UNREADABLE = 100  # in a row: then it is the disk or the store that fails, and no longer the image
 
-Row = dict[str, object]
-
 
 @dataclass(frozen=True)
-class Limits:
-    """As the server's settings of the same names."""
+class Job:
+    """All that decides what the rows say. It is in the listing and in every part."""
 
-    max_body_bytes: int
+    source: str
+    root: str  # where relative paths start
+    model: str
+    model_version: str | None
+    model_sha256: str
+    precision: str
+    max_body_bytes: int  # the limits are the server's settings of the same names
     max_pixels: int
 
 
@@ -56,45 +60,26 @@ class Unusable:
 class Errand:
     """What a worker on another machine is told once."""
 
+    job: Job
     content: np.ndarray  # uint8: the model file's bytes
-    sha256: str  # of them
     located: Located
-    root: str
-    limits: Limits
 
 
 def schema(contract: Contract) -> pa.Schema:
     """The columns of a part: what `POST /predict` answers, or `error` and nothing of it."""
-    classes = [pa.field(f"p_{each.key}", pa.float64()) for each in contract.classes]
-    return pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),
-            ("sha256", pa.string()),
-            ("error", pa.string()),
-            ("class", pa.string()),
-            *classes,
-            ("p_malignant", pa.float64()),
-            ("malignant", pa.bool_()),
-            ("decision", pa.string()),
-            ("reasons", pa.list_(pa.string())),
-            ("unlikeness", pa.float64()),
-            ("brightness", pa.float64()),
-            ("sharpness", pa.float64()),
-            ("model_version", pa.string()),
-            ("precision", pa.string()),
-        ]
-    )
+    text, number = pa.string(), pa.float64()
+    columns = {
+        **dict.fromkeys(("sha256", "error", "class"), text),
+        **dict.fromkeys((*(f"p_{each.key}" for each in contract.classes), "p_malignant"), number),
+        **{"malignant": pa.bool_(), "decision": text, "reasons": pa.list_(text)},
+        **dict.fromkeys(("unlikeness", "brightness", "sharpness"), number),
+        **dict.fromkeys(("model_version", "precision"), text),
+    }
+    return pa.schema([pa.field("path", text, nullable=False), *columns.items()])
 
 
-def score(
-    paths: Sequence[str], root: str, model: Model, limits: Limits, threads: int, seen: Callable[[int], object]
-) -> pa.Table:
-    """Scores a part's images.
-
-    Args:
-        paths: as the listing has them; relative ones start at `root`.
-        threads: that read and decode.
-        seen: told, after each batch, how many images it had.
+def score(paths: Sequence[str], job: Job, model: Model, threads: int, seen: Callable[[int], object]) -> pa.Table:
+    """Scores a part's images, which so many threads read and decode; `seen` is told how many after each batch.
 
     Returns:
         One row an image, in the order of `paths`; the columns of `schema`.
@@ -103,14 +88,10 @@ def score(
         Problem: `UNREADABLE` images in a row could not be read, or their store could not be asked; nothing is known of
             the images then.
     """
-    rows: list[Row] = []
+    rows: list[dict[str, object]] = []
     unreadable = 0
-
-    def look(path: str) -> Decoded | Unusable:
-        return decode(image_files.join(root, path), model.contract.decode.size, limits)
-
     with ThreadPoolExecutor(threads) as pool:
-        images = ahead(paths, lambda path: pool.submit(look, path), Future.result, lambda: AHEAD)
+        images = ahead(paths, lambda path: pool.submit(_decode, path, job, model), Future.result, lambda: AHEAD)
         looked = zip(paths, images, strict=True)
         while batch := list(islice(looked, BATCH)):
             for path, image in batch:
@@ -120,7 +101,7 @@ def score(
                         f"{UNREADABLE} images in a row could not be read, the last of them {path}: {image.error} "
                         "Is the folder mounted, and can the store be reached? Run it again to go on."
                     )
-            rows += answers(batch, model)
+            rows += _rows(batch, model)
             seen(len(batch))
     return pa.Table.from_pylist(rows, schema(model.contract))
 
@@ -134,57 +115,59 @@ def on_a_worker(errand: Errand, paths: Sequence[str]) -> pa.Table:
     Raises:
         Problem: also where the model was refused, such as an INT8 model that answers otherwise on this processor.
     """
-    if errand.sha256 not in _received:
+    sha256 = errand.job.model_sha256
+    if sha256 not in _received:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             errand.content.tofile(path)
             try:
-                _received[errand.sha256] = load(replace(errand.located, path=path), "auto", 1)
+                _received[sha256] = load(replace(errand.located, path=path), "auto", 1)
             except RefusedError as error:
                 raise Problem(f"on {socket.gethostname()}: {error}") from error
-    return score(paths, errand.root, _received[errand.sha256], errand.limits, 2, lambda count: None)
+    return score(paths, errand.job, _received[sha256], 2, lambda count: None)
 
 
-def decode(where: str, size: int, limits: Limits) -> Decoded | Unusable:
+def _decode(path: str, job: Job, model: Model) -> Decoded | Unusable:
     """Reads and decodes one image as the server does; what is wrong with it is an answer too."""
     try:
-        data = image_files.read(where, limits.max_body_bytes + 1)
+        data = image_files.read(image_files.join(job.root, path), job.max_body_bytes + 1)
     except OSError as error:
         return Unusable(f"It cannot be read ({error.strerror or error}).", read=False)
-    if len(data) > limits.max_body_bytes:
-        return Unusable(f"At most {limits.max_body_bytes / 1e6:g} MB are accepted.")
+    if len(data) > job.max_body_bytes:
+        return Unusable(f"At most {job.max_body_bytes / 1e6:g} MB are accepted.")
     try:
-        return decoding.decode(data, size, limits.max_pixels)
+        return decoding.decode(data, model.contract.decode.size, job.max_pixels)
     except ImageError as error:
         return Unusable(error.sentence, hashlib.sha256(data).hexdigest())
 
 
-def answers(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list[Row]:
-    """The rows of a batch."""
-    usable = [image for _, image in batch if isinstance(image, Decoded)]
-    outputs = iter(zip(*model.run(np.stack([image.pixels for image in usable])), strict=True)) if usable else iter(())
-    rows: list[Row] = []
+def _rows(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list[dict[str, object]]:
+    usable = [image.pixels for _, image in batch if isinstance(image, Decoded)]
+    outputs = zip(*model.run(np.stack(usable)), strict=True) if usable else iter(())
+    same = {"model_version": model.located.version, "precision": model.contract.precision}
+    rows: list[dict[str, object]] = []
     for path, image in batch:
-        row: Row = {"path": path, "model_version": model.located.version, "precision": model.contract.precision}
+        row: dict[str, object] = {"path": path, "sha256": image.sha256, **same}
         if isinstance(image, Unusable):
-            rows.append(row | {"sha256": image.sha256, "error": image.error})
+            rows.append(row | {"error": image.error})
             continue
-        row["sha256"] = image.sha256
         scores = dict(zip(ANSWER, next(outputs), strict=True))
         if not all(np.isfinite(each).all() for each in scores.values()):
             rows.append(row | {"error": "The model's answer is not finite."})
             continue
         found = answer(model.contract, image, scores)
-        row |= {f"p_{key}": share for key, share in found.probabilities.items()}
-        row |= {
-            "class": found.key,
-            "p_malignant": found.p_malignant,
-            "malignant": found.malignant,
-            "decision": found.decision,
-            "reasons": [reason.code for reason in found.reasons],
-            "unlikeness": found.unlikeness,
-            "brightness": found.quality.brightness,
-            "sharpness": found.quality.sharpness,
-        }
-        rows.append(row)
+        rows.append(
+            row
+            | {f"p_{key}": share for key, share in found.probabilities.items()}
+            | {
+                "class": found.key,
+                "p_malignant": found.p_malignant,
+                "malignant": found.malignant,
+                "decision": found.decision,
+                "reasons": [reason.code for reason in found.reasons],
+                "unlikeness": found.unlikeness,
+                "brightness": found.quality.brightness,
+                "sharpness": found.quality.sharpness,
+            }
+        )
     return rows

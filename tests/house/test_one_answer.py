@@ -24,7 +24,6 @@ from tests.server import serve
 KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MODES = ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1", "I;16")
 SIZES = ((32, 32), (48, 40), (7, 90), (301, 200))
-LIMITS = worker.Limits(max_body_bytes=20_000_000, max_pixels=40_000_000)
 
 
 def odd_images() -> dict[str, bytes]:
@@ -78,7 +77,9 @@ def rows(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     for number, data in enumerate(IMAGES.values()):
         (folder / f"{number}.img").write_bytes(data)
     paths = [f"{number}.img" for number in range(len(IMAGES))]
-    table = worker.score(paths, str(folder), model, LIMITS, 2, lambda count: None)
+    contract = model.contract
+    job = worker.Job("", str(folder), contract.name, None, model.sha256, contract.precision, 20_000_000, 40_000_000)
+    table = worker.score(paths, job, model, 2, lambda count: None)
     return dict(zip(IMAGES, table.to_pylist(), strict=True))
 
 
