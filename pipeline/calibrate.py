@@ -1,4 +1,4 @@
-"""Makes the model's answers honest: temperature, operating point, when to refer, and what "unlike" means.
+"""Fits temperature, operating point, referral thresholds and the unlikeness distance to the trained network.
 
 Reads:  models/model.keras, data/prepared/ (training and validation splits), params.calibrate
 Writes: models/calibration.json (temperature, thresholds, validation metrics)
@@ -31,8 +31,8 @@ def main() -> None:
 
     temperature = calibration.fit_temperature(logits, labels)
     probabilities = softmax(logits / temperature, axis=1)
-    confidence = probabilities.max(axis=1)
     malignant = np.array([c.malignant for c in recipe.classes])
+    p_malignant = probabilities[:, malignant].sum(axis=1)
 
     space = calibration.fit_unlikeness(train_features, train["label"].to_numpy(), settings.components)
     distance = calibration.unlikeness(features, space)
@@ -45,10 +45,8 @@ def main() -> None:
         "temperature": temperature,
         "target_sensitivity": settings.target_sensitivity,
         "thresholds": {
-            "malignant": calibration.operating_point(
-                probabilities[:, malignant].sum(axis=1), malignant[labels], settings.target_sensitivity
-            ),
-            "confidence": float(np.quantile(confidence, settings.refer_share)),
+            "malignant": calibration.operating_point(p_malignant, malignant[labels], settings.target_sensitivity),
+            "confidence": float(np.quantile(probabilities.max(axis=1), settings.refer_share)),
             **calibration.quality_bounds(looks),
         },
         "validation": {

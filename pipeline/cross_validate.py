@@ -1,8 +1,8 @@
-"""Trains the recipe anew on each of k grouped folds, so that every group is held out once; and a learning curve.
+"""Cross-validation over k folds, which hold out every group once, and a learning curve.
 
-Everything is learnt again, the base too: a head refitted on a base that has seen the held-out images would leak. So it
-costs k trainings a share, on less data than the model itself has, and says how good the recipe is, not this model file.
-Goes on where it was interrupted. `dvc repro` then brings the figures to reports/metrics.json, the report and MLflow.
+Each fold trains the whole network again, since a base that has seen the held-out images would leak. So it costs k
+trainings a share, on less data than the model itself has, and measures the recipe and not this model file. It resumes
+after an interruption. `dvc repro` then copies the figures to reports/metrics.json, the report and MLflow.
 
 Reads:  data/prepared/, params.yaml
 Writes: reports/cross_validation.json, reports/cross_validation.csv (for pipeline.evaluation.compare),
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.DataFrame:
-    """The held-out predictions of one training; kept until all are done."""
+    """The held-out predictions of one training, kept in `state` until all are done."""
     kept = state / f"{k}-{fold}-{share:g}.csv"
     if not kept.is_file():
         pixels, frame = prepared.read()
@@ -95,7 +95,7 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
 
 
 def _train(recipe: Params, frame: pd.DataFrame, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    """Runs the training stages on another split, in a folder and with an MLflow of their own: probabilities [N, C]."""
+    """Runs the training stages on another split, in their own folder and MLflow; returns probabilities [N, C]."""
     own = folder / prepared.PREPARED
     if not (own / "split.csv").is_file():
         own.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _train(recipe: Params, frame: pd.DataFrame, pixels: np.ndarray, folder: Path
         done = subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=False)
         if done.returncode != 0:
             raise Problem(f"{name} failed in a fold: what it printed above says why. Run it again to go on from there")
-    import keras  # here: TensorFlow takes seconds and memory, and by now the stages have given theirs back
+    import keras  # only now, since TensorFlow takes seconds, and memory that the stages needed
 
     model = keras.models.load_model(folder / "models/model.keras", compile=False)
     return np.asarray(model.predict(pixels, batch_size=32, verbose=0))

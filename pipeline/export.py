@@ -1,4 +1,4 @@
-"""Turns the model and its calibration into two self-explaining files, FP32 and INT8, and proves them equal to Keras.
+"""Turns the model and its calibration into two self-explaining files, FP32 and INT8, and compares FP32 with Keras.
 
 Reads:  models/model.keras, models/calibration.json, models/unlikeness.npz, data/prepared/, data/source.json, params
 Writes: models/leukdetect.onnx, models/leukdetect.int8.onnx (each with the whole contract), reports/parity.json
@@ -55,7 +55,7 @@ def main() -> None:
             session = open_session(made.SerializeToString())
             answers = onnx_model.answers(session, pixels[val.index], contract.OBSERVED)
             signals = drift_reference.signals(pixels[val.index], answers)
-            own = {  # what is true of this very graph's answers to the validation images
+            own = {  # fitted to this graph's own answers to the validation images
                 "precision": precision,
                 "prediction_sets": prediction_sets.fit(answers["probabilities"], labels, recipe.calibrate.set_error),
                 "reference": drift_reference.fit(signals, groups, len(recipe.classes), recipe.seed),

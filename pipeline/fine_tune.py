@@ -1,4 +1,4 @@
-"""Phase 2: the top of the base and the head, end to end.
+"""Phase 2 trains the top of the base together with the head.
 
 Reads:  models/head.keras, data/features/, data/prepared/split.csv, params (fine_tune)
 Writes: models/model.keras (the whole model, float32), reports/history/fine_tune.csv

@@ -1,4 +1,4 @@
-"""Phase 1: the head, on a frozen base. With `weights: none` there is nothing to freeze, and all of it trains.
+"""Phase 1 trains the head on a frozen base; with `weights: none` nothing is frozen, and the whole network trains.
 
 Reads:  data/features/, data/prepared/split.csv, params (features.weights, fine_tune.trainable_from, train_head)
 Writes: models/head.keras (the whole model, float32), reports/history/train_head.csv

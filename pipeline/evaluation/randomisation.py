@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import numpy_helper
 from scipy.stats import rankdata
 
+from leukdetect.runtime import open_session
 from pipeline.evaluation import metrics
 from pipeline.evaluation.maps import Maps
 from pipeline.evaluation.metrics import Estimate, Section
@@ -84,11 +85,7 @@ def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntim
     for seed in seeds:
         for part, share in PARTS.items():
             after = values | shuffled(values, matrices, names["head"] | last(names["base"], share), seed)
-            options = onnxruntime.SessionOptions()
-            options.add_external_initializers(
-                list(after), [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in after.values()]
-            )
-            yield part, onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            yield part, open_session(graph, weights=after)
 
 
 def kernels(proto: onnx.ModelProto) -> dict[str, dict[str, None]]:
