@@ -79,7 +79,7 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
         train, test = (frame[split == name] for name in ("train", "test"))
         probabilities = _train(recipe, frame.assign(split=split), pixels[test.index], kept.with_suffix(""))
         seen = train["label"].to_numpy()
-        by_colour = baselines.colour_only(pixels[train.index], seen, pixels[test.index], recipe.seed)
+        by_colour = baselines.predict(baselines.colours, pixels[train.index], seen, pixels[test.index], recipe.seed)
         keys = np.array([c.key for c in recipe.classes])
         table = test[["path", "class", "group"]].assign(
             predicted=keys[probabilities.argmax(1)],

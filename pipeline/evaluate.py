@@ -51,14 +51,14 @@ def main() -> None:
     source, history = read_source(), tables.history()
 
     test = answers.sample(images[rows.index], rows, options.bootstrap, seed)
-    ours, ours_int8 = (answers.answer(model, test) for model in (fp32, int8))
+    ours, ours_int8 = (answers.answer(model, test.pixels) for model in (fp32, int8))
     cells = smears.cell_masks(rows["path"], images.shape[1], seed) if source["source"] == "demo" else None
     foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
     with ThreadPoolExecutor(1) as beside:  # what follows takes one processor where this leaves one, and the reverse
         explained = beside.submit(explanations.measure, fp32, test, ours, seed, cells)
         learnt = [images[i] for i in train.index], train["label"].to_numpy(), test.pixels
-        by_colour = baselines.colour_only(*learnt, seed)
-        by_corner = baselines.corner_only(*learnt, options.corner, seed)
+        by_colour = baselines.predict(baselines.colours, *learnt, seed)
+        by_corner = baselines.predict(lambda images: baselines.corners(images, options.corner), *learnt, seed)
         report = Report(
             split=split_sizes(split),
             synthetic=source["synthetic"],

@@ -1,19 +1,20 @@
 """Whether the model declines where it should: risk–coverage, false referrals, and images that are no smears.
 
-The decisions are the server's own (`leukdetect.decision`), from the same thresholds in the model file.
+Decisions are made as the server makes them: `leukdetect.decision`, with the thresholds in the model file.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from leukdetect.decision import ReasonCode
 from pipeline.evaluation import metrics
-from pipeline.evaluation.answers import Answers, Images, Sample, answer
+from pipeline.evaluation.answers import Answers, Sample, answer
 from pipeline.evaluation.metrics import Count, Estimate, Section
 from pipeline.model_file.onnx_model import OnnxModel
 
-# What an image is referred for, in the order in which each check is asked what it adds to those before.
+# The reasons for a referral by check. The order matters: `AddedBy` counts what each check adds to those before it.
 CHECKS: dict[str, set[ReasonCode]] = {
     "unlikeness": {"unlike_training_images"},
     "quality": {"too_dark", "too_bright", "blurred", "no_stained_nucleus"},
@@ -22,7 +23,7 @@ CHECKS: dict[str, set[ReasonCode]] = {
 
 
 class AddedBy(Section):
-    """The share that each of `CHECKS` refers and none before it does."""
+    """The share of images that each check refers and no check before it does."""
 
     unlikeness: Estimate
     quality: Estimate
@@ -30,7 +31,7 @@ class AddedBy(Section):
 
 
 class Referrals(Section):
-    """The share that is referred: in all, for each reason, and by each check."""
+    """The share of images that is referred: in all, for each reason, and by each check."""
 
     referred: Estimate
     referred_for: dict[ReasonCode, Estimate]
@@ -38,14 +39,14 @@ class Referrals(Section):
 
 
 class Foreign(Referrals):
-    """Images of one kind that are no such smears. AUROC: the chance that one is more unlike than a smear is."""
+    """One kind of images that are no smears. AUROC: the chance that one has a higher unlikeness than a smear."""
 
     images: Count
     auroc: Estimate
 
 
 class Abstention(Referrals):
-    """How one model file declines. A false referral is that of a smear whose class would have been right."""
+    """How one model file declines. A false referral: the smear is referred, though its class would have been right."""
 
     false_referrals: Estimate
     risk: Estimate
@@ -60,53 +61,48 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarr
     The mean, over coverages, of the share of wrong answers among the most confident ones. Images of equal confidence
     share their risk.
     """
-    _, ties = np.unique(-confidence, return_inverse=True)
-    drawn, wrong = (np.zeros((len(weights), ties.max() + 1)) for _ in range(2))
-    for column in range(ties.max() + 1):
-        here = ties == column
-        drawn[:, column], wrong[:, column] = weights[:, here].sum(1), (weights[:, here] * ~correct[here]).sum(1)
-    covered = drawn.cumsum(1)
-    risk = np.divide(wrong.cumsum(1), covered, out=np.zeros_like(covered), where=covered > 0)
-    area: np.ndarray = (risk * drawn).sum(1) / drawn.sum(1)
-    return area
+    order = np.argsort(-confidence, kind="stable")
+    ties = np.flatnonzero(np.diff(confidence[order], prepend=np.inf))  # where each run of equal confidences starts
+    drawn, wrong = (np.add.reduceat(each[:, order], ties, axis=1) for each in (weights, weights * ~correct))
+    risk = metrics.ratio(wrong.cumsum(1), drawn.cumsum(1))
+    return np.asarray((risk * drawn).sum(1) / drawn.sum(1))
 
 
-def measure(model: OnnxModel, answers: Answers, test: Sample, foreign: Mapping[str, Images]) -> Abstention:
-    """Of a model file that has answered for the test split, and is asked about each kind of foreign images.
+def measure(model: OnnxModel, answers: Answers, test: Sample, foreign: Mapping[str, np.ndarray]) -> Abstention:
+    """Measures a model file's answers to the test split, and asks it about foreign images, uint8 [n, S, S, 3] a kind.
 
     Intervals resample the smears' groups and the foreign images one by one.
     """
     weights, correct = test.weights, answers.predicted == test.labels
+    kinds = {}
+    for name, pixels in foreign.items():
+        theirs, n = answer(model, pixels), len(pixels)
+        draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), len(weights) - 1)
+        own = np.concatenate([np.ones((1, n)), draws])
+        unlikeness = np.concatenate([answers.unlikeness, theirs.unlikeness])
+        is_foreign = np.arange(len(unlikeness)) >= len(weights.T)
+        area = metrics.auroc(unlikeness, is_foreign, np.concatenate([weights, own], axis=1))
+        kinds[name] = Foreign(images=n, auroc=metrics.estimate(area), **_referrals(theirs, own))
     return Abstention(
-        false_referrals=metrics.estimate(metrics.mean(~answers.reported & correct, weights)),
-        risk=metrics.estimate(metrics.mean(~correct, weights)),
-        risk_reported=metrics.estimate(metrics.mean(~correct, weights * answers.reported)),
+        false_referrals=metrics.estimate_mean(~answers.reported & correct, weights),
+        risk=metrics.estimate_mean(~correct, weights),
+        risk_reported=metrics.estimate_mean(~correct, weights * answers.reported),
         aurc=metrics.estimate(risk_coverage(answers.confidence, correct, weights)),
-        foreign={name: _of_kind(answer(model, each), answers.unlikeness, weights) for name, each in foreign.items()},
-        **dict(_referrals(answers, weights)),
+        foreign=kinds,
+        **_referrals(answers, weights),
     )
 
 
-def _of_kind(theirs: Answers, unlikeness: np.ndarray, weights: np.ndarray) -> Foreign:
-    n = len(theirs.unlikeness)
-    draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), len(weights) - 1)
-    own = np.concatenate([np.ones((1, n)), draws])
-    scores = np.concatenate([unlikeness, theirs.unlikeness])
-    area = metrics.auroc(scores, np.arange(len(scores)) >= len(unlikeness), np.concatenate([weights, own], axis=1))
-    return Foreign(images=n, auroc=metrics.estimate(area), **dict(_referrals(theirs, own)))
-
-
-def _referrals(answers: Answers, weights: np.ndarray) -> Referrals:
-    def share(flags: np.ndarray) -> Estimate:
-        return metrics.estimate(metrics.mean(flags, weights))
-
+def _referrals(answers: Answers, weights: np.ndarray) -> dict[str, Any]:
+    """The fields of `Referrals`."""
     codes, left, adds = answers.reasons, np.ones(len(answers.reasons), bool), {}
     for check, reasons in CHECKS.items():
         caught = np.array([bool(reasons & each) for each in codes])
-        adds[check] = share(caught & left)
+        adds[check] = metrics.estimate_mean(caught & left, weights)
         left &= ~caught
-    return Referrals(
-        referred=share(~left),
-        referred_for={code: share(np.array([code in each for each in codes])) for code in set().union(*codes)},
-        added_by=AddedBy(**adds),
-    )
+    flags = {code: np.array([code in each for each in codes]) for code in set().union(*codes)}
+    return {
+        "referred": metrics.estimate_mean(~left, weights),
+        "referred_for": {code: metrics.estimate_mean(flag, weights) for code, flag in flags.items()},
+        "added_by": AddedBy(**adds),
+    }

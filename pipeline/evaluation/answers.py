@@ -1,11 +1,13 @@
-"""The test split, and what a model file says of it: asked once, read by every section of reports/metrics.json."""
+"""What a model file says of the test split: asked once, read by every section of reports/metrics.json."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from leukdetect import contract, images
 from leukdetect.decision import ReasonCode, decide
@@ -16,21 +18,10 @@ from pipeline.stage import Problem
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
-    """N images as the model takes them."""
+class Sample:
+    """Held-out images, and the resamples of their groups that intervals are made of."""
 
     pixels: np.ndarray  # uint8 [N, S, S, 3]
-
-    @cached_property
-    def quality(self) -> list[tuple[float, float, float]]:
-        """Brightness, sharpness and stain of each."""
-        return [(*images.quality(each), images.stain(each)) for each in self.pixels]
-
-
-@dataclass(frozen=True, eq=False)
-class Sample(Images):
-    """Held-out images, and how they are drawn again for intervals."""
-
     labels: np.ndarray  # int [N]
     groups: np.ndarray  # [N], the patient or session
     weights: np.ndarray  # [1 + R, N], of `metrics.group_weights`
@@ -38,15 +29,15 @@ class Sample(Images):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model file says of N images, read with its own thresholds as the server does."""
+    """A model file's outputs for N images, and what the server would decide on them with the file's own thresholds."""
 
     probabilities: np.ndarray  # float64 [N, C]
     unlikeness: np.ndarray  # [N]
     embedding: np.ndarray  # [N, D]
     cam: np.ndarray  # [N, C, h, w]
     p_malignant: np.ndarray  # [N]
-    malignant: np.ndarray  # bool [N], called so at the operating point
-    reasons: Sequence[set[ReasonCode]]  # N, why the server would refer it; empty: it would not
+    malignant: np.ndarray  # bool [N], called malignant at the operating point
+    reasons: Sequence[set[ReasonCode]]  # N, why the server would refer the image; empty if it would not
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -64,8 +55,17 @@ class Answers:
         return np.array([not each for each in self.reasons])
 
 
+class Maps(NamedTuple):
+    """Where the model looked in N images for the class that it gives each."""
+
+    predicted: np.ndarray  # int [N]
+    confidence: np.ndarray  # float32 [N], the probability of that class
+    grid: np.ndarray  # [N, h, w], the map of that class; 0 and above
+    pixels: np.ndarray  # uint8 [N, S, S, 3]
+
+
 def sample(pixels: np.ndarray, rows: pd.DataFrame, resamples: int, seed: int) -> Sample:
-    """Images and their rows of split.csv, with so many resamples of their groups."""
+    """Images with the labels and groups of their rows in split.csv."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     return Sample(pixels, labels, groups, metrics.group_weights(labels, groups, resamples, seed))
 
@@ -78,20 +78,19 @@ def check(rows: pd.DataFrame, prepared: np.ndarray, model: OnnxModel, keys: Sequ
             f"{PREPARED}/images.npy holds images of {prepared.shape[1]} px, but {model.path} takes {size} px; "
             "`dvc repro export` brings them together"
         )
-    absent = [key for key in keys if key not in set(rows["class"])]
-    if absent:
+    if absent := [key for key in keys if key not in set(rows["class"])]:
         raise Problem(
             f"the test split has no image of {', '.join(absent)}, so nothing can be said of it. Add data, or change "
             "seed or prepare.fractions in params.yaml; then `dvc repro`"
         )
 
 
-def answer(model: OnnxModel, asked: Images) -> Answers:
-    """Runs images through a model file."""
-    outputs = model.predict(asked.pixels, contract.OUTPUTS)
-    said = [
-        decide(p, float(u), *quality, model.contract)
-        for p, u, quality in zip(outputs["probabilities"], outputs["unlikeness"], asked.quality, strict=True)
+def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
+    """Runs uint8 [N, S, S, 3] through a model file, and decides on each image as the server does."""
+    outputs = model.predict(pixels, contract.OUTPUTS)
+    decisions = [
+        decide(p, float(u), *images.quality(image), images.stain(image), model.contract)
+        for p, u, image in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
     ]
     probabilities = outputs.pop("probabilities").astype(np.float64)
     p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
@@ -99,6 +98,19 @@ def answer(model: OnnxModel, asked: Images) -> Answers:
         probabilities=probabilities,
         p_malignant=p_malignant,
         malignant=p_malignant >= model.contract.thresholds.malignant,
-        reasons=[{reason.code for reason in each.reasons} for each in said],
+        reasons=[{reason.code for reason in each.reasons} for each in decisions],
         **outputs,
+    )
+
+
+def maps(answers: Answers, pixels: np.ndarray) -> Maps:
+    """The maps among a model file's answers to uint8 [N, S, S, 3]."""
+    grid = answers.cam[np.arange(len(pixels)), answers.predicted]
+    return Maps(answers.predicted, answers.confidence.astype(np.float32), grid, pixels)
+
+
+def enlarged(grid: np.ndarray, side: int) -> np.ndarray:
+    """Maps [N, h, w] at [N, side, side], as `leukdetect.explanation` lays them over an image."""
+    return np.stack(
+        [np.asarray(Image.fromarray(each).resize((side, side), Image.Resampling.BILINEAR)) for each in grid]
     )

@@ -1,5 +1,6 @@
 """Whether probabilities mean what they say, before and after the temperature, and what the operating point gives."""
 
+from dataclasses import astuple
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +21,7 @@ class Scores(Section):
 
 
 class Calibration(Section):
-    """Before and after the temperature."""
+    """The scores before and after the temperature."""
 
     temperature: Annotated[Number, Field(gt=0)]
     before: Scores
@@ -29,7 +30,7 @@ class Calibration(Section):
 
 
 class PredictiveValues(Section):
-    """What a positive and a negative answer are worth."""
+    """The chance that a positive answer is right, and that a negative one is."""
 
     ppv: Estimate
     npv: Estimate
@@ -38,8 +39,8 @@ class PredictiveValues(Section):
 class OperatingPoint(PredictiveValues):
     """Malignant against benign, at a threshold and a prevalence.
 
-    The bootstrap has no width where nothing was missed, and little with few groups: `wilson` has the predictive values
-    with sensitivity and specificity both at the ends of their Wilson intervals.
+    The bootstrap interval has no width where nothing was missed, and little with few groups: `wilson` has the
+    predictive values with sensitivity and specificity both at the ends of their Wilson intervals.
     """
 
     sensitivity: Estimate
@@ -50,30 +51,34 @@ class OperatingPoint(PredictiveValues):
 
 
 def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities [N, C] of the same logits at temperature 1: a softmax keeps them, but for a constant."""
-    scaled: np.ndarray = softmax(temperature * np.log(np.maximum(probabilities, 1e-30)), axis=1)
-    return scaled
+    """The probabilities [N, C] that the same logits have at temperature 1.
+
+    The logarithm of a softmax is its logits, but for a constant that the next softmax takes out again.
+    """
+    return np.asarray(softmax(temperature * np.log(np.maximum(probabilities, 1e-30)), axis=1))
+
+
+def scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`Scores` of probabilities [N, C], in each resample: [R] each."""
+    correct = probabilities.argmax(1) == labels
+    return {
+        "ece": metrics.ece(probabilities.max(1), correct, weights),
+        "brier": metrics.mean(metrics.brier(probabilities, labels), weights),
+        "nll": metrics.mean(metrics.nll(probabilities, labels), weights),
+    }
 
 
 def calibration(answers: Answers, temperature: float, test: Sample) -> Calibration:
-    """Of calibrated answers, and of what the same logits gave before the temperature."""
-
-    def values(p: np.ndarray) -> dict[str, np.ndarray]:
-        return {
-            "ece": metrics.ece(p.max(1), p.argmax(1) == test.labels, test.weights),
-            "brier": metrics.mean(metrics.brier(p, test.labels), test.weights),
-            "nll": metrics.mean(metrics.nll(p, test.labels), test.weights),
-        }
-
-    def scores(found: dict[str, np.ndarray]) -> Scores:
-        return Scores(**{name: metrics.estimate(each) for name, each in found.items()})
-
-    before, after = values(uncalibrated(answers.probabilities, temperature)), values(answers.probabilities)
+    """Compares the answers with what the same logits gave before the temperature."""
+    before, after = (
+        scores(p, test.labels, test.weights)
+        for p in (uncalibrated(answers.probabilities, temperature), answers.probabilities)
+    )
     return Calibration(
         temperature=temperature,
-        before=scores(before),
-        after=scores(after),
-        change=scores({name: after[name] - before[name] for name in before}),
+        before=Scores(**metrics.estimates(before)),
+        after=Scores(**metrics.estimates(after)),
+        change=Scores(**metrics.estimates({name: after[name] - before[name] for name in before})),
     )
 
 
@@ -86,34 +91,26 @@ def operating_point(
         called, is_malignant: bool [N], called malignant at the threshold, and the truth.
         prevalence: the share of malignant images where the model would be used.
     """
+
+    def predictive(sensitivity: np.ndarray, specificity: np.ndarray) -> dict[str, np.ndarray]:
+        """Both values grow with both arguments."""
+        found, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
+        cleared, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
+        return {"ppv": metrics.ratio(found, found + false), "npv": metrics.ratio(cleared, cleared + missed)}
+
     sensitivity = metrics.mean(called, weights * is_malignant)
     specificity = metrics.mean(~called, weights * ~is_malignant)
-    found, cleared = (_ends(flags) for flags in (called[is_malignant], ~called[~is_malignant]))
-    wilson = {name: Estimate(*three.tolist()) for name, three in _predictive(found, cleared, prevalence).items()}
-    values = {"sensitivity": sensitivity, "specificity": specificity} | _predictive(
-        sensitivity, specificity, prevalence
+    by_wilson = predictive(
+        *(
+            np.array(astuple(metrics.wilson(int(right.sum()), len(right))))  # value, low, high
+            for right in (called[is_malignant], ~called[~is_malignant])
+        )
     )
     return OperatingPoint(
-        **{name: metrics.estimate(value) for name, value in values.items()},
-        wilson=PredictiveValues(**wilson),
+        sensitivity=metrics.estimate(sensitivity),
+        specificity=metrics.estimate(specificity),
+        **metrics.estimates(predictive(sensitivity, specificity)),
+        wilson=PredictiveValues(**{name: Estimate(*three.tolist()) for name, three in by_wilson.items()}),
         threshold=threshold,
         prevalence=prevalence,
     )
-
-
-def _ends(flags: np.ndarray) -> np.ndarray:
-    """A share of flags [n], and both ends of its Wilson interval: [3]."""
-    share = metrics.wilson(int(flags.sum()), len(flags))
-    return np.array([share.value, share.low, share.high])
-
-
-def _predictive(sensitivity: np.ndarray, specificity: np.ndarray, prevalence: float) -> dict[str, np.ndarray]:
-    """Positive and negative predictive values by Bayes's theorem; both grow with both arguments."""
-    right, false = prevalence * sensitivity, (1 - prevalence) * (1 - specificity)
-    clear, missed = (1 - prevalence) * specificity, prevalence * (1 - sensitivity)
-    return {"ppv": _share(right, false), "npv": _share(clear, missed)}
-
-
-def _share(part: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    whole = part + rest
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)

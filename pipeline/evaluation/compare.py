@@ -16,7 +16,6 @@ from pipeline.evaluation.metrics import McNemar
 from pipeline.stage import Problem
 
 RESAMPLES, SEED = 10_000, 0
-NEEDED = ["path", "class", "group", "predicted"]
 
 
 def main() -> None:
@@ -27,28 +26,32 @@ def main() -> None:
     print(report(join(read(options.a), read(options.b))))
 
 
-def read(path: Path) -> pd.DataFrame:
-    """One model's predictions, by path. Raises Problem if the file is missing or lacks a column."""
+def read_columns(path: Path, columns: list[str], made: str) -> pd.DataFrame:
+    """Columns of a CSV, as text. Raises Problem if the file or a column is missing; `made` says where it comes from."""
     if not path.is_file():
-        raise Problem(f"{path} is missing; `dvc repro evaluate` writes reports/predictions.csv")
+        raise Problem(f"{path} is missing; {made}")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    absent = [name for name in NEEDED if name not in table]
-    if absent:
-        raise Problem(f"{path} has no column {', '.join(absent)}; it must be a predictions.csv of pipeline.evaluate")
-    return table.set_index("path")[NEEDED[1:]]
+    if absent := [name for name in columns if name not in table]:
+        raise Problem(f"{path} has no column {', '.join(absent)}; it needs {', '.join(columns)}; {made}")
+    return table[columns]
+
+
+def read(path: Path) -> pd.DataFrame:
+    """One model's predictions, by path. Raises Problem as `read_columns`."""
+    made = "`dvc repro evaluate` writes reports/predictions.csv"
+    return read_columns(path, ["path", "class", "group", "predicted"], made).set_index("path")
 
 
 def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Both models' predictions of the images that both answered for.
 
     Raises:
-        Problem: they have no image in common, or do not agree on what it shows.
+        Problem: there is no such image, or the files disagree on the class of one.
     """
     both = a.join(b[["class", "predicted"]], rsuffix="_b", how="inner")
     if both.empty:
         raise Problem("the two files have no image (column path) in common: nothing can be compared")
-    differ = both[both["class"] != both["class_b"]]
-    if len(differ):
+    if len(differ := both[both["class"] != both["class_b"]]):
         raise Problem(
             f"the files disagree on the class of {len(differ)} images, first {differ.index[0]}: "
             "they were made from other data"
@@ -58,7 +61,7 @@ def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(both: pd.DataFrame) -> str:
-    """What a person wants to know, in a few lines."""
+    """Both balanced accuracies, their difference and McNemar's test, as text."""
     labels, a, b, groups = (both[name].to_numpy(str) for name in ("class", "predicted", "predicted_b", "group"))
     weights = metrics.group_weights(labels, groups, RESAMPLES, SEED)
     values = [metrics.estimate(metrics.balanced_accuracy(labels, predicted, weights)) for predicted in (a, b)]
@@ -70,8 +73,8 @@ def report(both: pd.DataFrame) -> str:
 
 
 def sentence(test: McNemar, a: str, b: str) -> str:
-    """McNemar's test in words, with what it takes for granted."""
-    p = f"p = {test.p:.3g}" if test.p >= 1e-6 else "p < 0.000001"  # which reports/metrics.json rounds to 0
+    """McNemar's test in words, with its assumption."""
+    p = f"p = {test.p:.3g}" if test.p >= 1e-6 else "p < 0.000001"  # reports/metrics.json rounds it to 0
     counts = f"Only {a} is right on {test.only_a} images, only {b} on {test.only_b}"
     return f"{counts}: exact McNemar {p}, images taken as independent."
 

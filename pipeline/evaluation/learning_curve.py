@@ -1,4 +1,4 @@
-"""What a recipe reaches on held-out folds, by how many images it was trained on."""
+"""What a recipe reaches on held-out folds, by the number of training images: reports/cross_validation.json."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ JSON = Path("reports/cross_validation.json")
 
 
 class Point(Section):
-    """What one share of the training groups reaches; and, by `recall_<class>`, each class's recall."""
+    """The results with one share of the training groups; `recall_<class>` is each class's recall."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Estimate]
@@ -33,31 +33,29 @@ class Point(Section):
 
 
 class Folds(Section):
-    """Held-out folds, by the share of the training groups that was trained on."""
+    """Results on held-out folds, by the share of the training groups that was trained on."""
 
-    key: str  # names the recipe and the images, so that one's folds are never shown as another's
+    key: str  # of the recipe and the images: folds of another key are not shown
     folds: Count
     by_share: dict[str, Point]
 
 
 def key(recipe: Params, data: str) -> str:
-    """Of `Folds`; `data` is `prepared.digest`."""
+    """The key of `Folds`; `data` is `prepared.digest`."""
     return stage.state_key(params.until(recipe, "fine_tune"), data)
 
 
 def read(key: str) -> Folds | None:
-    """The folds of that key, if it was they that were trained last."""
-    if not JSON.is_file():
-        return None
-    folds = Folds.model_validate_json(JSON.read_text())
-    return folds if folds.key == key else None
+    """The folds that were trained last, if they have that key."""
+    folds = Folds.model_validate_json(JSON.read_text()) if JSON.is_file() else None
+    return folds if folds and folds.key == key else None
 
 
 def summary(table: pd.DataFrame, recipe: Params) -> Point:
     """Metrics of the held-out predictions of all folds together, the colour-only baseline's, and each fold's own.
 
-    Intervals resample groups within each class. They hold the trained networks fixed: `each_fold` shows how far
-    trainings differ. No AUROC: scores of different networks are not of one scale.
+    Intervals resample groups within each class, and not the training: `each_fold` shows how far trainings differ.
+    No AUROC, since scores of different networks are not of one scale.
 
     Args:
         table: a row an image: class, group, predicted, colour (the baseline's class), fold, trained_on.
@@ -65,14 +63,14 @@ def summary(table: pd.DataFrame, recipe: Params) -> Point:
     keys = [c.key for c in recipe.classes]
     labels, predicted, by_colour = (table[name].map(keys.index).to_numpy() for name in ("class", "predicted", "colour"))
     weights = metrics.group_weights(labels, table["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
-    recall = metrics.recall(metrics.confusion(labels, predicted, len(keys), weights))
-    own, colour = (metrics.balanced_accuracy(labels, said, weights) for said in (predicted, by_colour))
-    recalls: dict[str, Any] = {f"recall_{key}": metrics.estimate(recall[:, i]) for i, key in enumerate(keys)}
+    recalls: dict[str, Any] = {
+        f"recall_{key}": metrics.estimate_mean(predicted == i, weights * (labels == i)) for i, key in enumerate(keys)
+    }
     once = np.ones((1, len(table)))
     return Point(
         **dict(hits(predicted, labels, len(keys), weights)),
-        colour_only=metrics.estimate(colour),
-        margin_over_colour=metrics.estimate(own - colour),
+        colour_only=metrics.estimate(metrics.balanced_accuracy(labels, by_colour, weights)),
+        margin_over_colour=metrics.paired_bootstrap(labels, predicted, by_colour, weights),
         **recalls,
         images=len(table),
         groups=int(table["group"].nunique()),

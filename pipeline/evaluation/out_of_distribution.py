@@ -1,7 +1,7 @@
-"""Images that are no smears, to measure whether the model declines them: from packages that are here anyway, or made.
+"""Images that are no smears, to measure whether the model declines them.
 
-None is downloaded and none is a patient's. All of them are uint8 [n, S, S, 3], as the server would see them, and the
-same for the same seed.
+They come with installed packages or are made; none is downloaded and none is a patient's. All are uint8 [n, S, S, 3],
+as the server would see them, and equal seeds give equal images.
 """
 
 import gzip
@@ -11,68 +11,45 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leukdetect import images
-from pipeline.evaluation.answers import Images
 from pipeline.stage import Problem
 
 EACH = 60  # images a kind
-FEW = (  # for whoever reads an interval
+FEW = (  # a caveat that the model card prints beside the intervals
     "Photographs are crops of three pictures, textures of three reliefs; blank slides and inverted colours are made of "
     "images of the test split. Intervals take such images one by one, and are too narrow."
 )
 MAPS = ("terrain", "gist_earth", "pink", "copper", "twilight", "gray")
 WORDS = (
-    "patient",
-    "result",
-    "smear",
-    "white cells",
-    "platelets",
-    "ward",
-    "date",
-    "12.5",
-    "high",
-    "print",
-    "Save",
-    "login",
-)
+    "patient", "result", "smear", "white cells", "platelets", "ward", "date", "12.5", "high", "print", "Save", "login",
+)  # fmt: skip
 
 
-def kinds(smears: np.ndarray, seed: int, other_laboratory: str | None = None) -> dict[str, Images]:
+def kinds(smears: np.ndarray, seed: int, other_laboratory: str | None = None) -> dict[str, np.ndarray]:
     """Every kind of image that is no smear, by name.
 
     Args:
-        smears: uint8 [N, S, S, 3], held out; they are inverted, and their brightest colour is a blank slide's.
-        seed: of everything that is drawn.
+        smears: uint8 [N, S, S, 3], held out, to invert, and to take the colour of blank slides from.
         other_laboratory: a folder of smears.
     """
-    size = smears.shape[1]
-    rng = np.random.default_rng(seed)
+    size, rng = smears.shape[1], np.random.default_rng(seed)
     chosen = smears[np.sort(rng.permutation(len(smears))[:EACH])]
     photographs, reliefs = _photographs(), _reliefs()
-    made = {
-        "photographs": np.stack([_crop(_pick(photographs, rng), size, rng) for _ in range(EACH)]),
-        "textures": np.stack([_texture(_pick(reliefs, rng), size, rng) for _ in range(EACH)]),
+    return {
+        "photographs": np.stack([_crop(photographs[rng.integers(len(photographs))], size, rng) for _ in range(EACH)]),
+        "textures": np.stack([_texture(reliefs[rng.integers(len(reliefs))], size, rng) for _ in range(EACH)]),
         "noise": np.stack([_noise(size, rng) for _ in range(EACH)]),
         "blank slides": np.stack([_blank(image, rng) for image in chosen]),
         "inverted colours": 255 - chosen,
         "screenshots": np.stack([_screenshot(size, rng) for _ in range(EACH)]),
     } | ({"another laboratory": folder(Path(other_laboratory), size)} if other_laboratory else {})
-    return {kind: Images(pixels) for kind, pixels in made.items()}
 
 
 def folder(path: Path, size: int) -> np.ndarray:
-    """Another laboratory's images, decoded as the server does. They stay where they are.
-
-    Raises:
-        Problem: the folder has no image, or is not there.
-    """
+    """Another laboratory's images, decoded as the server does. Raises Problem if the folder has none, or is missing."""
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
     if not files:
         raise Problem(f"evaluate.other_laboratory: no image in {path}; name a folder of smears, or null for none")
     return np.stack([images.resize(images.decode(file.read_bytes()), size) for file in files])
-
-
-def _pick(sources: list[Image.Image], rng: np.random.Generator) -> Image.Image:
-    return sources[rng.integers(len(sources))]
 
 
 def _photographs() -> list[Image.Image]:
@@ -84,14 +61,14 @@ def _photographs() -> list[Image.Image]:
 
 
 def _shipped(name: str) -> Path:
-    """An example of data that matplotlib brings along; its plotting is not loaded."""
+    """A file of matplotlib's sample data."""
     import matplotlib
 
     return Path(matplotlib.get_data_path(), "sample_data", name)
 
 
 def _reliefs() -> list[Image.Image]:
-    """Heights of land and sea, and a slice of a head (MRI), all matplotlib's: grey, 8 bits."""
+    """A slice of a head (MRI), and heights of sea and land, all matplotlib's: grey, 8 bits."""
     with gzip.open(_shipped("s1045.ima.gz")) as file:
         head = np.frombuffer(file.read(), np.uint16).reshape(256, 256)
     with np.load(_shipped("topobathy.npz")) as sea, np.load(_shipped("jacksboro_fault_dem.npz")) as land:
@@ -104,6 +81,7 @@ def _grey(plane: np.ndarray) -> Image.Image:
 
 
 def _texture(relief: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A crop of a relief in the colours of a map."""
     from matplotlib import colormaps
 
     colours = colormaps[MAPS[rng.integers(len(MAPS))]](np.arange(256))[:, :3]

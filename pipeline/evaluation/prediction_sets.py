@@ -9,7 +9,7 @@ from pipeline.evaluation.metrics import Estimate, Section, Share
 
 
 class Coverage(Section):
-    """The share of images whose set holds the true class, over all and per class, and how large the sets are."""
+    """The share of images whose set holds the true class, in all and per class, and how large the sets are."""
 
     aim: Share
     coverage: Estimate
@@ -19,25 +19,25 @@ class Coverage(Section):
 
 
 def members(probabilities: np.ndarray, sets: PredictionSets) -> np.ndarray:
-    """Bool [N, C]: which classes cannot be excluded, as `leukdetect.decision` says; the highest never is."""
+    """Bool [N, C]: the classes that `leukdetect.decision` does not exclude; the most likely one never is."""
     inside: np.ndarray = probabilities >= np.array(sets.thresholds)
     inside[np.arange(len(inside)), probabilities.argmax(1)] = True
     return inside
 
 
 def coverage(answers: Answers, test: Sample, contract: Contract) -> Coverage:
-    """Of the answers' sets, made by the thresholds that the model file carries."""
+    """Measures the answers' sets, made by the thresholds in the model file."""
     sets, labels, weights = contract.prediction_sets, test.labels, test.weights
     assert sets is not None, "pipeline.export writes version 2, which has them"
     inside = members(answers.probabilities, sets)
-    holds = inside[np.arange(len(labels)), labels]
+    holds, size = inside[np.arange(len(labels)), labels], inside.sum(1)
     return Coverage(
         aim=1 - sets.error,
-        coverage=metrics.estimate(metrics.mean(holds, weights)),
+        coverage=metrics.estimate_mean(holds, weights),
         per_class={
-            each.key: metrics.estimate(metrics.mean(holds, weights * (labels == index)))
+            each.key: metrics.estimate_mean(holds, weights * (labels == index))
             for index, each in enumerate(contract.classes)
         },
-        size=metrics.estimate(metrics.mean(inside.sum(1), weights)),
-        single=metrics.estimate(metrics.mean(inside.sum(1) == 1, weights)),
+        size=metrics.estimate_mean(size, weights),
+        single=metrics.estimate_mean(size == 1, weights),
     )

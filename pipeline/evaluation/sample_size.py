@@ -6,7 +6,8 @@ Run:    python -m pipeline.evaluation.sample_size --sensitivity 0.95 --specifici
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from pipeline import stage
 from pipeline.stage import Problem
@@ -15,24 +16,21 @@ Z = 1.959964  # of a two-sided 95 % interval
 POWER, Z_POWER = 0.8, 0.841621  # the chance that a bound is shown, and its normal quantile
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """What a study needs, rounded up."""
 
-    malignant: int  # independent malignant cases
+    malignant: int  # patients chosen by their diagnosis
     benign: int
-    patients: int  # taken in as they come: on average, so many hold as many of both
+    patients: int  # enrolled as they come, who on average include as many of both
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, meaning in (
-        ("sensitivity", "expected"),
-        ("specificity", "expected"),
-        ("margin", "half the width of the 95 %% interval, or how far the bound lies below what is expected"),
-        ("prevalence", "share of malignant among the patients taken in"),
-    ):
-        arguments.add_argument(f"--{name}", type=float, required=True, help=meaning)
+    add = partial(arguments.add_argument, type=float, required=True)
+    add("--sensitivity", help="expected")
+    add("--specificity", help="expected")
+    add("--margin", help="half the width of the 95 %% interval, or how far the bound lies below what is expected")
+    add("--prevalence", help="share of malignant among the patients enrolled")
     arguments.add_argument("--images", type=float, default=1, help="images a patient that are each a case")
     arguments.add_argument("--correlation", type=float, default=0, help="of a patient's images being called right")
     options = arguments.parse_args()
@@ -52,13 +50,13 @@ def main() -> None:
 def to_know(p: float, margin: float) -> float:
     """Cases for an interval of ± margin: Buderer 1996, Academic Emergency Medicine 3:895-900.
 
-    The normal approximation, as published. It is too small where p lies within a margin of 1: there take a lower one.
+    The normal approximation, as published. It gives too few cases where p + margin exceeds 1: take a smaller p there.
     """
     return Z**2 * p * (1 - p) / margin**2
 
 
 def to_show(p: float, margin: float) -> float:
-    """Cases for a chance of POWER that Wilson's interval lies above p - margin, where one of ± margin seldom does.
+    """Cases for a chance of POWER that Wilson's interval lies above p - margin; with `to_know`'s it seldom does.
 
     Normal approximation of the score test of one proportion: Fleiss, Levin and Paik 2003, Statistical Methods for Rates
     and Proportions, 3rd ed., chapter 2.
@@ -76,13 +74,9 @@ def sample_size(
     correlation: float = 0,
     cases: Callable[[float, float], float] = to_know,
 ) -> Size:
-    """Patients for that many cases of both kinds.
+    """Patients for `cases` of both kinds. Raises Problem for an option out of range.
 
-    Images of one patient are alike: each adds less by Kish's design effect, 1 + (images - 1) × correlation.
-
-    Raises:
-        Problem: a share is not between 0 and 1, the margin leaves nothing to show, or there is less than one image a
-            patient.
+    Images of one patient are alike: Kish's design effect, 1 + (images - 1) × correlation, reduces what each adds.
     """
     shares = {"sensitivity": sensitivity, "specificity": specificity, "margin": margin, "prevalence": prevalence}
     for name, value in shares.items():

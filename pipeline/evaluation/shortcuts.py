@@ -1,6 +1,6 @@
 """The shortcut audit: would the model answer as it does without looking at a cell? A section of reports/metrics.json.
 
-Each experiment changes the test images, and asks the model again. `MEANING` says what a number is worth.
+Each experiment changes the test images, and asks the model again. `MEANING` says how to read each number.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,8 @@ from pipeline.evaluation.answers import Sample
 from pipeline.evaluation.classification import Hits
 from pipeline.evaluation.metrics import Estimate, Section
 
-BASELINES = {  # predictions of something that never sees a cell
+MEANING = {  # title, and how to read the number
+    # Baselines: predictions of something that never sees a cell.
     "colour_only": (
         "Colour alone",
         "A random forest on the mean and SD of red, green and blue. The model is worth its margin over this.",
@@ -21,8 +22,7 @@ BASELINES = {  # predictions of something that never sees a cell
         "Corner alone",
         "A random forest on the corner where a scale bar would be. Above chance, the corner tells the class.",
     ),
-}
-EXPERIMENTS = {  # the model's predictions of images that were changed
+    # Experiments: the model's predictions of changed images.
     "corner_masked": (
         "Corner painted over",
         "Should change nothing. A drop means that the model reads the scale bar or its style.",
@@ -40,18 +40,17 @@ EXPERIMENTS = {  # the model's predictions of images that were changed
         "Only background is left. Should fall to chance: what is above it is read off something that is no cell.",
     ),
 }
-MEANING = BASELINES | EXPERIMENTS
 
 
 class Changed(Section):
-    """After one of `EXPERIMENTS`; `changed`: the share of images that got another class."""
+    """The result of an experiment; `changed`: the share of images that got another class."""
 
     balanced_accuracy: Estimate
     changed: Estimate
 
 
 class Shortcuts(Section):
-    """The colour-only baseline stands in a section of its own."""
+    """The audit, without the colour-only baseline: that has a section of its own."""
 
     corner_only: Hits
     corner_masked: Changed
@@ -63,11 +62,11 @@ class Shortcuts(Section):
 def measure(
     predict: Callable[[np.ndarray], np.ndarray], sample: Sample, before: np.ndarray, corner: float
 ) -> dict[str, Changed]:
-    """What each of `EXPERIMENTS` does.
+    """Each experiment's result, by name.
 
     Args:
         predict: uint8 [N, S, S, 3] to classes [N].
-        before: what it says of the sample as it is, [N].
+        before: its predictions for the sample as it is, [N].
         corner: the masked corner's side, as a share.
     """
     result = {}
@@ -75,18 +74,18 @@ def measure(
         predicted = predict(changed)
         result[name] = Changed(
             balanced_accuracy=metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
-            changed=metrics.estimate(metrics.mean(predicted != before, sample.weights)),
+            changed=metrics.estimate_mean(predicted != before, sample.weights),
         )
     return result
 
 
 def experiments(pixels: np.ndarray, corner: float) -> Iterator[tuple[str, np.ndarray]]:
-    """The changed copies of uint8 [N, S, S, 3], one after the other: together they might not fit in memory."""
+    """Changed copies of uint8 [N, S, S, 3], one after the other, since together they might not fit in memory."""
     yield "corner_masked", mask_corner(pixels, corner)
     yield "grey", grey(pixels)
     cells = nuclei.cells(pixels)
-    yield "background_median", _paint(pixels, ~cells, ~cells)
-    yield "cells_masked", _paint(pixels, cells, ~cells)
+    yield "background_median", _paint(pixels, ~cells, of=~cells)
+    yield "cells_masked", _paint(pixels, cells, of=~cells)
 
 
 def mask_corner(pixels: np.ndarray, share: float) -> np.ndarray:
@@ -104,9 +103,9 @@ def grey(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(np.rint(luma).astype(np.uint8)[..., None], 3, axis=3)
 
 
-def _paint(pixels: np.ndarray, where: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """A copy with `where` [N, S, S] painted in the median colour of each image's `background`."""
+def _paint(pixels: np.ndarray, where: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """A copy with `where`, bool [N, S, S], in each image's median colour of the area `of`."""
     painted = pixels.copy()
-    for image, area, outside in zip(painted, where, background, strict=True):
-        image[area] = np.median(image[outside], axis=0)
+    for image, area, source in zip(painted, where, of, strict=True):
+        image[area] = np.median(image[source], axis=0)
     return painted

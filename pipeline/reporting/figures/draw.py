@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from leukdetect.contract import Contract
-from pipeline.evaluation.answers import Answers, Sample
-from pipeline.evaluation.maps import maps
+from pipeline.evaluation.answers import Answers, Sample, maps
 from pipeline.evaluation.report import Report
 from pipeline.reporting.figures import abstention, calibration, classification, explanations, learning_curve
 from pipeline.reporting.figures.style import STYLE, save

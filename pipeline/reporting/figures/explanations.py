@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.evaluation.answers import Maps, enlarged
 from pipeline.evaluation.explanations import STEPS, Altered, Explanations
-from pipeline.evaluation.maps import Maps, enlarged
 from pipeline.evaluation.metrics import Estimate
 from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank
 from pipeline.reporting.model_card import BESIDE, PARTS

@@ -9,7 +9,7 @@ from PIL import Image
 from leukdetect import images
 from pipeline.evaluation import abstention, out_of_distribution
 from pipeline.evaluation.abstention import Abstention, Referrals
-from pipeline.evaluation.answers import Images, Sample, answer
+from pipeline.evaluation.answers import Sample, answer
 from pipeline.model_file import calibration, onnx_model
 from pipeline.stage import Problem
 from tests import tiny_model
@@ -43,12 +43,11 @@ def test_foreign_images_are_of_the_models_size_differ_and_come_again_with_the_se
     first, again = out_of_distribution.kinds(smears, 3), out_of_distribution.kinds(smears, 3)
     assert {"photographs", "textures", "noise", "blank slides", "inverted colours", "screenshots"} == set(first)
     for name, each in first.items():
-        made = each.pixels
-        assert made.dtype == np.uint8
-        assert made.shape[1:] == (48, 48, 3), name
-        assert (made == again[name].pixels).all(), name
-        assert len(np.unique(made.reshape(len(made), -1), axis=0)) > len(made) // 2, name
-    assert (first["blank slides"].pixels.std(axis=(1, 2)) < 20).all()
+        assert each.dtype == np.uint8
+        assert each.shape[1:] == (48, 48, 3), name
+        assert (each == again[name]).all(), name
+        assert len(np.unique(each.reshape(len(each), -1), axis=0)) > len(each) // 2, name
+    assert (first["blank slides"].std(axis=(1, 2)) < 20).all()
 
 
 def test_another_laboratorys_folder_is_read_as_the_server_reads_it_and_an_empty_one_is_named(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_every_check_counts_what_it_adds_to_those_before(tmp_path: Path) -> None
     grey[..., 2] = 120  # the model is unsure of it: pro, or pre
     model = onnx_model.load(tmp_path / "m.onnx")
     test = Sample(smears, np.full(6, 3), np.arange(6), ONE)
-    found = abstention.measure(model, answer(model, test), test, {"black": Images(black), "grey": Images(grey)})
+    found = abstention.measure(model, answer(model, smears), test, {"black": black, "grey": grey})
     added = {name: {check: share.value for check, share in each.added_by} for name, each in kinds(found)}
     assert added["black"] == {"unlikeness": 1, "quality": 0, "scores": 0}  # though it is too dark as well
     assert found.foreign["black"].referred_for["too_dark"].value == 1

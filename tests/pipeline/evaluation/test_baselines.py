@@ -11,7 +11,7 @@ def test_the_colour_baseline_sees_colour_and_nothing_of_the_shape() -> None:
     images = (
         rng.normal(np.where(labels, 100, 150)[:, None, None, None], 20, (60, 16, 16, 3)).clip(0, 255).astype(np.uint8)
     )
-    predicted = baselines.colour_only(images[:30], labels[:30], images[30:], seed=0)
+    predicted = baselines.predict(baselines.colours, images[:30], labels[:30], images[30:], seed=0)
     assert (predicted == labels[30:]).all()
     scattered = images[30:].reshape(30, 256, 3)[:, rng.permutation(256)].reshape(30, 16, 16, 3)
-    assert (baselines.colour_only(images[:30], labels[:30], scattered, seed=0) == predicted).all()
+    assert (baselines.predict(baselines.colours, images[:30], labels[:30], scattered, seed=0) == predicted).all()

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import explanations, randomisation
-from pipeline.evaluation.answers import Answers, Images, Sample, answer
-from pipeline.evaluation.maps import Maps, enlarged, maps
+from pipeline.evaluation.answers import Maps, Sample, answer, enlarged, maps
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import OnnxModel
 from tests import tiny_model
@@ -18,10 +17,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     path = tmp_path_factory.mktemp("model") / "m.onnx"
     tiny_model.write(path, index=tiny_model.index(thumbnails=False))
     return onnx_model.load(path)
-
-
-def asked(model: OnnxModel, pixels: np.ndarray) -> Answers:
-    return answer(model, Images(pixels))
 
 
 def one_hot(row: int, column: int, n: int = 3) -> np.ndarray:
@@ -108,7 +103,7 @@ class TestRandomised:
     def test_maps_change_with_the_weights_that_they_are_made_of(self, model: OnnxModel) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (30, SIDE, SIDE, 3)).astype(np.uint8)
         pixels[..., 2] = 255 - pixels[..., 0]  # so that other colours make other maps
-        seen = maps(asked(model, pixels), pixels)
+        seen = maps(answer(model, pixels), pixels)
         found = randomisation.measure(model, seen, np.ones((11, 30)), seed=1)
         assert set(found) == {"other_images", *randomisation.PARTS}
         assert found["everything"].correlation.value < 0.9
@@ -116,21 +111,21 @@ class TestRandomised:
     def test_equal_maps_correlate_fully_and_upside_down_ones_inversely(self) -> None:
         grid = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
         weights = np.ones((11, 5))
-        same, other = (randomisation._alike(grid, each[None], weights, 1) for each in (grid, 1 - grid))
+        same, other = (randomisation.alike(grid, each[None], weights, 1) for each in (grid, 1 - grid))
         assert same.correlation.value == pytest.approx(1)
         assert same.same_highest.value == 1
         assert other.correlation.value == pytest.approx(-1)
 
     def test_shuffles_that_differ_widen_the_interval(self) -> None:
         grid = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
-        found = randomisation._alike(grid, np.stack([grid, 1 - grid]), np.ones((1001, 5)), 1).correlation
+        found = randomisation.alike(grid, np.stack([grid, 1 - grid]), np.ones((1001, 5)), 1).correlation
         assert (found.low, found.value, found.high) == pytest.approx((-1, 0, 1), abs=1e-6)
 
     def test_empty_maps_have_no_correlation_and_are_counted(self) -> None:
         grid = np.random.default_rng(0).random((4, 2, 2)).astype(np.float32)
         after = grid.copy()
         after[0] = 0
-        found = randomisation._alike(grid, after[None], np.ones((11, 4)), 1)
+        found = randomisation.alike(grid, after[None], np.ones((11, 4)), 1)
         assert found.correlation.value == pytest.approx(1)
         assert found.empty.value == 0.25
 
@@ -140,7 +135,7 @@ def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel)
     pixels[:3] = 5  # dark: pro, of which the tiny model has no map
     labels = np.array([3] * 3 + [2] * 9)
     sample = Sample(pixels, labels, labels, np.ones((11, 12)))
-    found = explanations.measure(model, sample, asked(model, pixels), 1, None)
+    found = explanations.measure(model, sample, answer(model, pixels), 1, None)
     assert found.empty.value == 0.25
     assert found.grid == (4, 4)
     assert found.altered_images == 9
@@ -152,7 +147,7 @@ def test_the_whole_measure_tells_empty_maps_and_needs_no_cells(model: OnnxModel)
 def test_with_every_map_empty_nothing_is_said_of_curves(model: OnnxModel) -> None:
     dark = np.full((6, SIDE, SIDE, 3), 5, np.uint8)
     sample = Sample(dark, np.full(6, 3), np.arange(6), np.ones((11, 6)))
-    found = explanations.measure(model, sample, asked(model, dark), 1, None)
+    found = explanations.measure(model, sample, answer(model, dark), 1, None)
     assert found.empty.value == 1
     assert found.deletion is found.randomised is None
 

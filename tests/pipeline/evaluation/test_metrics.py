@@ -53,8 +53,8 @@ class TestAgainstScikitLearn:
             every = {"sample_weight": drawn, "labels": range(CLASSES)}
             np.testing.assert_allclose(matrix[row], sklearn.metrics.confusion_matrix(labels, predictions, **every))
             expected = sklearn.metrics.precision_recall_fscore_support(labels, predictions, zero_division=0, **every)
-            for ours, theirs in zip((metrics.precision, metrics.recall, metrics.f1), expected, strict=False):
-                np.testing.assert_allclose(ours(matrix)[row], theirs)
+            for name, theirs in zip(("precision", "recall", "f1"), expected, strict=False):
+                np.testing.assert_allclose(metrics.per_class(matrix)[name][row], theirs)
             np.testing.assert_allclose(
                 metrics.balanced_accuracy(labels, predictions, weights)[row],
                 sklearn.metrics.balanced_accuracy_score(labels, predictions, sample_weight=drawn),
@@ -90,7 +90,7 @@ class TestByHand:
 
     def test_a_class_that_was_never_predicted_has_precision_zero(self) -> None:
         matrix = metrics.confusion(np.array([0, 1]), np.array([0, 0]), 2, np.ones((1, 2)))
-        np.testing.assert_allclose(metrics.precision(matrix), [[0.5, 0]])
+        np.testing.assert_allclose(metrics.per_class(matrix)["precision"], [[0.5, 0]])
 
     def test_a_mean_over_nothing_is_zero(self) -> None:
         assert metrics.mean(np.ones(3), np.zeros((1, 3))) == [0]
@@ -173,7 +173,7 @@ class TestLaws:
         matrix = metrics.confusion(labels, labels, CLASSES, weights)
         certain = Estimate(1, 1, 1)
         assert metrics.estimate(metrics.balanced_accuracy(labels, labels, weights)) == certain
-        assert metrics.estimate(metrics.f1(matrix).mean(1)) == certain
+        assert metrics.estimate(metrics.per_class(matrix)["f1"].mean(1)) == certain
         assert metrics.estimate(metrics.auroc(labels * 1.0, labels > 0, weights)) == certain
 
     @unhurried
@@ -211,7 +211,7 @@ class TestLaws:
         for values in (
             metrics.mean(correct, weights),
             metrics.balanced_accuracy(labels, predictions, weights),
-            metrics.precision(matrix)[:, 2],
+            metrics.per_class(matrix)["precision"][:, 2],
             metrics.ece(confidence, correct, weights),
             metrics.auroc(confidence, labels > 0, weights),
         ):

@@ -121,13 +121,10 @@ def test_shuffling_keeps_answer_and_maps_those_of_one_network(
     path = tmp_path / "m.onnx"
     onnx.save(proto, path)
     graph = onnx.load(path)
-    values = randomisation.take_out(graph, before)
-    after = {
-        name: value.squeeze()
-        for name, value in randomisation.shuffled(
-            values, randomisation.upright(values), randomisation.kernels(proto)["head"], seed=1
-        ).items()
-    }
+    shuffled = randomisation.shuffled(
+        randomisation.take_out(graph, before), randomisation.kernels(proto)["head"], seed=1
+    )
+    after = {name: value.squeeze() for name, value in shuffled.items()}
     for layer in ("head_dense_1", "head_dense_2", "logits"):
         kernel = whole.get_layer(layer).get_weights()[0]
         names = copies(kernel)

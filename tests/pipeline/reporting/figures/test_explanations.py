@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from pipeline.evaluation.explanations import Maps
+from pipeline.evaluation.answers import Maps
 from pipeline.reporting.figures.explanations import overlays
 from pipeline.reporting.figures.style import STYLE
 
