@@ -45,8 +45,7 @@ def read(path: Path) -> pd.DataFrame:
 def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """Both models' predictions of the images that both answered for.
 
-    Raises:
-        Problem: there is no such image, or the files disagree on the class of one.
+    Raises Problem if there is no such image, or the files disagree on the class of one.
     """
     both = a.join(b[["class", "predicted"]], rsuffix="_b", how="inner")
     if both.empty:

@@ -106,21 +106,13 @@ def measure(model: OnnxModel, test: Sample, answers: Answers, seed: int, cells: 
     )
 
 
-# --- is it on the cell? ---
-
-
 def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> OnCells:
     """The pointing game (Zhang et al. 2016, arXiv:1608.00507) and the share of the map's energy in the cell.
 
     Beside the map: a Gaussian about the image's middle, a uniform map (for pointing: any of the grid's positions), and
-    the best that any map on this grid could do.
-
-    Args:
-        grid: [N, h, w]; cells: bool [N, S, S].
-        weights: [R, N]; 0 for images without a map.
+    the best that any map on this grid could do. `weights` [R, N] are 0 for images without a map.
     """
-    n, h, w = grid.shape
-    side = cells.shape[1]
+    (n, h, w), side = grid.shape, cells.shape[1]
     axis = np.arange(side) - (side - 1) / 2
     gaussian = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / (2 * (CENTRE * side) ** 2))
 
@@ -128,8 +120,7 @@ def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> OnCell
     alone = enlarged(np.eye(h * w, dtype=np.float32).reshape(-1, h, w), side)
     energy = np.einsum("nyx,pyx->np", cells, alone) / alone.sum(axis=(1, 2))
     rows, columns = (((np.arange(count) + 0.5) * side / count).astype(int) for count in (h, w))
-    hits = cells[:, rows[:, None], columns[None, :]].reshape(n, h * w)
-
+    hits = cells[:, rows[:, None], columns].reshape(n, h * w)
     large = enlarged(grid, side)
     games = {
         "energy": {
@@ -150,9 +141,6 @@ def on_cells(grid: np.ndarray, cells: np.ndarray, weights: np.ndarray) -> OnCell
         shares["above_uniform"] = shares["map"] - shares["uniform"]
         found[game] = Game(**{name: metrics.estimate_mean(each, weights) for name, each in shares.items()})
     return OnCells(**found)
-
-
-# --- does the answer change with what it marks? ---
 
 
 def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Generator) -> dict[str, Altered]:
@@ -178,29 +166,22 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
     for test, (start, end) in ends.items():
         # Both orders begin and end with the same images, and one of these are the images as they are.
         first, last = (seen.confidence if side is pixels else ask(side) for side in (start, end))
-        curves = {
-            name: np.stack([first, *map(ask, _mixed(order, start, end)), last], axis=1)
-            for name, order in orders.items()
-        }
+        curves = {name: np.stack([first, *map(ask, mix(order, start, end)), last], 1) for name, order in orders.items()}
         areas = {name: np.trapezoid(curve, dx=1 / STEPS, axis=1) for name, curve in curves.items()}
-        gain = (areas["random"] - areas["map"]) * (1 if test == "deletion" else -1)
+        areas["gain"] = (areas["random"] - areas["map"]) * (1 if test == "deletion" else -1)
         result[test] = Altered(
             curves=Curves(**{name: np.round(curve.mean(axis=0), 4).tolist() for name, curve in curves.items()}),
             **{name: metrics.estimate_mean(area, weights) for name, area in areas.items()},
-            gain=metrics.estimate_mean(gain, weights),
         )
     return result
 
 
-def _mixed(order: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
+def mix(order: np.ndarray, start: np.ndarray, end: np.ndarray) -> Iterator[np.ndarray]:
     """The steps from `start` to `end`, [n, S, S, 3] each, as pixels of the one replace the other's, highest first."""
     places = rankdata(-order.reshape(len(order), -1), method="ordinal", axis=1).reshape(order.shape)
     shares = (places - 1) / places[0].size  # 0 for the first pixel
     for step in range(1, STEPS):
         yield np.where((shares < step / STEPS)[..., None], end, start)
-
-
-# --- are similar cases of the same class? ---
 
 
 def same_class(index: similar.Index, embedding: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Similar:

@@ -1,12 +1,12 @@
-"""Where the stained white cells are, without a model: Otsu's thresholds on the stain, and what follows from them."""
+"""Where the stained white cells are, found without a model by Otsu's thresholds on the stain."""
 
 import numpy as np
 from scipy import ndimage
 
-DILATION = 0.05  # of the side: from the nucleus, which the threshold finds, over the cytoplasm
-QUANTILE, MOST = 0.95, 0.85  # the share that is masked covers the cells in so many images, and is at most this
+DILATION = 0.05  # of the side: how far the mask reaches beyond the nucleus, to cover the cytoplasm
+QUANTILE, MOST = 0.95, 0.85  # the masked share covers the cells in this share of the images, and is at most 0.85
 BLACK = 10  # grey levels; a pixel with no channel above was cut out, and is no stain
-FAINT = 0.2  # optical density, red and green together; with less between light and dark nothing is stained
+FAINT = 0.2  # optical density of red and green together; an image with less contrast has nothing stained
 BINS = 64  # of the histogram that thresholds are sought in
 SMALLEST = 0.2  # of the largest nucleus: what is smaller is a platelet or a fragment
 
@@ -14,9 +14,9 @@ SMALLEST = 0.2  # of the largest nucleus: what is smaller is a platelet or a fra
 def nuclei(image: np.ndarray) -> np.ndarray:
     """Bool [S, S]: stained nuclei of a uint8 RGB image [S, S, 3], holes filled.
 
-    Glass, red cells and nuclei are three kinds of pixels by how much red and green light they stop (Beer–Lambert):
-    azure and eosin together stop both. Two thresholds part them: Otsu 1979, section III. The sum of both densities
-    gives slightly better masks than `leukdetect.images.density` (docs/results.md).
+    Two thresholds (Otsu 1979, section III) part glass, red cells and nuclei by how much red and green light they stop
+    (Beer–Lambert): azure and eosin together stop both. The sum of both densities gives slightly better masks than
+    `leukdetect.images.density` (docs/results.md).
     """
     side = image.shape[0]
     density = -np.log((image[..., :2].astype(np.float32) + 1) / 256).sum(axis=2)
@@ -30,39 +30,28 @@ def nuclei(image: np.ndarray) -> np.ndarray:
 
 def count(image: np.ndarray) -> int:
     """Stained nuclei in a field, as connected components; cells that touch count as one."""
-    labelled, n = ndimage.label(nuclei(image))
-    if n == 0:
-        return 0
-    sizes = np.bincount(labelled.ravel())[1:]
-    return int((sizes >= SMALLEST * sizes.max()).sum())
+    sizes = np.bincount(ndimage.label(nuclei(image))[0].ravel())[1:]
+    return int((sizes >= SMALLEST * sizes.max(initial=0)).sum())
 
 
 def cells(images: np.ndarray) -> np.ndarray:
-    """Bool [N, S, S]: the pixels nearest to stained nuclei, the same share of every image.
+    """Bool [N, S, S]: the pixels nearest to stained nuclei (to the middle, where there are none) of uint8 [N, S, S, 3].
 
-    The same share, so that the size of what is painted over says nothing of the class: on the demo a mask that
+    The mask covers the same share of every image, so that its size does not reveal the class: on the demo a mask that
     follows the cell tells a large cell from a small one.
-
-    Args:
-        images: uint8 [N, S, S, 3].
     """
-    distances = np.stack([_distance(image) for image in images])
+    stained = np.stack([nuclei(image) for image in images])
+    middle = images.shape[1] // 2
+    stained[~stained.any(axis=(1, 2)), middle, middle] = True
+    distances = np.stack([ndimage.distance_transform_edt(~each).astype(np.float16) for each in stained])
     area = (distances <= DILATION * images.shape[1]).mean(axis=(1, 2))
     last = int(min(np.quantile(area, QUANTILE), MOST) * distances[0].size) - 1
     farthest = np.partition(distances.reshape(len(images), -1), last, axis=1)[:, last]
     return distances <= farthest[:, None, None]
 
 
-def _distance(image: np.ndarray) -> np.ndarray:
-    """Pixels to the nearest nucleus, float16 [S, S]; to the middle where there is none."""
-    stained = nuclei(image)
-    if not stained.any():
-        stained[len(stained) // 2, len(stained) // 2] = True
-    return ndimage.distance_transform_edt(~stained).astype(np.float16)
-
-
 def _upper_otsu(values: np.ndarray) -> float:
-    """The higher of the two thresholds that part values into three kinds with the largest variance between them."""
+    """The higher of the two thresholds that divide values into three kinds with the largest variance between them."""
     counts, edges = np.histogram(values, BINS)
     below = np.append(0, counts.cumsum())
     sums = np.append(0, (counts * (edges[1:] + edges[:-1]) / 2).cumsum())

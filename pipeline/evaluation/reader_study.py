@@ -34,9 +34,8 @@ def main() -> None:
 def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cases (index case; truth, patient) and their calls, one column a reader, rows aligned.
 
-    Raises:
-        Problem: the file is missing or lacks a column, a cell is empty, a case has two truths or patients, or a reader
-            did not call every case exactly once.
+    Raises Problem if the file is missing or lacks a column, a cell is empty, a case has two truths or patients, or a
+    reader did not call every case exactly once.
     """
     table = compare.read_columns(path, COLUMNS, "docs/clinical-evaluation.md shows such a file")
     table = table.apply(lambda column: column.str.strip())
@@ -114,7 +113,7 @@ def fleiss(calls: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _beyond_chance(agreed: np.ndarray, by_chance: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Both in cases. One class only: all cases agree by chance."""
+    """Kappa from numbers of cases: that agreed, and that would by chance (all, where all calls are one class)."""
     left = weights.sum(-1) - by_chance
     return np.divide(agreed - by_chance, left, out=np.full(left.shape, np.nan), where=left > 0)
 

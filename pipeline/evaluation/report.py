@@ -1,7 +1,7 @@
-"""reports/metrics.json: the part of the model card for machines. Each section is a class beside what measures it.
+"""reports/metrics.json: the part of the model card for machines. Each section's class is beside what measures it.
 
-The same as a JSON Schema: `metrics.schema.json`, beside this file, which cannot say that an interval holds its value.
-What is not named in a class cannot be written, so that nothing is measured that nobody can look up.
+`metrics.schema.json`, beside this file, says the same as a JSON Schema, but for `low <= value <= high`. A figure that
+no class names cannot be written, so that every figure can be looked up.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ Each = TypeVar("Each", bound=Section)
 
 
 class Split(Section):
-    """How many images, and groups of them."""
+    """Numbers of images and of groups."""
 
     train: Count
     val: Count
@@ -38,7 +38,7 @@ class Split(Section):
 
 
 class Both(Section, Generic[Each]):
-    """Of both model files."""
+    """A section for both model files."""
 
     fp32: Each
     int8: Each
@@ -67,7 +67,7 @@ class Report(Section):
     ] = None
 
     def headline(self) -> dict[str, Estimate]:
-        """What a registered version is tagged with."""
+        """The figures that a registered version is tagged with."""
         return {
             "balanced_accuracy": self.fp32.balanced_accuracy,
             "malignant_sensitivity": self.fp32.malignant_sensitivity,
@@ -77,28 +77,24 @@ class Report(Section):
         }
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; what was not measured is left out."""
+        """As JSON holds it, without what was not measured."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 def read(path: Path = METRICS) -> Report:
-    """Reads the file back.
-
-    Raises:
-        Problem: it is missing, or breaks the schema; names the first place that does.
-    """
+    """Reads the file back. Raises Problem if it is missing, or names the first place that breaks the schema."""
     try:
         return Report.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing; `dvc repro` makes it") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         raise Problem(f"{path} is broken at {where}: {first['msg']}; `dvc repro -f evaluate` makes it anew") from error
 
 
 def split_sizes(frame: pd.DataFrame) -> Split:
-    """Of split.csv."""
+    """Counts the rows of split.csv."""
     test = frame[frame["split"] == "test"]
     return Split(
         **{name: int((frame["split"] == name).sum()) for name in ("train", "val", "test", "embargo")},

@@ -88,9 +88,7 @@ def sample_size(
         raise Problem(f"--correlation must be 0 to 1 and --images 1 or more, not {correlation:g} and {images:g}")
     effect = (1 + (images - 1) * correlation) / images
     malignant, benign = (cases(p, margin) * effect for p in (sensitivity, specificity))
-    return Size(
-        math.ceil(malignant), math.ceil(benign), math.ceil(max(malignant / prevalence, benign / (1 - prevalence)))
-    )
+    return Size(*map(math.ceil, (malignant, benign, max(malignant / prevalence, benign / (1 - prevalence)))))
 
 
 if __name__ == "__main__":
