@@ -57,7 +57,7 @@ def _photographs() -> list[Image.Image]:
     from sklearn.datasets import load_sample_images
 
     portrait = Image.open(_shipped("grace_hopper.jpg")).convert("RGB")
-    return [*(Image.fromarray(photograph) for photograph in load_sample_images().images), portrait]
+    return [*map(Image.fromarray, load_sample_images().images), portrait]
 
 
 def _shipped(name: str) -> Path:

@@ -81,15 +81,15 @@ def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntim
     """
     proto = onnx.load(path)
     names = kernels(proto)
-    values = take_out(proto, names["head"] | names["base"])
+    values = take_out(proto, names["head"] + names["base"])
     graph = proto.SerializeToString()
     for seed in seeds:
         for part, share in PARTS.items():
-            after = values | shuffled(values, names["head"] | last(names["base"], share), seed)
+            after = values | shuffled(values, names["head"] + last(names["base"], share), seed)
             yield part, open_session(graph, weights=after)
 
 
-def kernels(proto: onnx.ModelProto) -> dict[str, dict[str, None]]:
+def kernels(proto: onnx.ModelProto) -> dict[str, list[str]]:
     """Names of the initializers of two and more dimensions, in the graph's order: of the `base`, up to the embedding,
     and of the `head`, which here includes the maps and the distance.
 
@@ -98,16 +98,15 @@ def kernels(proto: onnx.ModelProto) -> dict[str, dict[str, None]]:
     """
     large = {each.name for each in proto.graph.initializer if sum(side > 1 for side in each.dims) > 1}
     base = leads_to(proto, "embedding")
-    found: dict[str, dict[str, None]] = {"base": {}, "head": {}}
+    found: dict[str, list[str]] = {"base": [], "head": []}
     for node in proto.graph.node:
-        mine = found["base" if node.name in base else "head"]
-        mine.update(dict.fromkeys(name for name in node.input if name in large))
-    return found
+        found["base" if node.name in base else "head"] += [name for name in node.input if name in large]
+    return {part: list(dict.fromkeys(names)) for part, names in found.items()}
 
 
-def last(names: dict[str, None], share: float) -> dict[str, None]:
+def last(names: list[str], share: float) -> list[str]:
     """The last `share` of the names, rounded up."""
-    return dict.fromkeys(list(names)[len(names) - int(np.ceil(share * len(names))) :])
+    return names[len(names) - int(np.ceil(share * len(names))) :]
 
 
 def take_out(proto: onnx.ModelProto, names: Container[str]) -> dict[str, np.ndarray]:
