@@ -65,7 +65,7 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
     202: it takes longer; see `/health`.
     """
     service = of(request)
-    done: asyncio.Future[Outcome] = asyncio.wrap_future(_updates(service).reload())  # type: ignore[arg-type]
+    done = asyncio.wrap_future(_updates(service).reload())
     outcome: Outcome
     try:
         outcome = await asyncio.wait_for(done, WAIT_SECONDS)

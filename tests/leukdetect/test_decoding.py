@@ -101,7 +101,7 @@ def test_a_file_a_path_a_pillow_image_and_an_array_look_the_same(tmp_path: Path)
 )
 def test_what_is_no_image_is_refused_and_the_message_says_what_is_one(source: object) -> None:
     with pytest.raises(images.ImageError, match=r"uint8 \[height, width, 3\]|0\.\.255"):
-        look(source, 32)  # type: ignore[arg-type]
+        look(source, 32)  # type: ignore[arg-type]  # on purpose
 
 
 def test_a_pillow_image_stays_as_it_is() -> None:
