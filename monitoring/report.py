@@ -32,10 +32,7 @@ from leukdetect.runtime import cpus, open_session, run
 PAGE = Path(__file__).with_name("report.html.jinja")
 ALARM = 3  # exit code
 REFERENCE, WINDOW, BAD = "#7f8ca3", "#2f5597", "#9b1c2e"
-NAMES = {
-    "class": "Predicted class", "confidence": "Confidence", "unlikeness": "Unlikeness", "brightness": "Brightness",
-    "saturation": "Saturation", "sharpness": "Sharpness", "stain_hue": "Stain hue", "embedding": "Embedding",
-}  # fmt: skip
+NAMES = {signal: signal.replace("_", " ").capitalize() for signal in drift.MEANING} | {"class": "Predicted class"}
 UNITS = {
     "confidence": "highest probability", "unlikeness": "1 is the referral threshold", "brightness": "mean luma, 0–255",
     "saturation": "mean, 0–1", "sharpness": "variance of the Laplacian", "stain_hue": "degrees",

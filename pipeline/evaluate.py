@@ -8,6 +8,7 @@ Run:    python -m pipeline.evaluate
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,7 @@ from pipeline.evaluation import (
     shortcuts,
     slices,
 )
-from pipeline.evaluation.report import METRICS, Both, Report, split_sizes
-from pipeline.evaluation.shortcuts import Shortcuts
+from pipeline.evaluation.report import METRICS, Both, Measured, Report, split_sizes
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8
 from pipeline.reporting import datasheet, html_page, model_card, tables
@@ -51,15 +51,16 @@ def main() -> None:
     source, history = read_source(), tables.history()
 
     test = answers.sample(images[rows.index], rows, options.bootstrap, seed)
-    ours, ours_int8 = (answers.answer(model, test.pixels) for model in (fp32, int8))
+    ours = answers.answer(fp32, test.pixels)
     cells = smears.cell_masks(rows["path"], images.shape[1], seed) if source["source"] == "demo" else None
-    foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
-    with ThreadPoolExecutor(1) as beside:  # what follows takes one processor where this leaves one, and the reverse
-        explained = beside.submit(explanations.measure, fp32, test, ours, seed, cells)
-        learnt = [images[i] for i in train.index], train["label"].to_numpy(), test.pixels
-        by_colour = baselines.predict(baselines.colours, *learnt, seed)
-        by_corner = baselines.predict(lambda images: baselines.corners(images, options.corner), *learnt, seed)
-        report = Report(
+    with ThreadPoolExecutor(1) as beside, stage.writing(FIGURES) as folder:
+        explained = beside.submit(explanations.measure, fp32, test, ours, seed, cells)  # takes as long as all else
+        ours_int8 = answers.answer(int8, test.pixels)
+        foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
+        learnt = [images[i] for i in train.index], train["label"].to_numpy(), test.pixels, seed
+        by_colour = baselines.predict(baselines.colours, *learnt)
+        by_corner = baselines.predict(partial(baselines.corners, share=options.corner), *learnt)
+        measured = Measured(
             split=split_sizes(split),
             synthetic=source["synthetic"],
             fp32=classification.whole(ours, test, malignant, keys),
@@ -68,7 +69,7 @@ def main() -> None:
             colour_only=classification.hits(by_colour, test.labels, len(keys), test.weights),
             margin_over_colour=metrics.paired_bootstrap(test.labels, ours.predicted, by_colour, test.weights),
             mcnemar_over_colour=metrics.mcnemar(ours.predicted == test.labels, by_colour == test.labels),
-            audit=Shortcuts(
+            audit=shortcuts.Shortcuts(
                 corner_only=classification.hits(by_corner, test.labels, len(keys), test.weights),
                 **shortcuts.measure(fp32.predicted, test, ours.predicted, options.corner),
             ),
@@ -89,23 +90,22 @@ def main() -> None:
                 int8=prediction_sets.coverage(ours_int8, test, int8.contract),
             ),
             cross_validation=learning_curve.read(learning_curve.key(recipe, prepared.digest())),
-            explanations=explained.result(),
         )
-    by_slice = slices.table(test, ours.predicted)
+        by_slice = slices.table(test, ours.predicted)
+        folder.mkdir()
+        draw.write(folder, fp32.contract, test, ours, measured, history, cells)
+        report = Report(**dict(measured), explanations=explained.result())
+        draw.write_explanations(folder, report)
 
     stage.write_json(METRICS, report.plain())
-    with stage.writing(REPORTS / "predictions.csv") as path:
-        tables.write(path, tables.predictions(rows, ours, keys))
     with stage.writing(REPORTS / "plots") as folder:
         folder.mkdir()
-        for name, table in tables.plots(test.labels, malignant, ours, history, by_slice, keys).items():
-            tables.write(folder / f"{name}.csv", table)
-    with stage.writing(FIGURES) as folder:
-        folder.mkdir()
-        draw.write(folder, fp32.contract, test, ours, report, history, cells)
+        for name, table in tables.plots(test, malignant, ours, keys, history=history, slices=by_slice).items():
+            (folder / f"{name}.csv").write_text(tables.csv(table))
     card = model_card.render(report, fp32.contract, source, split, by_slice)
     sheet = datasheet.render(source, split, fp32.contract.decode.size)
     for name, text in {
+        "predictions.csv": tables.csv(tables.predictions(rows, ours, keys)),
         "model_card.md": card,
         "datasheet.md": sheet,
         "datasheet.html": html_page.render(sheet),

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.smear_camera import SUPERSAMPLING, photograph, shrink
-from pipeline.data.smear_slide import CLASSES, Draws, lay_white_cell, morphology, surroundings
+from pipeline.data.smear_slide import CLASSES, Draws, Morphology, lay_white_cell, morphology, surroundings
 from pipeline.stage import Problem, progress
 
 SESSIONS = (1, 2)
@@ -63,7 +63,9 @@ def render(class_key: str, patient: int, session: int, index: int, size: int, se
 
     Images of a patient share its mean stage and magnification; images of a session also stain, light and focus.
     """
-    stains, _, sitting, cell = _stain(class_key, patient, session, index, size, seed)
+    look, magnification, sitting, cell = _draws(class_key, patient, session, index, seed)
+    stains = surroundings(size * SUPERSAMPLING, magnification, sitting, cell)
+    lay_white_cell(stains, look, magnification, cell)
     return photograph(stains, sitting, cell)
 
 
@@ -77,28 +79,20 @@ def cell_masks(names: Sequence[str], size: int, seed: int) -> np.ndarray:
         found = _NAME.search(name)
         if not found:
             raise Problem(f"{name} is no file name of the rendered demo, so where its cell is cannot be told")
-        _, body, _, _ = _stain(found[1], int(found[2]), int(found[3]), int(found[4]), size, seed)
-        masks.append(shrink(body) >= 0.5)
+        look, magnification, sitting, cell = _draws(found[1], int(found[2]), int(found[3]), int(found[4]), seed)
+        surroundings(2, magnification, sitting, cell)  # not for its pixels: it takes the numbers before the cell's
+        nothing = np.zeros((2, size * SUPERSAMPLING, size * SUPERSAMPLING), np.float32)
+        masks.append(shrink(lay_white_cell(nothing, look, magnification, cell)) >= 0.5)
     return np.stack(masks)
 
 
-def _stain(
-    class_key: str, patient: int, session: int, index: int, size: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, Draws, Draws]:
-    """The slide (azure and eosin [2, side, side]), the white cell's share of each pixel [side, side], and the random
-    numbers of the session and the cell, for the photograph.
-    """
+def _draws(class_key: str, patient: int, session: int, index: int, seed: int) -> tuple[Morphology, float, Draws, Draws]:
+    """The cell's look and magnification, and the random numbers of its session and its own."""
     label = CLASSES.index(class_key)
     person = Draws(seed, label, patient)
-    sitting = Draws(seed, label, patient, session)
     cell = Draws(seed, label, patient, session, index)
-
     look = morphology(class_key, person, cell)
-    magnification = person.between(0.96, 1.04)
-
-    stains = surroundings(size * SUPERSAMPLING, magnification, sitting, cell)
-    body = lay_white_cell(stains, look, magnification, cell)
-    return stains, body, sitting, cell
+    return look, person.between(0.96, 1.04), Draws(seed, label, patient, session), cell
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:

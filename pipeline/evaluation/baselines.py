@@ -15,7 +15,7 @@ def predict(
     look: Callable[[Images], np.ndarray], train: Images, labels: np.ndarray, test: Images, seed: int
 ) -> np.ndarray:
     """The classes of `test` by a random forest that learnt `train`, and sees of images only what `look` gives."""
-    forest = RandomForestClassifier(n_estimators=500, random_state=seed, n_jobs=-1)
+    forest = RandomForestClassifier(n_estimators=500, random_state=seed)
     return np.asarray(forest.fit(look(train), labels).predict(look(test)))
 
 

@@ -86,7 +86,7 @@ def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntim
     for seed in seeds:
         for part, share in PARTS.items():
             after = values | shuffled(values, names["head"] + last(names["base"], share), seed)
-            yield part, open_session(graph, weights=after)
+            yield part, open_session(graph, 1, after)
 
 
 def kernels(proto: onnx.ModelProto) -> dict[str, list[str]]:

@@ -44,10 +44,9 @@ class Both(Section, Generic[Each]):
     int8: Each
 
 
-class Report(Section):
-    """reports/metrics.json."""
+class Measured(Section):
+    """All but the tests of the maps, which take longest."""
 
-    model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
     split: Split
     synthetic: Annotated[bool, Field(description="trained and measured on rendered images: no clinical meaning")]
     fp32: WholeHeadline
@@ -61,10 +60,16 @@ class Report(Section):
     operating_point: OperatingPoint
     abstention: Both[Abstention]
     prediction_sets: Both[Coverage]
-    explanations: Explanations
     cross_validation: Annotated[
         Folds | None, Field(description="only where pipeline.cross_validate was run with this very recipe")
     ] = None
+
+
+class Report(Measured):
+    """reports/metrics.json."""
+
+    model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    explanations: Explanations
 
     def headline(self) -> dict[str, Estimate]:
         """The figures that a registered version is tagged with."""

@@ -1,6 +1,7 @@
 """Opens a model file and runs many images through it, with plain onnxruntime and the contract in the file."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,8 @@ class OnnxModel:
     def predict(
         self, images: np.ndarray, outputs: tuple[str, ...] = ("probabilities",), batch: int = 32
     ) -> dict[str, np.ndarray]:
-        """As `answers`, many images at once."""
-        return answers(self.session, images, outputs, batch, self.path.name)
+        """As `answers`, many images at once, and a batch on each processor."""
+        return answers(self.session, images, outputs, batch, self.path.name, runtime.cpus())
 
     def predicted(self, images: np.ndarray) -> np.ndarray:
         """The class of each image: int [N]."""
@@ -40,12 +41,17 @@ def answers(
     outputs: Sequence[str],
     batch: int = 1,
     description: str = "answers",
+    threads: int = 1,
 ) -> dict[str, np.ndarray]:
     """Runs uint8 [N, S, S, 3], also a memory map, through a graph: float32 [N, …] for each name in `outputs`."""
-    parts = [
-        runtime.run(session, np.ascontiguousarray(images[start : start + batch]), outputs)
-        for start in progress(range(0, len(images), batch), description, unit="batch")
-    ]
+    size = max(1, min(batch, -(-len(images) // threads)))
+
+    def run(start: int) -> list[np.ndarray]:
+        return runtime.run(session, np.ascontiguousarray(images[start : start + size]), outputs)
+
+    starts = range(0, len(images), size)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(progress(pool.map(run, starts), description, len(starts), "batch"))
     return {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)}
 
 
@@ -54,7 +60,7 @@ def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
 
     Raises Problem if it is missing, carries no contract or a broken one, or knows other classes than `keys`.
     """
-    session = runtime.open_session(require(path, "export"))
+    session = runtime.open_session(require(path, "export"), 1)
     try:
         promise = contract.parse(session.get_modelmeta().custom_metadata_map)
     except contract.ContractError as error:

@@ -18,13 +18,7 @@ PAGE = Path(__file__).with_name("data_docs.html.jinja")
 
 
 def write(folder: Path, subject: str, classes: pd.DataFrame, findings: list[Finding]) -> None:
-    """Writes `folder`/index.html.
-
-    Args:
-        subject: what was checked, in a few words.
-        classes: the counts of each class, shown as they are.
-        findings: in the order in which they are shown.
-    """
+    """Writes `folder`/index.html: what was checked, in a few words, the counts of each class, and what was found."""
     counts = classes.astype(object).where(classes.notna(), "–")
     text = page.render(PAGE, subject=subject, classes=counts, findings=findings, observed=_observed)
     with stage.writing(folder) as temporary:

@@ -13,13 +13,7 @@ SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
 
 
 def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
-    """Writes the sheet as Markdown.
-
-    Args:
-        source: what data/source.json holds.
-        split: what data/prepared/split.csv holds.
-        size: pixels a side, as the model takes them.
-    """
+    """The sheet as Markdown: of data/source.json, split.csv and how many pixels a side the model takes."""
     names = [name for name in (*splits.SPLITS, splits.EMBARGO) if name in set(split["split"])]
     return page.render(
         SHEET, source=source, split=split, size=size, names=names, patients=patients(split), synthetic=SYNTHETIC

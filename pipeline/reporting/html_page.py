@@ -24,12 +24,9 @@ PICTURES = {
 
 
 def render(card: str, datasheet: str = "", figures: Path | None = None, *, pictures: bool = False) -> str:
-    """All of it on one page.
+    """A card and a datasheet (Markdown; its HTML is shown as text) on one page, with those of `FIGURES` that are there.
 
-    Args:
-        card, datasheet: Markdown; what they say of HTML is shown as text.
-        figures: a folder of PNGs; those of `FIGURES` that are there become part of the page.
-        pictures: those of `PICTURES` too, which show images of the data: only where its licence lets some travel.
+    With `pictures` those of `PICTURES` too, which show images of the data: only where its licence lets some travel.
     """
     shown = FIGURES | (PICTURES if pictures else {})
     drawn = {caption: figures / f"{name}.png" for name, caption in shown.items()} if figures else {}

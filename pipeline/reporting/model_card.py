@@ -50,15 +50,7 @@ BESIDE = {
 def render(
     report: Report, contract: Contract, source: dict[str, Any], split: pd.DataFrame, by_slice: pd.DataFrame
 ) -> str:
-    """Writes the card as Markdown.
-
-    Args:
-        report: what reports/metrics.json will hold.
-        contract: of the FP32 file.
-        source: what data/source.json holds.
-        split: what data/prepared/split.csv holds.
-        by_slice: from `slices.table`.
-    """
+    """The card as Markdown: of the FP32 file's contract, data/source.json, split.csv and `slices.table`."""
     folds = report.cross_validation.by_share if report.cross_validation else {}
     return page.render(
         CARD,

@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from pipeline.evaluation import metrics
-from pipeline.evaluation.answers import Answers
+from pipeline.evaluation.answers import Answers, Sample
 from pipeline.stage import Problem
 
 HISTORY = Path("reports/history")
@@ -30,28 +30,21 @@ def predictions(test: pd.DataFrame, answers: Answers, keys: list[str]) -> pd.Dat
     return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
 
 
-def write(path: Path, table: pd.DataFrame) -> None:
-    """As CSV with six decimals."""
-    table.to_csv(path, index=False, float_format="%.6f")
+def csv(table: pd.DataFrame) -> str:
+    """Text with six decimals."""
+    return str(table.to_csv(index=False, float_format="%.6f"))
 
 
 def plots(
-    labels: np.ndarray,
-    malignant: np.ndarray,
-    answers: Answers,
-    history: pd.DataFrame,
-    by_slice: pd.DataFrame,
-    keys: list[str],
+    test: Sample, malignant: np.ndarray, answers: Answers, keys: list[str], **more: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
-    """The tables that `dvc plots` draws, by name."""
+    """The tables that `dvc plots` draws, by name, and those that are there already. `malignant`: bool [C]."""
     names = np.array(keys)
     return {
-        "confusion": pd.DataFrame({"actual": names[labels], "predicted": names[answers.predicted]}),
-        "roc": roc_table(answers.p_malignant, malignant[labels]),
-        "reliability": reliability_table(answers.confidence, answers.predicted == labels),
-        "history": history,
-        "slices": by_slice,
-    }
+        "confusion": pd.DataFrame({"actual": names[test.labels], "predicted": names[answers.predicted]}),
+        "roc": roc_table(answers.p_malignant, malignant[test.labels]),
+        "reliability": reliability_table(answers.confidence, answers.predicted == test.labels),
+    } | more
 
 
 def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:

@@ -29,7 +29,7 @@ def _draw_curve(axes: Any, confidence: np.ndarray, correct: np.ndarray, measured
     axes.plot(share, best, color=FAINT, linestyle=":", label="errors last: the best order")
     answered, wrong = 1 - measured.referred.value, measured.risk_reported.value
     axes.scatter(answered, wrong, 70, color=RED, edgecolor="white", zorder=5, label="as the server refers")
-    axes.set_title(f"Risk–coverage: area {area.value:.3f} [{area.low:.3f}, {area.high:.3f}]", fontsize=10, loc="left")
+    axes.set_title(f"Risk–coverage: area {area}", fontsize=10, loc="left")
     axes.set(xlabel="Coverage (share answered)", ylabel="Risk (share of these wrong)", xlim=(0, 1.02))
     axes.set_ylim(0, 1.6 * max(risk, 0.01))  # room for the legend above the curves
     axes.grid(True)

@@ -11,7 +11,7 @@ from leukdetect.contract import Contract
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers
 from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, blank
-from pipeline.reporting.tables import reliability_table, roc_table
+from pipeline.reporting.tables import roc_table
 
 MOST_MISTAKES = 12
 
@@ -59,7 +59,7 @@ def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics
             colour, dashes = looks[index % len(looks)]
             label = f"{each.label} against the rest: {area:.3f}"
             panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
-        label = f"Malignant against benign: {auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]"
+        label = f"Malignant against benign: {auroc}"
         panel.plot(overall["false_positive_rate"], overall["true_positive_rate"], color=INK, linewidth=2.2, label=label)
         label = f"Operating point: sensitivity {sensitivity:.3f}, specificity {1 - false_alarms:.3f}"
         panel.scatter(false_alarms, sensitivity, 80, color=RED, edgecolor="white", zorder=5, label=label)
@@ -68,34 +68,6 @@ def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
     axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), aspect="equal", xlabel="1 − specificity", ylabel="Sensitivity")
     axes.legend(loc="lower right", title="Area under the curve", alignment="left", title_fontsize=9)
-    return figure
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray, ece: metrics.Estimate) -> Figure:
-    """Accuracy against confidence in equal-mass bins; below, how many images have which confidence."""
-    figure = blank(5.8, 6.6, f"Reliability: ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    table = reliability_table(confidence, correct)
-    above.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":", label="Perfectly calibrated")
-    above.vlines(table["confidence"], table["confidence"], table["accuracy"], color=ORANGE, linewidth=2, label="Gap")
-    fewest, most = table["images"].min(), table["images"].max()
-    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    label = f"Bin of {each} images"
-    above.plot(table["confidence"], table["accuracy"], "o", color=BLUE, markersize=6, label=label)
-    start = np.floor(min(confidence.min(), table["accuracy"].min()) * 10) / 10
-    above.set(xlim=(start, 1.01), ylim=(start - 0.02, 1.02), ylabel="Accuracy")
-    above.grid(True)
-    above.legend(loc="upper left")
-
-    apart = [confidence[correct], confidence[~correct]]
-    bins, colours = np.linspace(start, 1, 21).tolist(), [SKY, RED]
-    below.hist(apart, bins, color=colours, label=["right", "wrong"])
-    below.set_yscale("symlog", linthresh=1)  # the few that are wrong, beside hundreds
-    below.set(
-        xlabel="Confidence (highest probability)", ylabel="Images", yticks=[0, 1, 10, 100], yticklabels=[0, 1, 10, 100]
-    )
-    below.grid(True, axis="y")
-    below.legend(loc="upper left")
     return figure
 
 

@@ -44,13 +44,9 @@ def blank(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: Path, sample: str, *, synthetic: bool) -> None:
-    """Writes a PNG, saying below the title what was measured. Equal figures give equal bytes.
+    """Writes a figure of `blank` as a PNG, below its title what was measured. Equal figures give equal bytes.
 
-    Args:
-        figure: made by `blank`.
-        path: of the PNG.
-        sample: what was measured: the split and its size.
-        synthetic: stamps the figure, so that nobody shows it as a clinical result.
+    A synthetic one is stamped, so that nobody shows it as a clinical result.
     """
     width, height = figure.get_size_inches()
     spare = 0 if synthetic else _STAMP  # cut off above the title, which comes down by as much

@@ -1,13 +1,8 @@
-"""Mistakes and reliability, drawn."""
+"""Mistakes, drawn."""
 
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 
-from pipeline.evaluation.metrics import Estimate
-from pipeline.reporting.figures.classification import mistakes, reliability
-from pipeline.reporting.figures.style import STYLE, save
+from pipeline.reporting.figures.classification import mistakes
 
 
 def test_the_mistakes_shown_are_the_most_confident_ones() -> None:
@@ -21,11 +16,3 @@ def test_the_mistakes_shown_are_the_most_confident_ones() -> None:
 def test_without_mistakes_the_figure_says_so() -> None:
     figure = mistakes(np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, int), np.zeros(3, int), np.ones(3), ["A"])
     assert "All 3 images were classified correctly." in [text.get_text() for text in figure.texts]
-
-
-def test_a_perfectly_confident_and_right_model_can_be_drawn(tmp_path: Path) -> None:
-    certain = Estimate(0, 0, 0)
-    with matplotlib.rc_context(STYLE):
-        figure = reliability(np.ones(20), np.ones(20, bool), certain)
-        save(figure, tmp_path / "reliability.png", "n = 20", synthetic=False)
-    assert (tmp_path / "reliability.png").stat().st_size > 0
