@@ -4,23 +4,25 @@ The ONNX file is shuffled, as it is served. It holds the head's kernels twice, f
 kernels, transposed or not, are shuffled alike, so that map and answer stay those of one network.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx.utils
 from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 from scipy.stats import rankdata
 
-from leukdetect.runtime import open_session
+from leukdetect.runtime import cpus, open_session
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Maps
 from pipeline.evaluation.metrics import Estimate, Section
 from pipeline.model_file.onnx_model import OnnxModel, leads_to
 
 SHUFFLES = 6  # each network of shuffled weights favours a position of its own, so one alone says nothing
+BATCH = 32
 PARTS = {  # the share of the base's convolutions, from the last one back, that is shuffled with the head
     "head": 0.0,
     "head_and_last_fifth": 0.2,  # of a ResNet-50: its last three blocks
@@ -47,9 +49,8 @@ def measure(model: OnnxModel, seen: Maps, weights: np.ndarray, seed: int) -> dic
     """
     half = np.roll(np.arange(len(seen.grid)), len(seen.grid) // 2)
     left: dict[str, list[np.ndarray]] = {"other_images": [seen.grid[half]]}
-    for name, session in sessions(model.path, range(seed, seed + SHUFFLES)):
-        changed = OnnxModel(model.path, model.contract, session).predict(seen.pixels, ("cam",))["cam"]
-        left.setdefault(name, []).append(changed[np.arange(len(changed)), seen.predicted])
+    for name, cam in maps(model.path, seen.pixels, range(seed, seed + SHUFFLES)):
+        left.setdefault(name, []).append(cam[np.arange(len(cam)), seen.predicted])
     return {name: alike(seen.grid, np.stack(after), weights, seed) for name, after in left.items()}
 
 
@@ -73,20 +74,57 @@ def alike(before: np.ndarray, after: np.ndarray, weights: np.ndarray, seed: int)
     )
 
 
-def sessions(path: Path, seeds: Iterable[int]) -> Iterator[tuple[str, onnxruntime.InferenceSession]]:
-    """For each seed, the model file with ever more of its weights shuffled, by the names of PARTS.
+def maps(path: Path, pixels: np.ndarray, seeds: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """For each of PARTS and each seed, the maps [N, C, h, w] by the model file with so much of its weights shuffled.
 
     onnxruntime gets the kernels beside the graph: writing and reading 90 MB of protobuf for each network would take as
-    long as running it.
+    long as running it. What lies before the shuffled kernels is run once for all seeds.
     """
     proto = onnx.load(path)
     names = kernels(proto)
     values = take_out(proto, names["head"] + names["base"])
-    graph = proto.SerializeToString()
-    for seed in seeds:
-        for part, share in PARTS.items():
-            after = values | shuffled(values, names["head"] + last(names["base"], share), seed)
-            yield part, open_session(graph, 1, after)
+    for part, share in PARTS.items():
+        chosen = names["head"] + last(names["base"], share)
+        before, after = cut(proto, chosen, "cam")
+        kept = {"image": pixels}
+        if before.graph.node:
+            kept = run_graph(before, values, kept)
+        for seed in seeds:
+            yield part, run_graph(after, values | shuffled(values, chosen, seed), kept)["cam"]
+
+
+def cut(proto: onnx.ModelProto, names: Container[str], output: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The part of a graph that no initializer of these names has a say in, and the rest, up to an output.
+
+    The second's inputs are the first's outputs: the image itself, where the first is empty.
+    """
+    seen, changed = {"image"}, set[str]()  # tensors that depend on the image; on one of the initializers
+    border: dict[str, None] = {}
+    wanted = leads_to(proto, output)
+    for node in proto.graph.node:  # in the order in which they run
+        if any(name in seen for name in node.input):
+            seen.update(node.output)
+        if node.name in wanted and any(name in names or name in changed for name in node.input):
+            changed.update(node.output)
+            border |= {name: None for name in node.input if name in seen and name not in changed}
+    between = list(border) or ["image"]
+    parts = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(proto))
+    return parts.extract_model(["image"], between), parts.extract_model(between, [output])
+
+
+def run_graph(
+    proto: onnx.ModelProto, values: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Runs many images through a graph: its outputs, by name. `values` are those that `take_out` took, or others."""
+    weights = {each.name: values[each.name] for each in proto.graph.initializer if each.name in values}
+    session, images = open_session(proto.SerializeToString(), 1, weights), len(next(iter(inputs.values())))
+
+    def run(start: int) -> list[np.ndarray]:
+        return list(session.run(None, {name: value[start : start + BATCH] for name, value in inputs.items()}))
+
+    with ThreadPoolExecutor(cpus()) as pool:
+        parts = zip(*pool.map(run, range(0, images, BATCH)), strict=True)
+    return {each.name: np.concatenate(part) for each, part in zip(proto.graph.output, parts, strict=True)}
 
 
 def kernels(proto: onnx.ModelProto) -> dict[str, list[str]]:
