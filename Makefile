@@ -92,7 +92,7 @@ sbom: .venv-sbom/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX
 	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done
 
 clean:  ## delete everything that was made, except the environments
-	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/validation reports/history .dvc/cache .dvc/tmp
+	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/history .dvc/cache .dvc/tmp
 
 # uv installs in seconds. Where it cannot (a mirror that only pip.conf names), pip does the same, slower. It compiles
 # bytecode, as pip does: where Python may not write any, every process would compile TensorFlow anew (docs/decisions, 37).

@@ -61,7 +61,8 @@ def main() -> None:
         )
     result = Folds(key=key, folds=k, by_share=by_share)
     with stage.writing(CSV) as path:
-        last.to_csv(path, index=False, float_format="%.6f")
+        named = last.assign(image=prepared.images(last), group=prepared.numbers(last)).drop(columns="sha256")
+        named.to_csv(path, index=False, float_format="%.6f")
     with stage.writing(PNG) as path, matplotlib.rc_context(STYLE):
         save(curve.figure(result), path, curve.sample(result), synthetic=recipe.fetch.synthetic)
     stage.write_json(learning_curve.JSON, result.model_dump(mode="json"))
@@ -81,7 +82,7 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
         seen = train["label"].to_numpy()
         by_colour = baselines.predict(baselines.colours, pixels[train.index], seen, pixels[test.index], recipe.seed)
         keys = np.array([c.key for c in recipe.classes])
-        table = test[["path", "class", "group"]].assign(
+        table = test[["sha256", "class", "group"]].assign(
             predicted=keys[probabilities.argmax(1)],
             p_malignant=probabilities[:, [c.malignant for c in recipe.classes]].sum(1),
             colour=keys[by_colour],

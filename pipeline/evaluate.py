@@ -105,7 +105,7 @@ def main() -> None:
     card = model_card.render(report, fp32.contract, source, split, by_slice)
     sheet = datasheet.render(source, split, fp32.contract.decode.size)
     for name, text in {
-        "predictions.csv": tables.csv(tables.predictions(rows, ours, keys)),
+        "predictions.csv": tables.csv(tables.predictions(rows, test.groups, ours, ours_int8, keys)),
         "model_card.md": card,
         "datasheet.md": sheet,
         "datasheet.html": html_page.render(sheet),

@@ -31,6 +31,14 @@ class ClassParams(Section):
     folders: Annotated[list[str], Field(min_length=1)]
 
 
+DEMO = {
+    "origin": "Rendered by this project; no patient, no microscope",
+    "licence": "MIT, as the code that rendered it",
+    "thumbnails": True,
+    "synthetic": True,
+}
+
+
 class Fetch(Section):
     source: Literal["demo", "kaggle", "archive", "folder"]
     kaggle: str | None
@@ -42,14 +50,23 @@ class Fetch(Section):
     thumbnails: bool
     synthetic: bool
 
-    @model_validator(mode="after")
-    def _has_what_its_source_needs(self) -> Self:
-        if self.source == "demo" and not self.synthetic:
-            raise ValueError("synthetic must be true for source: demo: its numbers must never pass as clinical")
-        for key in {"demo": [], "archive": ["archive", "sha256"]}.get(self.source, [self.source]):
-            if getattr(self, key) is None:
-                raise ValueError(f"source: {self.source} needs fetch.{key}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _has_what_its_source_needs(cls, values: Any) -> Any:
+        """The demo says itself what its images are. Of others only the user can, and what the demo left is untrue."""
+        source = values.get("source") if isinstance(values, dict) else None
+        if source == "demo":
+            if wrong := [key for key, value in DEMO.items() if values.get(key) not in (None, value)]:
+                raise ValueError(f"source: demo says itself what its images are; {', '.join(wrong)} must be null")
+            return values | DEMO
+        if source is None:
+            return values
+        if left := [key for key in ("origin", "licence") if values.get(key) == DEMO[key]]:
+            raise ValueError(f"source: {source} needs its own {' and '.join(left)}, not the demo's")
+        needed = ({"archive": ["archive", "sha256"]}.get(source) or [source]) + list(DEMO)
+        if absent := [f"fetch.{key}" for key in needed if key in values and values[key] is None]:
+            raise ValueError(f"source: {source} needs {', '.join(absent)}; params.yaml says beside each what it means")
+        return values
 
 
 class Demo(Section):

@@ -1,13 +1,15 @@
 """Checks the images as they are, and lists those that are usable.
 
 Reads   data/raw/<class key>/*, params: validate, classes
-Writes  data/manifest.csv (pipeline.data.manifest), reports/validation/results.json, reports/validation/data_docs/
+Writes  data/manifest.csv (pipeline.data.manifest), data/validation/results.json, data/validation/data_docs/,
+        reports/validation.json (as results.json, with counts where that names files)
 Run     python -m pipeline.validate
 
 When a check fails, the reports are still written, for a look at what is wrong, and the manifest is not.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +20,8 @@ from pipeline.data.source import RAW
 from pipeline.reporting import data_docs
 from pipeline.stage import Problem
 
-REPORTS = Path("reports/validation")
+FOUND = Path("data/validation")  # names files, and so perhaps patients: it stays where the images are
+SUMMARY = Path("reports/validation.json")
 SHOWN = 3  # failing items that a message names
 
 
@@ -42,22 +45,25 @@ def main() -> None:
         manifest.MANIFEST_FILE.unlink(missing_ok=True)  # an earlier run's would be taken for this one's
         raise Problem(complaint(failed))
     manifest.write(usable)
-    print(f"all {len(findings)} checks passed; wrote {manifest.MANIFEST_FILE} and {REPORTS}/data_docs/index.html")
+    print(f"all {len(findings)} checks passed; wrote {manifest.MANIFEST_FILE} and {FOUND}/data_docs/index.html")
 
 
 def write_reports(images: pd.DataFrame, classes: pd.DataFrame, findings: list[Finding]) -> None:
-    """Writes results.json and the Data Docs; the same images and params give the same bytes."""
+    """Writes results.json, its summary and the Data Docs; the same images and params give the same bytes."""
     broken = images.loc[images["problem"].notna(), ["path", "problem"]].rename(columns={"problem": "reason"})
     copies = images.loc[images["copy_of"].notna(), ["path", "copy_of"]]
-    results = {
+    results: dict[str, Any] = {
         "success": all(finding.success for finding in findings),
         "classes": dict(zip(classes["class"], classes["images"].tolist(), strict=True)),
         "broken": broken.to_dict("records"),
         "duplicates": copies.to_dict("records"),
         "expectations": [finding.as_json() for finding in findings],
     }
-    stage.write_json(REPORTS / "results.json", results)
-    data_docs.write(REPORTS / "data_docs", f"{len(images)} files in {RAW}", classes, findings)
+    stage.write_json(FOUND / "results.json", results)
+    counts = {name: len(results[name]) for name in ("broken", "duplicates")}
+    checks = [finding.as_json() | {"unexpected": len(finding.unexpected)} for finding in findings]
+    stage.write_json(SUMMARY, results | counts | {"expectations": checks})
+    data_docs.write(FOUND / "data_docs", f"{len(images)} files in {RAW}", classes, findings)
 
 
 def complaint(failed: list[Finding]) -> str:
@@ -69,7 +75,7 @@ def complaint(failed: list[Finding]) -> str:
         named = ", ".join(f"{row['item']} ({value})" for row, value in zip(rows, values, strict=False))
         others = f" and {more} more" if more > 0 else ""
         lines.append(f"  {finding.check.wrong}: {named}{others}. {finding.check.remedy}")
-    return "\n".join([*lines, f"Everything that was found is in {REPORTS}; open data_docs/index.html there."])
+    return "\n".join([*lines, f"Everything that was found is in {FOUND}; open data_docs/index.html there."])
 
 
 if __name__ == "__main__":

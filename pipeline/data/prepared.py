@@ -23,6 +23,17 @@ def read(split: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
     return np.load(PREPARED / "images.npy", mmap_mode="r"), frame
 
 
+def images(frame: pd.DataFrame) -> pd.Series:
+    """What reports call an image, since a file's name may be a patient's: the first 12 hex digits of its SHA-256."""
+    return frame["sha256"].str[:12]
+
+
+def numbers(frame: pd.DataFrame) -> pd.Series:
+    """What reports call a group, since its name may be a patient's: its place by the smallest hash of its images."""
+    place = frame.groupby("group")["sha256"].min().rank(method="first").astype(int)
+    return frame["group"].map(place.map("{:03d}".format))
+
+
 def digest() -> str:
     """SHA-256 that names the data in every record: it covers each image's hash, class and split."""
     return stage.sha256(PREPARED / "split.csv")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from leukdetect import contract, images
 from leukdetect.decision import ReasonCode, decide
-from pipeline.data.prepared import PREPARED
+from pipeline.data import prepared
 from pipeline.evaluation import metrics
 from pipeline.model_file.onnx_model import OnnxModel
 from pipeline.stage import Problem
@@ -23,7 +23,7 @@ class Sample:
 
     pixels: np.ndarray  # uint8 [N, S, S, 3]
     labels: np.ndarray  # int [N]
-    groups: np.ndarray  # [N], the patient or session
+    groups: np.ndarray  # [N], of `prepared.numbers`
     weights: np.ndarray  # [1 + R, N], of `metrics.group_weights`
 
 
@@ -67,15 +67,17 @@ class Maps(NamedTuple):
 def sample(pixels: np.ndarray, rows: pd.DataFrame, resamples: int, seed: int) -> Sample:
     """Images with the labels and groups of their rows in split.csv."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
-    return Sample(pixels, labels, groups, metrics.group_weights(labels, groups, resamples, seed))
+    return Sample(
+        pixels, labels, prepared.numbers(rows).to_numpy(), metrics.group_weights(labels, groups, resamples, seed)
+    )
 
 
-def check(rows: pd.DataFrame, prepared: np.ndarray, model: OnnxModel, keys: Sequence[str]) -> None:
+def check(rows: pd.DataFrame, stored: np.ndarray, model: OnnxModel, keys: Sequence[str]) -> None:
     """Raises Problem if the prepared images do not fit the model, or the test split's rows lack a class."""
     size = model.contract.decode.size
-    if prepared.shape[1:] != (size, size, 3):
+    if stored.shape[1:] != (size, size, 3):
         raise Problem(
-            f"{PREPARED}/images.npy holds images of {prepared.shape[1]} px, but {model.path} takes {size} px; "
+            f"{prepared.PREPARED}/images.npy holds images of {stored.shape[1]} px, but {model.path} takes {size} px; "
             "`dvc repro export` brings them together"
         )
     if absent := [key for key in keys if key not in set(rows["class"])]:

@@ -1,6 +1,6 @@
 """Compares two models that answered for the same images: which is better, and could it be chance?
 
-Reads:  two predictions.csv (of `python -m pipeline.evaluate`; columns path, class, group, predicted)
+Reads:  two predictions.csv (of `python -m pipeline.evaluate`; columns image, class, group, predicted)
 Run:    python -m pipeline.evaluation.compare A.csv B.csv
 """
 
@@ -37,9 +37,9 @@ def read_columns(path: Path, columns: list[str], made: str) -> pd.DataFrame:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """One model's predictions, by path. Raises Problem as `read_columns`."""
+    """One model's predictions, by image. Raises Problem as `read_columns`."""
     made = "`dvc repro evaluate` writes reports/predictions.csv"
-    return read_columns(path, ["path", "class", "group", "predicted"], made).set_index("path")
+    return read_columns(path, ["image", "class", "group", "predicted"], made).set_index("image")
 
 
 def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def join(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """
     both = a.join(b[["class", "predicted"]], rsuffix="_b", how="inner")
     if both.empty:
-        raise Problem("the two files have no image (column path) in common: nothing can be compared")
+        raise Problem("the two files have no image in common: nothing can be compared")
     if len(differ := both[both["class"] != both["class_b"]]):
         raise Problem(
             f"the files disagree on the class of {len(differ)} images, first {differ.index[0]}: "

@@ -28,7 +28,7 @@ def table(sample: Sample, predicted: np.ndarray) -> pd.DataFrame:
         "sharpness": _quartiles(sharpness),
         "darkest in the corner": _quartiles(corner),  # a scale bar, or its style
         "nuclei in the field": _quartiles([nuclei.count(image) for image in sample.pixels]),
-        "group": sample.groups.astype(str),
+        "group": sample.groups,
     }
     rows = []
     for name, parts in ways.items():

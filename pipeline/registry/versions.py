@@ -38,10 +38,11 @@ ARTIFACTS = {  # of a version, by the name under which MLflow's pyfunc model fin
     "datasheet": REPORTS / "datasheet.html",
 }
 LOGGED = (  # of reports/, to the run
-    *("figures", "plots", "history", "validation"),
-    *("metrics.json", "predictions.csv", "parity.json", "report.html"),
+    *("figures", "plots", "history"),
+    *("metrics.json", "predictions.csv", "parity.json", "report.html", "validation.json"),
     *("model_card.md", "datasheet.md", "datasheet.html"),
 )
+PICTURES = (REPORTS / "figures/mistakes.png", REPORTS / "figures/overlays.png")  # they show images of the data
 SHA256_TAG = SHA256_TAGS["fp32"]  # what a version is known again by
 NUMBER, TEXT = DataType.double, DataType.string
 SIGNATURE = ModelSignature(
@@ -168,10 +169,9 @@ def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: 
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     for path in (params.PARAMS_FILE, SOURCE, *(REPORTS / name for name in LOGGED)):
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), path.name)
-        elif path.is_file():
-            client.log_artifact(run_id, str(path))
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            if file.is_file() and (source["thumbnails"] or file not in PICTURES):
+                client.log_artifact(run_id, str(file), path.name if path.is_dir() else None)
 
 
 def _new_version(

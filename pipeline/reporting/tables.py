@@ -1,11 +1,13 @@
 """Tables of what a model file said: each image's row, and the data of figures for `dvc plots`."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from pipeline.data import prepared
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers, Sample
 from pipeline.stage import Problem
@@ -13,21 +15,23 @@ from pipeline.stage import Problem
 HISTORY = Path("reports/history")
 
 
-def predictions(test: pd.DataFrame, answers: Answers, keys: list[str]) -> pd.DataFrame:
-    """One row an image of the test split: what was said of it, and why it was referred if it was."""
-    columns = {
-        "path": test["path"].to_numpy(),
-        "class": test["class"].to_numpy(),
-        "group": test["group"].to_numpy(),
-        "predicted": np.array(keys)[answers.predicted],
-        "confidence": answers.confidence,
-        "p_malignant": answers.p_malignant,
-        "unlikeness": answers.unlikeness,
-        "malignant": answers.malignant,
-        "decision": np.where(answers.reported, "report", "refer"),
-        "reasons": [" ".join(sorted(each)) for each in answers.reasons],
-    }
-    return pd.DataFrame(columns | {f"probability_{key}": answers.probabilities[:, i] for i, key in enumerate(keys)})
+def predictions(rows: pd.DataFrame, groups: np.ndarray, fp32: Answers, int8: Answers, keys: list[str]) -> pd.DataFrame:
+    """One row an image of the test split: what the FP32 file said of it, why it was referred if it was, and INT8's."""
+    columns: dict[str, Any] = {"image": prepared.images(rows).to_numpy(), "class": rows["class"].to_numpy()}
+    columns["group"] = groups
+    for prefix, said in {"": fp32, "int8_": int8}.items():
+        mine = {
+            "predicted": np.array(keys)[said.predicted],
+            "confidence": said.confidence,
+            "p_malignant": said.p_malignant,
+            "unlikeness": said.unlikeness,
+            "malignant": said.malignant,
+            "decision": np.where(said.reported, "report", "refer"),
+            "reasons": [" ".join(sorted(each)) for each in said.reasons],
+            **{f"probability_{key}": said.probabilities[:, i] for i, key in enumerate(keys)},
+        }
+        columns |= {prefix + name: values for name, values in mine.items()}
+    return pd.DataFrame(columns)
 
 
 def csv(table: pd.DataFrame) -> str:

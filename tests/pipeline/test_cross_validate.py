@@ -58,7 +58,8 @@ def test_every_group_is_held_out_once_and_the_project_is_left_as_it_was(tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(tmp_path / "reports/cross_validation.csv")
-    assert sorted(table["path"]) == sorted(split["path"])
+    assert sorted(table["image"]) == sorted(sha256[:12] for sha256 in split["sha256"])
+    assert set(table["group"]) == set(range(1, 25))
     by_share = json.loads((tmp_path / "reports/cross_validation.json").read_text())["by_share"]
     assert [point["trained_on"] for point in by_share.values()] == [8, 16]
     for found in by_share.values():

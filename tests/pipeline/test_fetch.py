@@ -238,7 +238,7 @@ def free_port() -> int:
 
 
 def test_the_demo_is_fetched_and_described(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe(source="demo", synthetic=True)
+    recipe(source="demo", origin=None, licence=None, thumbnails=None, synthetic=None)
     fetch.main()
     assert source()["images"] == {"benign": 2, "early": 2, "pre": 2, "pro": 2}
     assert source()["synthetic"] is True

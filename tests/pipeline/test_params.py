@@ -53,7 +53,8 @@ def test_a_missing_key_is_named(recipe: dict[str, Any]) -> None:
         ("prepare", "patient", "(", r"patient: '\(' is no regular expression"),
         ("prepare", "patient", "x", r"needs a group named"),
         ("prepare", "fractions", {"train": 0.5, "val": 0.2, "test": 0.2}, r"must be 1, not 0\.9"),
-        ("fetch", "source", "archive", r"source: archive needs fetch\.archive"),
+        ("fetch", "source", "archive", r"source: archive needs fetch\.archive, fetch\.sha256, fetch\.origin"),
+        ("fetch", "thumbnails", False, r"source: demo says itself .* thumbnails must be null"),
         ("fine_tune", "trainable_from", "conv5_block1_1_relu", r"must be all when features\.weights is none"),
         ("gate", "mode", "maybe", r"gate\.mode"),
     ],
@@ -90,3 +91,16 @@ def test_a_preset_never_overwrites_unsaved_edits(tmp_path: Path, monkeypatch: py
     with pytest.raises(Problem, match="edits that are in none"):
         presets.activate(Path("presets/demo.yaml"))
     assert Path("params.yaml").read_text().endswith("# mine\n")
+
+
+def test_what_images_of_another_source_are_must_be_said(recipe: dict[str, Any]) -> None:
+    """A recipe that was the demo's must not pass a ward's images on as rendered ones under the demo's licence."""
+    nothing = dict.fromkeys(("origin", "licence", "thumbnails", "synthetic"))
+    recipe["fetch"] |= {"source": "folder", "folder": "ward"} | nothing
+    with pytest.raises(Problem, match=r"needs fetch\.origin, fetch\.licence, fetch\.thumbnails, fetch\.synthetic"):
+        params.parse(recipe)
+    recipe["fetch"] |= {"source": "archive", "origin": "Our ward", "licence": "none", "thumbnails": False}
+    with pytest.raises(Problem, match=r"needs fetch\.archive, fetch\.sha256, fetch\.synthetic"):
+        params.parse(recipe)
+    recipe["fetch"] |= {"source": "folder", "synthetic": False}
+    assert params.parse(recipe).fetch.licence == "none"

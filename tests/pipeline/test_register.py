@@ -71,7 +71,8 @@ def write_data() -> None:
     np.save("data/prepared/images.npy", np.stack(pixels))
     with Path("data/prepared/split.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["path", "class", "label", "sha256", "patient", "group", "split"], *rows])
-    source = {"source": "demo", "origin": "rendered by a test", "synthetic": True, "sha256": "d" * 64, "images": {}}
+    source = {"source": "demo", "origin": "rendered by a test", "synthetic": True, "thumbnails": True}
+    source |= {"sha256": "d" * 64, "images": {}}
     Path("data/source.json").write_text(json.dumps(source))
 
 
@@ -87,7 +88,8 @@ def write_reports(balanced_accuracy: float = 0.9) -> None:
         "history/train_head.csv": "epoch,loss,seconds\n0,1.5,3\n1,1.0,3\n",
         "figures/roc.png": "png",
         "plots/roc.csv": "fpr,tpr\n",
-        "validation/data_docs/index.html": "<html>",
+        "figures/mistakes.png": "png",
+        "validation.json": "{}",
         "model_card.md": "# card",
         "datasheet.md": "# sheet",
         "datasheet.html": "<html>",
@@ -153,7 +155,7 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     assert [item.dataset.digest for item in run.inputs.dataset_inputs] == ["0" * 16]
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
-        *("figures", "plots", "history", "validation", "params.yaml", "source.json"),
+        *("figures", "plots", "history", "validation.json", "params.yaml", "source.json"),
         *("metrics.json", "model_card.md", "datasheet.md", "datasheet.html", "report.html", "predictions.csv"),
     }
 

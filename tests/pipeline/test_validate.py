@@ -22,8 +22,8 @@ from tests.project import ROOT
 RECIPE = ROOT / "params.yaml"
 KEYS = ["benign", "early", "pre", "pro"]
 RAW = Path("data/raw")
-RESULTS = Path("reports/validation/results.json")
-PAGE = Path("reports/validation/data_docs/index.html")
+RESULTS = Path("data/validation/results.json")
+PAGE = Path("data/validation/data_docs/index.html")
 
 Recipe = Callable[..., None]
 

@@ -1,0 +1,74 @@
+"""Nothing that names a patient leaves `data/`: a seeded name is looked for in all that the stages write and say."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from leukdetect import contract
+from pipeline import evaluate, fetch, prepare, register, validate
+from tests import tiny_model
+from tests.project import ROOT
+
+NAME = "anna-mueller"
+COLOURS = {"benign": (150, 110, 110), "early": (110, 150, 110), "pre": (110, 110, 150), "pro": (75, 75, 75)}
+
+
+@pytest.fixture
+def ward(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of images whose names name patients, a recipe for it, and the model files of training."""
+    monkeypatch.chdir(tmp_path)
+    Path("mlflow.db").write_bytes(empty_database.read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    recipe = yaml.safe_load((ROOT / "params.yaml").read_text())
+    recipe["fetch"] |= {"source": "folder", "folder": str(tmp_path / "ward"), "origin": "Our ward", "licence": "None"}
+    recipe["fetch"] |= {"thumbnails": False, "synthetic": False}
+    recipe["prepare"] |= {"image_size": tiny_model.SIZE, "patient": r"^(?P<patient>.+)-\d+$"}
+    recipe["validate"] |= {"min_images_per_class": 20}
+    recipe["evaluate"]["bootstrap"] = 100
+    recipe["gate"]["mode"] = "dry-run"
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    for key, colour in COLOURS.items():
+        for patient in range(16):
+            for image in range(2):
+                path = tmp_path / f"ward/{key}/{NAME}-{key}-{patient}-{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise = Image.effect_noise((48, 48), 40 + patient).convert("RGB")
+                Image.blend(noise, Image.new("RGB", (48, 48), colour), 0.6).save(path)
+    return tmp_path
+
+
+def test_a_patients_name_stays_in_data(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch.main()
+    validate.main()
+    prepare.main()
+    groups = set(pd.read_csv("data/prepared/split.csv")["group"])
+    assert all(NAME in group for group in groups)
+
+    tiny_model.write(evaluate.FP32, bias=26.0)
+    tiny_model.write(evaluate.INT8, precision="int8", bias=28.0)
+    write_history()
+    evaluate.main()
+    register.main()
+    said = "".join(capsys.readouterr())
+    assert NAME not in said
+
+    theirs = (ward / "data", ward / "ward")
+    written = [path for path in ward.rglob("*") if path.is_file() and not any(map(path.is_relative_to, theirs))]
+    names = {path.relative_to(ward).as_posix() for path in written}
+    assert names >= {"mlflow.db", "reports/predictions.csv", "reports/model_card.md", "reports/plots/slices.csv"}
+    assert any(name.startswith("mlartifacts/") and name.endswith(contract.FILES["fp32"]) for name in names)
+    assert not [path for path in written if NAME.encode() in path.read_bytes()]
+    # The pictures that show images of the data do not reach MLflow, whose users may be others.
+    shown = {path.name for path in written if "mlartifacts" in path.parts}
+    assert "roc.png" in shown
+    assert not shown & {"mistakes.png", "overlays.png"}
+
+
+def write_history() -> None:
+    for phase in ("train_head", "fine_tune"):
+        path = Path("reports/history") / f"{phase}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("epoch,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds\n1,1,0.5,1,0.5,0.1,1\n")
