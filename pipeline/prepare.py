@@ -14,6 +14,9 @@ from leukdetect import images
 from pipeline import params, stage
 from pipeline.data import manifest, prepared, splits
 from pipeline.data.source import RAW
+from pipeline.stage import Problem
+
+SAME_FIELD = 6  # grey levels, mean difference; a field saved or scaled again differs by 1 to 4, two fields by far more
 
 
 def main() -> None:
@@ -35,12 +38,29 @@ def main() -> None:
             for _ in stage.progress(done, "decode", total=len(frame)):
                 pass
         pixels.flush()
+        if recipe.prepare.patient:
+            _check_patients_differ(frame, pixels, recipe.prepare.near_duplicate_bits)
         frame[prepared.COLUMNS].to_csv(folder / "split.csv", index=False)
 
     print(pd.crosstab(frame["class"], frame["split"], margins=True).to_string())
     unit = "patients" if recipe.prepare.patient else "blocks"
     for split in splits.SPLITS:
         print(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}")
+
+
+def _check_patients_differ(frame: pd.DataFrame, pixels: np.ndarray, bits: int) -> None:
+    """Raises Problem if two patients have an image of one field: one of them is not whom the name says."""
+    pairs = [
+        f"{frame['path'][a]} and {frame['path'][b]}"
+        for a, b in splits.near_duplicates(frame["dhash"], bits)
+        if frame["patient"][a] != frame["patient"][b]
+        and np.abs(pixels[a].astype(np.int16) - pixels[b]).mean() < SAME_FIELD
+    ]
+    if pairs:
+        raise Problem(
+            f"one field under two patients, {len(pairs)} times, first {pairs[0]}. "
+            "Find out whose it is and remove the other; or lower prepare.near_duplicate_bits if they only look alike"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array, eye_array, kron
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.params import Fractions, Prepare
@@ -33,7 +34,7 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     if prepare.patient is not None:
         frame["patient"] = [_find(prepare.patient, "patient", path) for path in frame["path"]]
         frame["group"] = frame["patient"]
-        frame["split"] = [_split_of(f"{seed}:{patient}", prepare.fractions) for patient in frame["patient"]]
+        frame["split"] = frame["patient"].map(_patients_to_splits(frame, prepare.fractions, seed))
     else:
         frame["patient"] = ""
         blocks = block_numbers(frame["path"], prepare)
@@ -75,12 +76,31 @@ def _find(pattern: str, group: str | int, path: str) -> str:
     return match[group]
 
 
-def _split_of(name: str, fractions: Fractions) -> str:
-    """The same name always falls on the same side, whoever else is there."""
-    u = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    if u < fractions.train:
-        return "train"
-    return "val" if u < fractions.train + fractions.val else "test"
+def _patients_to_splits(frame: pd.DataFrame, fractions: Fractions, seed: int) -> dict[str, str]:
+    """Each patient's split: by a hash of the name, so that one who is added moves no other.
+
+    With few patients, chance may leave a class short of a split: with less than half of its share of patients, two in
+    test and one elsewhere; one, where no more can be had. Then the fewest patients that mend it move, those whose hash
+    is nearest first (an integer program). Only such a class may see a patient move when one is added.
+    """
+    holds = pd.crosstab(frame["patient"], frame["class"]) > 0  # a patient may have several classes
+    digests = [hashlib.sha256(f"{seed}:{patient}".encode()).digest() for patient in holds.index]
+    place = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])[:, None]
+    share = np.array([getattr(fractions, name) for name in SPLITS])
+    ends = share.cumsum()
+    away = np.maximum(0, np.maximum(ends - share - place, place - ends))  # [patients, splits]: 0 where the hash says
+    chosen = away == away.min(axis=1, keepdims=True)
+    classes, n = holds.to_numpy(float).T, len(holds)
+    for least in (np.maximum([1, 1, 2], classes.sum(1)[:, None] * share // 2), np.ones((len(classes), len(SPLITS)))):
+        if (classes @ chosen >= least).all():
+            break
+        one_each = LinearConstraint(kron(eye_array(n), np.ones((1, len(SPLITS)))), 1, 1)
+        enough = LinearConstraint(kron(classes, eye_array(len(SPLITS))), least.ravel())
+        found = milp((away + (away > 0)).ravel(), integrality=1, bounds=Bounds(0, 1), constraints=[one_each, enough])
+        if found.success:
+            chosen = found.x.reshape(n, -1).round().astype(bool)
+            break
+    return {patient: SPLITS[int(row.argmax())] for patient, row in zip(holds.index, chosen, strict=True)}
 
 
 def _blocks_to_splits(classes: pd.Series, blocks: np.ndarray, fractions: Fractions) -> pd.Series:

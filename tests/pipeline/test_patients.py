@@ -9,6 +9,7 @@ from PIL import Image
 
 from leukdetect import contract
 from pipeline import evaluate, fetch, prepare, register, validate
+from pipeline.stage import Problem
 from tests import tiny_model
 from tests.project import ROOT
 
@@ -35,7 +36,7 @@ def ward(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) 
             for image in range(2):
                 path = tmp_path / f"ward/{key}/{NAME}-{key}-{patient}-{image}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                noise = Image.effect_noise((48, 48), 40 + patient).convert("RGB")
+                noise = Image.effect_noise((8, 8), 40 + patient).resize((48, 48)).convert("RGB")
                 Image.blend(noise, Image.new("RGB", (48, 48), colour), 0.6).save(path)
     return tmp_path
 
@@ -65,6 +66,18 @@ def test_a_patients_name_stays_in_data(ward: Path, capsys: pytest.CaptureFixture
     shown = {path.name for path in written if "mlartifacts" in path.parts}
     assert "roc.png" in shown
     assert not shown & {"mistakes.png", "overlays.png"}
+
+
+def test_one_field_under_two_patients_is_an_error_that_names_both(ward: Path) -> None:
+    first, other = (ward / f"ward/benign/{NAME}-benign-{patient}-0.png" for patient in (3, 7))
+    Image.open(first).resize((60, 60)).save(other)  # saved anew, so that no checksum tells
+    fetch.main()
+    validate.main()
+    with pytest.raises(
+        Problem, match=rf"one field under two patients, 1 times, first benign/{first.name} and .*{other.name}"
+    ):
+        prepare.main()
+    assert not Path("data/prepared").exists()
 
 
 def write_history() -> None:

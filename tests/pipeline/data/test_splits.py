@@ -92,6 +92,51 @@ def test_a_patient_is_on_one_side_and_stays_there_whoever_joins() -> None:
     assert by_path(without).items() <= by_path(result).items()
 
 
+def patients(classes: int, each: int, *, several_classes: bool = False) -> pd.DataFrame:
+    """`each` patients a class, or as many who have all classes, with three images a class."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"c{key}/UID_{patient if several_classes else 1000 * key + patient}_{i}.png", f"c{key}")
+        for key in range(classes)
+        for patient in range(each)
+        for i in range(3)
+    ]
+    hashes = [f"{number:016x}" for number in rng.integers(2**63, size=len(rows))]
+    return pd.DataFrame(rows, columns=["path", "class"]).assign(dhash=hashes)
+
+
+@pytest.mark.parametrize(
+    ("frame", "fewest"),
+    [
+        (patients(8, 10), {"train": 3, "val": 1, "test": 2}),
+        (patients(2, 12), {"train": 3, "val": 1, "test": 2}),
+        (patients(4, 12, several_classes=True), {"train": 3, "val": 1, "test": 2}),
+        (patients(4, 3), {"train": 1, "val": 1, "test": 1}),
+    ],
+    ids=["8 classes of 10", "2 of 12", "12 patients with every class", "4 of 3"],
+)
+def test_few_patients_are_in_every_split_of_every_class_whatever_the_seed(
+    frame: pd.DataFrame, fewest: dict[str, int]
+) -> None:
+    for seed in range(200):
+        result = splits.assign(frame, BY_PATIENT, seed)
+        assert (result.groupby("patient")["split"].nunique() == 1).all()
+        counts = result.groupby(["split", "class"])["patient"].nunique().unstack()
+        assert all((counts.loc[split] >= n).all() for split, n in fewest.items())
+    assert splits.assign(frame[::-1], BY_PATIENT, seed=199)["split"].equals(result["split"][::-1])
+
+
+def test_patients_whom_chance_deals_out_well_are_where_their_hash_says() -> None:
+    """Only a class that would be short of a split sees patients move."""
+    before, after = (splits.assign(patients(2, each), BY_PATIENT, seed=3) for each in (60, 61))
+    assert by_path(before).items() <= by_path(after).items()
+
+
+def test_two_patients_cannot_be_in_three_splits() -> None:
+    with pytest.raises(Problem, match=r"class c0 has no image in the (train|val|test) split \(2 patients"):
+        splits.assign(patients(1, 2), BY_PATIENT, seed=0)
+
+
 def test_near_duplicates_across_splits_keep_the_side_with_more_images() -> None:
     frame = manifest({"benign": 200, "pro": 200})
     plain = by_path(splits.assign(frame, BY_NUMBER, 0))
