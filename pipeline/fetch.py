@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline import params, stage
-from pipeline.data import class_folders, sources
+from pipeline.data import class_folders, sources, walk
 from pipeline.data.source import RAW, SOURCE
 from pipeline.stage import Problem
 
@@ -42,9 +42,7 @@ def main() -> None:
     print(f"source:  {recipe.fetch.source}: {recipe.fetch.origin}" + (" (synthetic)" if recipe.fetch.synthetic else ""))
     print(f"licence: {recipe.fetch.licence}")
     by_class = ", ".join(f"{c.key} {counts[c.key]:,}" for c in recipe.classes)
-    print(f"images:  {len(images):,}, {size / 1e6:,.1f} MB: {by_class}")
-    for name, count in sorted(left_out.items()):
-        print(f"left out: {count:,} images in {name}: {class_folders.LEFT_OUT[name]}")
+    print(f"images:  {len(images):,}, {size / 1e6:,.1f} MB: {by_class}{walk.lines(left_out)}")
 
 
 def place(images: dict[str, Path], raw: Path, *, move: bool) -> tuple[str, int]:

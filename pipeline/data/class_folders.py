@@ -1,11 +1,12 @@
 """Which class each image belongs to, by the folders that it lies in."""
 
 import filecmp
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data import image_files
+from pipeline.data import walk
 from pipeline.params import ClassParams
 from pipeline.stage import Problem
 
@@ -21,7 +22,7 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
     """Finds every class's images, whatever the layout: of the folders that a class lists, the one nearest the file.
 
     Returns:
-        The images as {"class/file name": path}, and how many were left out for each folder of `LEFT_OUT`.
+        The images as {"class/file name": path}, and how many files were left out, by reason.
 
     Raises:
         Problem: there are no images, or none of one class; images lie in a folder that no class lists; or two
@@ -29,19 +30,20 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
     """
     key_of: dict[str, str] = {}
     for name, owner in ((name, c.key) for c in classes for name in c.folders):
-        if key_of.setdefault(name.casefold(), owner) != owner:
-            raise Problem(f"classes: the folder {name!r} belongs to both {key_of[name.casefold()]} and {owner}")
+        if key_of.setdefault(_plain(name), owner) != owner:
+            raise Problem(f"classes: the folder {name!r} belongs to both {key_of[_plain(name)]} and {owner}")
 
     images: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     unknown: set[str] = set()
-    for path in image_files.image_files(tree):
+    for path in walk.image_files(tree, left_out):
         folder = path.relative_to(tree).parent
-        names = [name.casefold() for name in reversed(folder.parts)]
+        names = [_plain(name) for name in reversed(folder.parts)]
         if excluded := LEFT_OUT.keys() & names:
-            left_out[excluded.pop()] += 1
+            name = excluded.pop()
+            left_out[f"images in {name}: {LEFT_OUT[name]}"] += 1
         elif key := next((key_of[name] for name in names if name in key_of), None):
-            other = images.setdefault(f"{key}/{path.name}", path)
+            other = images.setdefault(f"{key}/{unicodedata.normalize('NFC', path.name)}", path)
             if other != path and not filecmp.cmp(other, path, shallow=False):
                 raise Problem(f"two different images of class {key} have one name: {other} and {path}. Rename one.")
         else:
@@ -54,12 +56,17 @@ def find_images(tree: Path, classes: Sequence[ClassParams]) -> tuple[dict[str, P
             "Add a folder to its class in classes[].folders of params.yaml, or take it away."
         )
     if not images:
-        extensions = " ".join(sorted(image_files.EXTENSIONS))
-        raise Problem(f"no images ({extensions}) to be found in {tree}. Its folders should be named {declared}.")
+        raise Problem(f"no images to be found in {tree}{walk.but(left_out)}. Its folders should be named {declared}.")
     found = {target.partition("/")[0] for target in images}
     if missing := [c.key for c in classes if c.key not in found]:
         raise Problem(
-            f"no images of class {', '.join(missing)}: no folder of that name holds any. Known folders are {declared}. "
+            f"no images of class {', '.join(missing)}: no folder of that name holds any{walk.but(left_out)}. "
+            f"Known folders are {declared}. "
             "Check the source, or classes[].folders in params.yaml."
         )
     return images, left_out
+
+
+def _plain(name: str) -> str:
+    """As macOS, Windows and people take names for equal: whatever the case, and accents composed or apart."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,45 +1,30 @@
-"""Lists and reads images in a folder, a list of paths or an object store, without ever holding a whole list in memory.
+"""Lists and reads images of a list of paths or an object store, without ever holding a whole list in memory.
 
 An object store's address and credentials are what the AWS tools read: AWS_ENDPOINT_URL, AWS_PROFILE, and so on.
 """
 
+import codecs
 import csv
 import errno
-import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.data import walk
 from pipeline.stage import Problem
 
-# By name, not by content: a broken image is listed too, and whoever reads it judges.
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 S3 = "s3://"
+SEPARATORS = ",;\t|"  # of a list; Excel writes what the country uses
 
 
-def image_files(tree: Path) -> Iterator[Path]:
-    """Yields the files with an image's extension in a fixed order, without hidden ones and macOS's twins of them.
-
-    Raises Problem if a folder cannot be read.
-    """
-
-    def unreadable(error: OSError) -> None:
-        raise Problem(f"{error.filename} cannot be read ({error.strerror})") from error
-
-    for name, folders, files in os.walk(tree, followlinks=True, onerror=unreadable):
-        here = Path(name)
-        # A link to a folder is followed, but not one that leads back to where we came from.
-        folders[:] = sorted(
-            f
-            for f in folders
-            if not f.startswith((".", "__MACOSX")) and not here.resolve().is_relative_to((here / f).resolve())
-        )
-        yield from (here / f for f in sorted(files) if _is_image(f))
-
-
-def objects(prefix: str) -> Iterator[str]:
+def objects(prefix: str, left_out: Counter[str]) -> Iterator[str]:
     """Yields the addresses s3://bucket/key of the images below s3://bucket/prefix, in the store's order.
+
+    What a folder's walk would leave out is left out here too, and counted. Only an object without an extension is asked
+    for its first bytes: of others the name tells.
 
     Raises Problem if it cannot be listed.
     """
@@ -52,21 +37,42 @@ def objects(prefix: str) -> Iterator[str]:
             page = _s3().call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more)
         except Exception as error:  # botocore's errors, and s3fs's, share no base class
             raise Problem(f"{prefix} cannot be listed ({error}). Do name and credentials fit?") from error
-        yield from (
-            f"{S3}{bucket}/{each['Key']}" for each in page.get("Contents", ()) if _is_image(Path(each["Key"]).name)
-        )
+        for each in page.get("Contents", ()):
+            if each["Key"].endswith("/") and not each["Size"]:
+                continue  # a console's way to show a folder
+            address = f"{S3}{bucket}/{each['Key']}"
+            if why := _no_image(address, each["Key"].removeprefix(key)):
+                left_out[why] += 1
+            else:
+                yield address
 
 
-def listed(manifest: Path) -> Iterator[str]:
-    """Yields the column `path` of a CSV file. Raises Problem if it has none, or a row without one."""
-    with manifest.open(newline="") as file:
-        rows = csv.DictReader(file)
-        if "path" not in (rows.fieldnames or ()):
-            raise Problem(f"{manifest} has no column `path`; its first line is {','.join(rows.fieldnames or ())!r}")
-        for row in rows:
-            if not row["path"]:
-                raise Problem(f"{manifest}, line {rows.line_num}: `path` is empty")
-            yield row["path"]
+def listed(table: Path) -> Iterator[str]:
+    """Yields the column `path` of a CSV file, in whatever encoding and with whatever separator Excel wrote it.
+
+    Raises Problem if it has none, or a row without one.
+    """
+    try:
+        with table.open(encoding=_encoding(table), newline="") as file:
+            header, above = file.readline().rstrip("\r\n"), 1
+            if header.lower().startswith("sep="):  # a line for Excel alone
+                header, above = file.readline().rstrip("\r\n"), 2
+            separator = max(SEPARATORS, key=header.count)
+            if separator not in header:
+                separator = "\x1f"  # one column: a comma is part of a name
+            names = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
+            if "path" not in names:
+                raise Problem(f"{table} has no column `path`; its first line is {header[:200]!r}")
+            rows = csv.reader(file, delimiter=separator)
+            for row in rows:
+                if not any(cell.strip() for cell in row):
+                    continue  # as Excel leaves them at the end
+                path = dict(zip(names, row, strict=False)).get("path")
+                if not path:
+                    raise Problem(f"{table}, line {above + rows.line_num}: `path` is empty")
+                yield path
+    except (UnicodeError, csv.Error) as error:
+        raise Problem(f"{table} is no list that can be read ({error}). Save it as CSV, UTF-8.") from error
 
 
 def join(root: str, path: str) -> str:
@@ -78,12 +84,11 @@ def read(path: str, most: int) -> bytes:
     """The first `most` bytes of a file or an object.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
         Problem: the store cannot be reached, or there are no credentials: that says nothing of the object.
     """
     if not path.startswith(S3):
-        with Path(path).open("rb") as file:
-            return file.read(most)
+        return walk.read(path if Path(path).exists() else _as_written_elsewhere(path), most)
     try:
         data: bytes = _s3().cat_file(path, end=most)
     except OSError as error:
@@ -98,8 +103,49 @@ def read(path: str, most: int) -> bytes:
     return data
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+def _no_image(address: str, name: str) -> str | None:
+    """Why an object is left out; None: it is listed."""
+    *folders, last = name.split("/")
+    for folder in folders:
+        if why := walk.unwanted_folder(folder):
+            return why
+    if why := walk.litter(last):
+        return why
+    if walk.is_named_so(last):
+        return None
+    if Path(last).suffix or not walk.starts_an_image(read(address, walk.HEAD)):
+        return walk.no_image(last)
+    return None
+
+
+def _as_written_elsewhere(path: str) -> Path:
+    """The file that a list of another system means: with backslashes, or with accents composed or apart (macOS)."""
+    found = Path("/")
+    for part in Path(path.replace("\\", "/")).absolute().parts[1:]:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found /= next((form for form in forms if (found / form).exists()), part)
+    return found
+
+
+def _encoding(table: Path) -> str:
+    """What a list is written in: UTF-8, with a mark before it or not, UTF-16, or else Windows's Western European."""
+    with table.open("rb") as file:
+        head = file.read(4)
+        if head in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+            raise Problem(f"{table} is a workbook. Save it as CSV (in Excel: CSV UTF-8), with a column `path`.")
+        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "utf-16"
+        if b"\0" in head[:2]:
+            return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
+        file.seek(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            while chunk := file.read(2**20):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8-sig"
 
 
 @cache

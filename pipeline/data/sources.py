@@ -10,6 +10,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from contextlib import suppress
 from math import ceil
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -34,6 +35,7 @@ DAMAGE = (  # what unpacking a damaged archive raises, besides OSError
     ValueError,  # a name that no file can have
     RuntimeError,  # a password, or a compression that Python does not know
 )
+UTF8_FLAG = 0x800  # of a zip's member: its name is UTF-8
 FREE_SHARE = 0.9  # of the free disk that an archive may unpack to; the rest is for everybody else
 
 
@@ -168,6 +170,7 @@ def _unpack(path: Path, folder: Path, name: str) -> None:
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as zipped:
                 for entry in stage.progress(zipped.infolist(), "unpacking", unit="file"):
+                    entry.filename = _as_named(entry)
                     kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the packer wrote no Unix mode
                     check(entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), entry.file_size)
                     zipped.extract(entry, folder)
@@ -177,6 +180,15 @@ def _unpack(path: Path, folder: Path, name: str) -> None:
         if stage.is_full_disk(error):
             raise
         raise Problem(f"{name} cannot be unpacked ({error}). Make or download it again.") from error
+
+
+def _as_named(entry: zipfile.ZipInfo) -> str:
+    """A member's name as its packer meant it: Windows's may have backslashes, macOS's are UTF-8 and do not say so."""
+    name = entry.filename
+    if not entry.flag_bits & UTF8_FLAG:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()  # Python took it for MS-DOS's code page, as the format has it
+    return name.replace("\\", "/")
 
 
 def _download(url: str, part: Path) -> None:

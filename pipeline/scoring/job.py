@@ -16,13 +16,13 @@ from leukdetect.contract import FILES
 from leukdetect.model_file import Model
 from leukdetect.runtime import cpus
 from pipeline import cluster, stage
-from pipeline.data import image_files
+from pipeline.data import image_files, walk
 from pipeline.scoring import worker
 from pipeline.scoring.worker import Errand, Job
 from pipeline.stage import Problem
 
 LISTING, PART_ROWS = "_listing.parquet", 2000  # the underscore hides it from whoever reads the folder as one table
-METADATA_KEY = b"leukdetect"
+METADATA_KEY, LEFT_OUT_KEY = b"leukdetect", b"left_out"
 
 
 def begin(out: Path, job: Job) -> tuple[int, list[tuple[int, int]]]:
@@ -86,13 +86,15 @@ def summary(out: Path, job: Job, now: int, seconds: float) -> str:
         f"{out}: {rows:,} images, {decisions['report']:,} to report, {decisions['refer']:,} to refer{why}, "
         f"{decisions[None]:,} that could not be used{pace}\n"
         f"by {job.model} {job.model_version or 'of a file'}, {job.precision}, {job.model_sha256[:12]}…"
+        f"{walk.lines(json.loads((listed.metadata or {}).get(LEFT_OUT_KEY, '{}')))}"
     )
 
 
 def _write_listing(listing: Path, job: Job) -> None:
     """Writes which images there are, a row group for each part, without ever holding them all."""
     columns = pa.schema([("path", pa.string())], metadata=_metadata(job))
-    paths, hashes = _paths(job), []
+    left_out: Counter[str] = Counter()
+    paths, hashes = _paths(job, left_out), []
     with stage.writing(listing) as temporary:
         with pq.ParquetWriter(temporary, columns) as writer:
             while group := list(islice(paths, PART_ROWS)):
@@ -101,12 +103,13 @@ def _write_listing(listing: Path, job: Job) -> None:
                 except UnicodeEncodeError as error:
                     raise Problem(f"the name of an image is not UTF-8 ({error.object!r}); rename it") from error
                 hashes.append(np.fromiter(map(hash, group), np.int64))  # 8 bytes an image, to find twins
+            writer.add_key_value_metadata({LEFT_OUT_KEY: json.dumps(left_out)})
         if not hashes:
-            raise Problem(f"{job.source}: no images ({' '.join(sorted(image_files.EXTENSIONS))})")
+            raise Problem(f"{job.source}: no images{walk.but(left_out)}")
         everything = np.sort(np.concatenate(hashes))
         twins = everything[1:][np.diff(everything) == 0]
         if len(twins):
-            first = next(each for each in _paths(job) if hash(each) == twins[0])
+            first = next(each for each in _paths(job, Counter()) if hash(each) == twins[0])
             raise Problem(f"{job.source} names {len(twins)} images twice, such as {first}: one row an image")
 
 
@@ -115,7 +118,7 @@ def _tables(
 ) -> Iterator[pa.Table]:
     """Scores each part with all of this machine's processors, or with one of a Ray cluster's."""
     with pq.ParquetFile(listing) as file:  # opened once: a billion images have half a million row groups
-        parts = (file.read_row_group(part)["path"].to_pylist() for part, _ in todo)
+        parts = (_row_group(file, listing, part) for part, _ in todo)
         if not ray:
             for paths in parts:
                 yield worker.score(paths, job, model, 2 * cpus(), seen)
@@ -128,11 +131,19 @@ def _tables(
                 yield table
 
 
-def _paths(job: Job) -> Iterator[str]:
+def _row_group(file: pq.ParquetFile, listing: Path, part: int) -> list[str]:
+    try:
+        paths: list[str] = file.read_row_group(part)["path"].to_pylist()
+    except (pa.ArrowException, OSError, LookupError) as error:
+        raise _damaged(listing, error) from error
+    return paths
+
+
+def _paths(job: Job, left_out: Counter[str]) -> Iterator[str]:
     if job.source.startswith(image_files.S3):
-        return image_files.objects(job.source)
+        return image_files.objects(job.source, left_out)
     if Path(job.source).is_dir():
-        return (path.relative_to(job.root).as_posix() for path in image_files.image_files(Path(job.source)))
+        return (path.relative_to(job.root).as_posix() for path in walk.image_files(Path(job.source), left_out))
     return image_files.listed(Path(job.source))
 
 
@@ -144,9 +155,19 @@ def _name(part: int) -> str:
     return f"part-{part:05}.parquet"
 
 
+def _damaged(file: Path, error: Exception) -> Problem:
+    return Problem(
+        f"{file} is damaged, or no scoring job's ({str(error).splitlines()[0]}), so nobody can tell which images "
+        f"were to be scored. Remove {file.parent}, or give another folder in --out, to begin anew."
+    )
+
+
 def _refuse_another(file: Path, job: Job) -> None:
     """Two models' answers never stand in one folder."""
-    begun = json.loads(pq.read_schema(file).metadata[METADATA_KEY])
+    try:
+        begun = dict(json.loads(pq.read_schema(file).metadata[METADATA_KEY]))
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
     differs = [f"{key} {begun.get(key)} (now {value})" for key, value in asdict(job).items() if begun.get(key) != value]
     if differs:
         raise Problem(

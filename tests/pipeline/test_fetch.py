@@ -299,11 +299,58 @@ def test_the_folder_nearest_the_file_decides_in_any_case(recipe: Recipe, tmp_pat
     assert {"pro/a.jpg", "benign/b.jpg"} <= set(raw_files())
 
 
-def test_side_files_and_hidden_files_are_ignored(recipe: Recipe, tmp_path: Path) -> None:
-    extra = ("Thumbs.db", "Benign/.DS_Store", "README.md", "odd/labels.csv", "__MACOSX/odd/x.jpg", "odd/._y.jpg")
-    recipe(source="folder", folder=str(tree(tmp_path / "f", plain() | dict.fromkeys(extra, b"x"))))
+def test_what_is_no_image_to_learn_from_is_left_out_and_said(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    side = ("Thumbs.db", "Benign/.DS_Store", "README.md", "odd/labels.csv", "__MACOSX/odd/x.jpg", "odd/._y.jpg")
+    deleted = {f"Pro/{folder}/z.jpg": image(90) for folder in ("#recycle", "@eaDir", "$RECYCLE.BIN")}
+    by_content = {"Pro/camera.jfif": image(91), "Pro/IMG_0007": image(92)}
+    files = plain() | dict.fromkeys(side, b"x") | deleted | by_content
+    recipe(source="folder", folder=str(tree(tmp_path / "f", files)))
+    os.mkfifo(tmp_path / "f/Pro/pipe.jpg")
     fetch.main()
-    assert len(raw_files()) == 8
+    assert len(raw_files()) == 10
+    assert {"pro/camera.jfif", "pro/IMG_0007"} <= set(raw_files())
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+    assert said == [
+        "left out: 1 deleted files, in #recycle",
+        "left out: 1 deleted files, in $RECYCLE.BIN",
+        "left out: 1 files of the system's own",
+        "left out: 1 files of the system's own, in __MACOSX",
+        "left out: 1 files that are no JPEG, PNG, BMP, TIFF or WebP (*.csv)",
+        "left out: 1 files that are no JPEG, PNG, BMP, TIFF or WebP (*.md)",
+        "left out: 2 hidden files",
+        "left out: 1 pipes, sockets and devices",
+        "left out: 1 thumbnails and indexes, in @eaDir",
+    ]
+
+
+def test_accents_may_be_composed_or_apart_as_macos_has_them(recipe: Recipe, tmp_path: Path) -> None:
+    classes = [CNMC_CLASSES[0] | {"folders": ["früh"]}, CNMC_CLASSES[1] | {"folders": ["spa\u0308t"]}]
+    files = {"fru\u0308h/Mu\u0308ller_1.jpg": image(1), "spät/Weiß_1.jpg": image(2)}
+    recipe(classes=classes, source="folder", folder=str(tree(tmp_path / "f", files)))
+    fetch.main()
+    assert set(raw_files()) == {"hem/Müller_1.jpg", "all/Weiß_1.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        pytest.param(b"Benign\\fall 2\\a.jpg", "benign/a.jpg", id="backslashes"),
+        pytest.param("Pro/Müller.jpg".encode(), "pro/Müller.jpg", id="UTF-8 that is not said to be"),
+        pytest.param("Pro/Müller.jpg".encode("cp437"), "pro/Müller.jpg", id="MS-DOS"),
+    ],
+)
+def test_a_zip_of_another_system_is_unpacked_under_the_names_that_were_meant(
+    recipe: Recipe, tmp_path: Path, written: bytes, meant: str
+) -> None:
+    placeholder = b"x" * len(written)
+    data = zipped(plain() | {placeholder.decode(): image(9)}).replace(placeholder, written)
+    (tmp_path / "smears.zip").write_bytes(data)
+    recipe(source="archive", archive=str(tmp_path / "smears.zip"), sha256=sha256(data))
+    fetch.main()
+    assert raw_files()[meant] == image(9)
+    assert len(raw_files()) == 9
 
 
 def test_linked_folders_are_followed_and_loops_of_links_end(recipe: Recipe, tmp_path: Path) -> None:

@@ -160,6 +160,97 @@ def test_a_manifest_names_the_images_and_may_not_name_one_twice(
     assert not list((tmp_path / "2").iterdir())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_list_as_excel_writes_it_names_the_images(tmp_path: Path, encoding: str, separator: str) -> None:
+    table = [["Fall", "Path "], ["Weiß", "a/Müller, 1.jpg"], ["2", "b\\2.jpg"], ["", ""]]
+    quoted = (separator.join(f'"{cell}"' if separator in cell else cell for cell in row) for row in table)
+    (tmp_path / "list.csv").write_bytes("\r\n".join([*quoted, ""]).encode(encoding))
+    assert list(image_files.listed(tmp_path / "list.csv")) == ["a/Müller, 1.jpg", "b\\2.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "paths"),
+    [
+        (b"sep=;\r\nid;path\r\n1;a.jpg\r\n", ["a.jpg"]),
+        (b"path\nsmear, 2.jpg\n", ["smear, 2.jpg"]),
+        (b'path\n"smear, 2.jpg"\n', ["smear, 2.jpg"]),
+    ],
+)
+def test_a_list_with_a_line_for_excel_or_of_one_column(tmp_path: Path, content: bytes, paths: list[str]) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    assert list(image_files.listed(tmp_path / "list.csv")) == paths
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04 a workbook", "is a workbook. Save it as CSV"),
+        (b"", "no column `path`"),
+        (b"id;path\r\n1;a.jpg\r\n2;\r\n", "line 3: `path` is empty"),
+        (b"path\n\x81\x8d.jpg\n", "is no list that can be read"),
+        (b"path\n" + b"a" * 200_000 + b"\n", "is no list that can be read"),
+        (b"\xff\xfep\0a\0t\0h\0\n\0\x00", "is no list that can be read"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_one_message(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(Problem, match=message):
+        list(image_files.listed(tmp_path / "list.csv"))
+
+
+def test_a_list_of_another_system_finds_its_files(tmp_path: Path) -> None:
+    for written, named in (("a/Mu\u0308ller.jpg", "a\\Müller.jpg"), ("ö/Weiß.jpg", "o\u0308/Weiß.jpg")):
+        path = tmp_path / written
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"found")
+        assert image_files.read(image_files.join(str(tmp_path), named), 10) == b"found"
+    with pytest.raises(FileNotFoundError):
+        image_files.read(str(tmp_path / "ü.jpg"), 10)
+
+
+def test_what_is_left_out_is_said_also_when_the_job_goes_on(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(folder / "a/pipe.jpg")
+    (folder / "a/no extension").write_bytes((folder / "a/00.jpg").read_bytes())
+    (folder / "#recycle").mkdir()
+    (folder / "#recycle/deleted.jpg").write_bytes((folder / "a/00.jpg").read_bytes())
+    for _ in range(2):
+        run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")] == [
+            "left out: 1 deleted files, in #recycle",
+            "left out: 1 files that are no JPEG, PNG, BMP, TIFF or WebP (*.txt)",
+            "left out: 1 hidden files",
+            "left out: 1 pipes, sockets and devices",
+        ]
+    assert rows(tmp_path / "out")["a/no extension"]["error"] is None
+
+
+def test_a_pipe_in_a_list_is_a_row_with_its_reason(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "some.csv").write_text("path\npipe.jpg\n/dev/zero\n")
+    run(monkeypatch, tmp_path / "some.csv", "--out", tmp_path / "out", "--model", model)
+    assert all("It is no file, but" in row["error"] for row in rows(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "another table"])
+def test_a_listing_that_is_damaged_is_one_message(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    (tmp_path / "out/part-00000.parquet").unlink()
+    listing = tmp_path / "out" / job.LISTING
+    if damage == "another table":
+        pq.write_table(pq.read_table(listing).replace_schema_metadata({}), listing)
+    else:
+        listing.write_bytes({"garbage": b"x" * 5000, "empty": b"", "cut": listing.read_bytes()[:-50]}[damage])
+    with pytest.raises(Problem, match=r"is damaged, or no scoring job's.*begin anew"):
+        run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+
+
 def test_where_nothing_can_be_read_any_more_it_stops_and_keeps_no_row_of_it(
     tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
