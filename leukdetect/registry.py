@@ -99,8 +99,10 @@ class Registry:
             except RegistryError:
                 raise
             except Exception as error:  # as in ask, and disk errors
+                moved = " (was the project moved? `python -m pipeline.register` there corrects MLflow's paths)"
                 raise RegistryError(
                     f"version {registered.version} could not be downloaded from {self.shown}: {_safe(error)}"
+                    + (moved if self.tracking_uri.startswith("sqlite:") else "")
                 ) from error
         return Located(folder, registered.version, registered.alias)
 

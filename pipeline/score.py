@@ -24,6 +24,7 @@ from leukdetect.model_file import Model, RefusedError
 from leukdetect.registry import Located, Registry, RegistryError
 from pipeline import cluster, stage
 from pipeline.data import image_files
+from pipeline.registry import moved
 from pipeline.scoring import job as jobs
 from pipeline.scoring.job import Job
 from pipeline.stage import Problem
@@ -78,6 +79,7 @@ def _open(options: argparse.Namespace) -> Model:
     if options.precision not in ("auto", *FILES):
         raise Problem(f"there is no precision {options.precision}; there are auto, {', '.join(FILES)}")
     registry = Registry(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", options.cache_dir)
+    moved.settle(registry.tracking_uri)
     try:
         is_folder = Path(options.model).is_dir()  # with one of each precision, as a registered version's
         located = Located(Path(options.model)) if is_folder else registry.locate(options.model)

@@ -14,7 +14,7 @@ from pipeline.evaluation import metrics as measures
 from pipeline.evaluation.compare import sentence
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, OnnxModel
-from pipeline.registry import versions
+from pipeline.registry import tracking, versions
 
 
 def compare(
@@ -32,6 +32,8 @@ def compare(
         return None, "There is no champion to compare with."
     if champion == version:
         return None, "It is the champion: nothing to compare it with."
+    if versions.is_of(tracking.client(), recipe.register_.name, champion, stage.sha256(model.path)):
+        return None, f"It is the very file of champion version {champion}, whose files are gone: nothing to compare."
     with tempfile.TemporaryDirectory() as folder:
         other = onnx_model.load(versions.download(recipe.register_.name, champion, Path(folder), FP32.name))
     keys, other_keys = [[c.key for c in m.contract.classes] for m in (model, other)]

@@ -38,10 +38,10 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import params
+from pipeline.registry import moved
+from pipeline.registry.moved import SQLITE
 from pipeline.stage import Problem
 
-SQLITE = "sqlite:///"
-ARTIFACTS = Path("mlartifacts")  # of the embedded MLflow; a server keeps its own
 KEY_TAG = "leukdetect.key"
 HEALTH_TIMEOUT = 5  # seconds
 
@@ -66,7 +66,7 @@ def client() -> MlflowClient:
 
 
 def check() -> None:
-    """Finds in seconds whether MLflow can be used, before anything expensive starts.
+    """Finds in seconds whether MLflow can be used, before anything expensive starts; see `moved` too.
 
     Raises Problem if the server does not answer, or the SQLite file cannot be written.
     """
@@ -84,6 +84,7 @@ def check() -> None:
                     f"MLflow's database {database} cannot be written ({blocked[0]} is missing or read-only). "
                     f"Make {database.parent} a writable folder, or set MLFLOW_TRACKING_URI to another place."
                 )
+            moved.settle(uri())
         else:
             client().search_experiments(max_results=1)
 
@@ -204,7 +205,7 @@ def _experiment(store: MlflowClient, name: str) -> str:
     if experiment := store.get_experiment_by_name(name):
         return experiment.experiment_id
     embedded = uri().startswith(SQLITE)
-    return store.create_experiment(name, artifact_location=ARTIFACTS.resolve().as_uri() if embedded else None)
+    return store.create_experiment(name, artifact_location=moved.artifacts(uri()).as_uri() if embedded else None)
 
 
 def _log(store: MlflowClient, run_id: str, metrics: dict[str, float], step: int = 0) -> None:

@@ -72,14 +72,15 @@ class ModelFile(NamedTuple):
 def register(
     client: MlflowClient, recipe: params.Params, model: OnnxModel, measured: Report, source: dict[str, Any]
 ) -> tuple[str, str]:
-    """Logs everything to the run and creates the version; a file that was registered before keeps both.
+    """Logs everything to the run and creates the version; a file that was registered before, and is there, keeps both.
 
     Returns:
         The run's id and the version.
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
     headline = {tag: f"{estimate.value:.4f}" for tag, estimate in measured.headline().items()}
-    known = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
+    registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
+    known = [each for each in registered if _has_files(client, name, str(each.version))]
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
     _log_reports(client, run_id, model, measured, source)
     version = str((known[0] if known else _new_version(client, name, run_id, model, source)).version)
@@ -122,6 +123,11 @@ def refuse_unless_passed(client: MlflowClient, name: str, version: str) -> None:
         )
 
 
+def is_of(client: MlflowClient, name: str, version: str, sha256: str) -> bool:
+    """Whether the version is of the file of this hash."""
+    return bool(client.get_model_version(name, version).tags.get(SHA256_TAG) == sha256)
+
+
 def download(name: str, version: str, folder: Path, file: str = "") -> Path:
     """Downloads a version's artifacts, or one of them, into a folder. Raises Problem if they are not there."""
     uri = f"models:/{name}/{version}/artifacts/{file}".rstrip("/")
@@ -142,6 +148,13 @@ def model_files(name: str, version: str) -> dict[str, ModelFile]:
             precision: ModelFile(stage.sha256(got / file), onnx_model.load(got / file).contract)
             for precision, file in FILES.items()
         }
+
+
+def _has_files(client: MlflowClient, name: str, version: str) -> bool:
+    """Whether a version's model files can still be had: somebody may have cleared the store."""
+    uri = client.get_model_version_download_uri(name, version)
+    found = mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/artifacts", tracking_uri=tracking.uri())
+    return {Path(each.path).name for each in found} >= set(FILES.values())
 
 
 def _run_id(client: MlflowClient, model: OnnxModel, recipe: params.Params) -> str:

@@ -26,7 +26,7 @@ import leukdetect
 from benchmarks.process import free_port
 from leukdetect import contract, images
 from pipeline import register
-from pipeline.registry import tracking
+from pipeline.registry import moved, tracking
 from pipeline.stage import Problem
 from tests import measured, tiny_model
 from tests.project import ROOT
@@ -114,6 +114,19 @@ def aliases() -> dict[str, str]:
 
 def versions() -> list[str]:
     return sorted(str(version.version) for version in tracking.client().search_model_versions("name = 'leukdetect'"))
+
+
+def downloaded(project: Path, version: str) -> Path:
+    """What of a version MLflow's own client gets, without a look at our code."""
+    uri = f"sqlite:///{project}/mlflow.db"
+    folder = mlflow.artifacts.download_artifacts(
+        f"models:/leukdetect/{version}/artifacts", tracking_uri=uri, registry_uri=uri
+    )
+    return Path(folder)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def registration() -> dict[str, Any]:
@@ -375,11 +388,64 @@ def test_a_champion_of_other_classes_is_not_compared_with(project: Path, capsys:
 
 def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
     register.main()
-    shutil.rmtree(tracking.ARTIFACTS)
+    shutil.rmtree(moved.ARTIFACTS)
     write_model(BETTER)
     with pytest.raises(Problem, match="the files of leukdetect version 1 could not be fetched"):
         register.main()
     assert aliases() == {"champion": "1", "challenger": "2"}
+
+
+def test_a_version_whose_files_are_gone_is_registered_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register.main()
+    shutil.rmtree(moved.ARTIFACTS)
+    register.main()
+    assert "It is the very file of champion version 1, whose files are gone" in capsys.readouterr().out
+    assert aliases() == {"champion": "2", "previous": "1"}
+    assert (downloaded(project, "2") / "leukdetect.onnx").read_bytes() == register.FP32.read_bytes()
+    register.main()
+    assert versions() == ["1", "2"]
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_project_that_was_moved_or_copied_works_on_its_own_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    register.main()
+    there = project.with_name(f"{how} elsewhere")
+    shutil.copytree(project, there)
+    before = tree(project)
+    if how == "moved":
+        shutil.rmtree(project)
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+
+    def registered() -> str:  # in a process of its own, since MLflow remembers where a run's files are
+        command = [sys.executable, "-m", "pipeline.register"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    output = registered()
+    assert f"MLflow's files are those in {there}/mlartifacts now: this project was moved" in output
+    assert f"or copied from {project}\n" in output
+    assert "Version 1 was champion before and stays it." in output
+    assert str(project).encode() not in (there / "mlflow.db").read_bytes().replace(str(there).encode(), b"")
+    write_model(BETTER)
+    assert "MLflow's files are those" not in registered()
+    for version in ("1", "2"):
+        assert (downloaded(there, version) / "leukdetect.onnx").is_file()
+    assert tree(project) == ({} if how == "moved" else before)
+
+
+def test_a_database_that_left_its_files_behind_is_one_message(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register.main()
+    before = tree(project)
+    there = project.with_name("half")
+    shutil.copytree(project, there, ignore=shutil.ignore_patterns("mlartifacts"))
+    monkeypatch.chdir(there)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(Problem, match=f"keeps its files in {project}/mlartifacts, and there is no {there}/mlartifacts"):
+        register.main()
+    assert tree(project) == before
 
 
 def test_reports_that_are_missing_are_named_and_nothing_is_registered(project: Path) -> None:

@@ -87,8 +87,8 @@ def test_the_embedded_mlflow_keeps_artifacts_in_this_folder(here: Path, recipe: 
 
 
 def test_a_very_long_parameter_is_cut_and_not_refused(here: Path) -> None:
-    run = tracking.run_id(changed("fetch", "licence", "x" * 10_000), DATA)
-    assert tracking.client().get_run(run).data.params["fetch.licence"] == "x" * 6000
+    run = tracking.run_id(changed("fetch", "folder", "x" * 10_000), DATA)
+    assert tracking.client().get_run(run).data.params["fetch.folder"] == "x" * 6000
 
 
 def test_replay_logs_only_the_epochs_that_are_missing(here: Path, recipe: params.Params) -> None:
