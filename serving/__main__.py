@@ -6,7 +6,8 @@ import sys
 
 import uvicorn
 from pydantic import ValidationError
-from pydantic_settings import CliApp
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp, SettingsError
 
 from leukdetect.model_file import RefusedError
 from leukdetect.registry import RegistryError
@@ -21,13 +22,9 @@ def main() -> None:
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        faults = [  # of the settings as a whole the message says all, and their values include a secret
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (it is {item['input']!r})"
-            if item["loc"]
-            else item["msg"]
-            for item in error.errors()
-        ]
-        sys.exit("error: " + "; ".join(faults))
+        sys.exit("error: " + "; ".join(_fault(item) for item in error.errors()))
+    except SettingsError as error:  # of a list, which must be JSON
+        sys.exit(f"error: {error}: it must be JSON" + (f" ({error.__cause__})" if error.__cause__ else ""))
     logs.configure()
     connections.allow_many()
     # uvicorn drains, then raises the signal again for whoever was there before: being stopped is no failure.
@@ -57,6 +54,15 @@ def main() -> None:
     )
     uvicorn.Server(config).run()
     sys.exit(0)
+
+
+def _fault(item: ErrorDetails) -> str:
+    """One line on one setting, or on several, which name themselves and include a secret's value."""
+    name = ".".join(map(str, item["loc"]))
+    if not name:
+        return item["msg"]
+    shown = "" if item["type"] == "empty" or "secret" in name else f" (it is {item['input']!r})"
+    return f"{name}: {item['msg']}{shown}"
 
 
 if __name__ == "__main__":

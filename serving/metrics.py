@@ -80,6 +80,8 @@ class Metrics:
         )
         self.drift_alarm = gauge("drift_alarm", "1: a statistic of this signal is beyond its threshold", ["signal"])
         # the process
+        self.thread_alive = gauge("thread_alive", "1: this background thread runs; 0: it has ended", ["thread"])
+        self.thread_busy = gauge("thread_busy_seconds", "How long its present turn has lasted; 0: none", ["thread"])
         gauge("resident_bytes", "Memory in use (RSS)").set_function(_resident_bytes)
         self._info: tuple[str, ...] | None = None
 

@@ -3,6 +3,7 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 _CHANCE = random.SystemRandom()  # not the seeded generator, which others may rely on
@@ -15,10 +16,22 @@ class Periodic:
 
     def __init__(self, name: str, seconds: float, work: Callable[[], object], jitter: float = 0) -> None:
         """`seconds`: 0 means only when woken; `jitter`: the share by which a pause may be longer or shorter."""
-        self._name, self._seconds, self._work, self._jitter = name, seconds, work, jitter
+        self.name, self._seconds, self._work, self._jitter = name, seconds, work, jitter
         self._woken = threading.Event()
         self._stopped = False
+        self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """False where the thread has ended though nobody stopped it: then only a restart helps."""
+        return self._stopped or self._thread.ident is None or self._thread.is_alive()
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the call that is under way has taken so far; 0 during a pause."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def start(self) -> None:
         """Begins with a pause."""
@@ -40,12 +53,21 @@ class Periodic:
         return self._seconds * _CHANCE.uniform(1 - self._jitter, 1 + self._jitter) or None
 
     def _run(self) -> None:
+        try:
+            self._turns()
+        except BaseException:  # `alive` tells
+            log.critical("the thread %s has ended; only a restart brings it back", self.name, exc_info=True)
+
+    def _turns(self) -> None:
         while True:
             self._woken.wait(self.pause())
             self._woken.clear()
             if self._stopped:
                 return
+            self._busy_since = time.monotonic()
             try:
                 self._work()
             except Exception:
-                log.exception("%s failed", self._name)
+                log.exception("%s failed", self.name)
+            finally:
+                self._busy_since = None

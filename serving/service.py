@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Request
 
@@ -49,6 +50,12 @@ class Service:
         )
         # None: a file is served, which no alias can move
         self.updates = Updates(settings, models, metrics) if is_alias(settings.model) else None
+        background = (*self._periodic, self.feedback.periodic, *([self.updates.periodic] if self.updates else []))
+        self._threads: tuple[Engine | Periodic, ...] = (self.engine, *background)
+        for each in background:
+            metrics.thread_busy.labels(each.name).set_function(partial(getattr, each, "busy_seconds"))
+        for thread in self._threads:
+            metrics.thread_alive.labels(thread.name).set_function(partial(getattr, thread, "alive"))
         metrics.describe(models.champion)
         metrics.threads.set(models.champion.threads)
         metrics.registry_reachable.set(1)  # until it is asked in vain
@@ -71,6 +78,11 @@ class Service:
         self.pool.close()
         self.engine.close()
         self.feedback.close()
+
+    @property
+    def dead(self) -> list[str]:
+        """The threads that have ended though nobody asked; only a restart brings them back."""
+        return [] if self.draining else [each.name for each in self._threads if not each.alive]
 
     @property
     def ready(self) -> bool:

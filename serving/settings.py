@@ -1,12 +1,17 @@
 """The server's settings: environment variables LEUKDETECT_…, or flags of `python -m serving`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from leukdetect.registry import Registry
+
+# Beyond a year a thread's wait overflows; "inf" would too.
+Seconds = Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=10**12)]
 
 
 class Settings(BaseSettings):
@@ -35,7 +40,7 @@ class Settings(BaseSettings):
         description="the MLflow registry; its variable is MLflow's own, MLFLOW_TRACKING_URI",
     )
     cache_dir: Path = Field(default=Path(".serving"), description="downloaded models; a start then needs no registry")
-    watch_seconds: float = Field(default=15, ge=0, description="how often to ask the registry, ±10 percent; 0: never")
+    watch_seconds: Seconds = Field(default=15, description="how often to ask the registry, ±10 percent; 0: never")
     shadow_share: float = Field(
         default=0, ge=0, le=1, description="share of predictions for the challenger too, unseen"
     )
@@ -58,26 +63,44 @@ class Settings(BaseSettings):
     )
 
     # limits
-    max_body_bytes: int = Field(default=20_000_000, gt=0, description="a larger request is refused unparsed (413)")
-    max_batch_bytes: int = Field(default=100_000_000, gt=0, description="the same for /predict/batch")
-    max_batch_files: int = Field(default=64, gt=0, description="files in one request to /predict/batch (413)")
-    max_pixels: int = Field(default=40_000_000, gt=0, description="a larger image is refused undecoded (413)")
-    max_buffered_bytes: int = Field(default=256_000_000, gt=0, description="bodies in memory together; beyond: 503")
-    read_seconds: float = Field(default=30, gt=0, description="how long a client may take to send its body (408)")
-    queue_size: int = Field(default=32, gt=0, description="images admitted, not yet answered; one more: 503")
-    explain_queue_size: int = Field(default=4, gt=0, description="the same for /explain, which waits for predictions")
-    deadline_ms: int = Field(default=2_000, gt=0, description="how long an answer may take, from the request's end")
-    max_deadline_ms: int = Field(default=30_000, gt=0, description="the longest that X-Deadline-Ms may ask for")
+    max_body_bytes: Count = Field(default=20_000_000, description="a larger request is refused unparsed (413)")
+    max_batch_bytes: Count = Field(default=100_000_000, description="the same for /predict/batch")
+    max_batch_files: Count = Field(default=64, description="files in one request to /predict/batch (413)")
+    max_pixels: Count = Field(default=40_000_000, description="a larger image is refused undecoded (413)")
+    max_buffered_bytes: Count = Field(default=256_000_000, description="bodies in memory together; beyond: 503")
+    read_seconds: Seconds = Field(default=30, gt=0, description="how long a client may take to send its body (408)")
+    queue_size: Count = Field(default=32, description="images admitted, not yet answered; one more: 503")
+    explain_queue_size: Count = Field(default=4, description="the same for /explain, which waits for predictions")
+    deadline_ms: Count = Field(default=2_000, description="how long an answer may take, from the request's end")
+    max_deadline_ms: Count = Field(default=30_000, description="the longest that X-Deadline-Ms may ask for")
 
     # its own records
     feedback_db: Path | None = Field(
         default=None, description="SQLite: classes answered and confirmed, no image; else feedback.db in cache_dir"
     )
-    feedback_days: int = Field(default=90, gt=0, description="how long an answer may wait for its confirmation")
+    feedback_days: int = Field(
+        default=90, gt=0, le=36_500, description="how long an answer may wait for its confirmation"
+    )
 
     # its end
-    grace_seconds: float = Field(default=1, ge=0, description="after SIGTERM: not ready, yet answering")
-    drain_seconds: int = Field(default=30, gt=0, description="after that: how long to wait for requests in flight")
+    grace_seconds: Seconds = Field(default=1, description="after SIGTERM: not ready, yet answering")
+    drain_seconds: int = Field(
+        default=30, gt=0, le=31_536_000, description="after that: how long to wait for requests in flight"
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise PydanticCustomError("empty", "is empty; give it a value, or unset it for its default")
+        return value
+
+    @field_validator("feedback_db")
+    @classmethod
+    def _no_folder(cls, value: Path | None) -> Path | None:
+        if value and value.is_dir():
+            raise PydanticCustomError("folder", "must be a file's path and not a folder's")
+        return value
 
     @model_validator(mode="after")
     def _tls_needs_both(self) -> "Settings":

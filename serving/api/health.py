@@ -14,7 +14,7 @@ from leukdetect.model_file import Model
 from serving import problems
 from serving.api.schemas import Health, ModelAnswer, State
 from serving.inference.prediction import identity
-from serving.service import of
+from serving.service import Service, of
 
 router = APIRouter(tags=["state"])
 
@@ -25,9 +25,10 @@ async def health(request: Request) -> Health:
     service = of(request)
     models = service.models
     contract = models.champion.contract
+    notes = [note for note in (models.note, _dead(service)) if note]
     return Health(
-        status="stopping" if service.draining else "degraded" if models.note or not service.engine.alive else "ok",
-        note=models.note,
+        status="stopping" if service.draining else "degraded" if notes else "ok",
+        note=" ".join(notes) or None,
         model=identity(models.champion),
         previous=identity(models.previous) if models.previous else None,
         challenger=identity(models.challenger) if models.challenger else None,
@@ -44,10 +45,9 @@ async def health(request: Request) -> Health:
 
 @router.get("/livez", responses=problems.documented(503))
 async def livez(request: Request) -> State:
-    """The process answers, and its inference thread runs; where it does not, only a restart helps."""
-    service = of(request)
-    if not service.engine.alive and not service.draining:
-        raise problems.ProblemError(503, "dead", "Not alive", "The model's thread is not running.")
+    """The process answers, and all of its threads run; where one does not, only a restart helps."""
+    if dead := _dead(of(request)):
+        raise problems.ProblemError(503, "dead", "Not alive", dead)
     return State()
 
 
@@ -89,6 +89,11 @@ async def datasheet(request: Request) -> HTMLResponse:
 async def metrics(request: Request) -> Response:
     """All metrics in Prometheus' text format."""
     return Response(generate_latest(of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _dead(service: Service) -> str | None:
+    names = ", ".join(service.dead)
+    return f"Background threads that have ended: {names}. Restart the server." if names else None
 
 
 def _page(model: Model, file: str, what: str) -> HTMLResponse:

@@ -91,7 +91,7 @@ async def server_metadata() -> ServerMetadata:
 async def live(request: Request) -> Response:
     """As /livez."""
     service = of(request)
-    alive = service.engine.alive or service.draining
+    alive = not service.dead
     return JSONResponse({"live": alive}, 200 if alive else 503)
 
 

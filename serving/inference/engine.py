@@ -65,6 +65,8 @@ class Engine:
     what is waiting for the same model, up to `BATCH`, and never waits for more.
     """
 
+    name = "inference"
+
     def __init__(self, sizes: Mapping[Lane, int], pace: float, metrics: Metrics) -> None:
         """`sizes`: how many images may be admitted to a lane at once; `pace`: seconds per image, to begin with."""
         self._sizes = sizes
@@ -76,7 +78,7 @@ class Engine:
         self._closing = False
         self._passed_over = 0  # runs for predictions since an explanation began to wait
         self._last_done = 0.0
-        self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
         self._thread.start()
 
     @property

@@ -39,22 +39,22 @@ class Updates:
         self._refused: dict[str, str] = {}  # by alias: the folder of the version that it named
         self._said = {self._alias: _in_service(models.champion)}  # by subject, an alias: its last line in the log
         self._behind_since: float | None = None
-        self._periodic = Periodic("updates", settings.watch_seconds, self._turn, JITTER)
+        self.periodic = Periodic("updates", settings.watch_seconds, self._turn, JITTER)
         metrics.alias_lag.set_function(self._lag)
 
     def start(self) -> None:
         """Begins to watch."""
-        self._periodic.start()
+        self.periodic.start()
 
     def stop(self) -> None:
         """Ends it; a download or load that is under way ends with the process."""
-        self._periodic.stop(STOP_SECONDS)
+        self.periodic.stop(STOP_SECONDS)
 
     def reload(self) -> Future[Result]:
         """Asks the registry at once; a version that was refused gets another chance."""
         answer: Future[Result] = Future()
         self._asked.put(answer)
-        self._periodic.wake()
+        self.periodic.wake()
         return answer
 
     def _turn(self) -> None:

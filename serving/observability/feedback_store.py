@@ -87,8 +87,8 @@ class Feedback:
         self._failing = False
         self._prune_at = time.monotonic()
         self._db: sqlite3.Connection | None = None
-        self._periodic = Periodic("feedback", BATCH_SECONDS, self._turn)
-        self._periodic.start()
+        self.periodic = Periodic("feedback", BATCH_SECONDS, self._turn)
+        self.periodic.start()
 
     def record(self, request_id: str, class_key: str, version: str | None) -> None:
         """Remembers an answer. Returns at once; it is written a moment later."""
@@ -108,7 +108,7 @@ class Feedback:
             raise OSError("the server is stopping")
         question = _Question(request_id, class_key)
         self._queue.put(question)  # behind the answers that wait, so that they are written first
-        self._periodic.wake()
+        self.periodic.wake()
         confirmed = await asyncio.wait_for(asyncio.wrap_future(question.future), CONFIRM_SECONDS)
         if confirmed is None:
             raise KeyError(request_id)
@@ -117,7 +117,7 @@ class Feedback:
     def close(self) -> None:
         """Writes what waits, and ends."""
         self._closed = True
-        if self._periodic.stop(CONFIRM_SECONDS):  # a disk that hangs must not keep the process from ending
+        if self.periodic.stop(CONFIRM_SECONDS):  # a disk that hangs must not keep the process from ending
             self._turn()
             if self._db:
                 self._db.close()

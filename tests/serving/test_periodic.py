@@ -35,3 +35,37 @@ def test_without_a_pause_it_waits_until_it_is_woken_and_a_stop_ends_it_without_a
     called.clear()
     periodic.stop()
     assert not called.is_set()
+
+
+def test_a_thread_that_ends_unasked_is_not_alive_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> None:
+        raise SystemExit
+
+    periodic = Periodic("feedback", 0.01, work)
+    assert periodic.alive  # it is yet to begin
+    periodic.start()
+    periodic._thread.join(10)
+    assert not periodic.alive
+    assert "the thread feedback has ended" in caplog.text
+    stopped = Periodic("drift", 0.01, lambda: None)
+    stopped.start()
+    stopped.stop()
+    assert stopped.alive  # as it was asked to
+
+
+def test_a_call_that_does_not_end_is_seen() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        release.wait(30)
+
+    periodic = Periodic("updates", 0.01, work)
+    assert periodic.busy_seconds == 0
+    periodic.start()
+    assert begun.wait(10)
+    first = periodic.busy_seconds
+    assert 0 < first < periodic.busy_seconds
+    release.set()
+    periodic.stop()
+    assert periodic.busy_seconds == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from leukdetect.runtime import cpus
 from serving.request.auth import Key, digest_of
@@ -162,6 +163,11 @@ def test_the_metrics_tell_the_memory_and_the_threads_of_the_process(model_file: 
             "error: params.yaml and nothing.pem make no certificate",
         ),
         (["--port", "http"], "error: port: Input should be a valid integer"),
+        (["--feedback-db", ""], "error: feedback_db: is empty; give it a value, or unset it for its default"),
+        (["--feedback-db", "tests"], "error: feedback_db: must be a file's path and not a folder's (it is 'tests')"),
+        (["--keys-file", " "], "error: keys_file: is empty"),
+        (["--watch-seconds", "inf"], "error: watch_seconds: Input should be a finite number"),
+        (["--watch-seconds", "1e10"], "error: watch_seconds: Input should be less than or equal to"),
         (
             ["--mlflow-tracking-uri", "sqlite:////nowhere/mlflow.db"],
             "error: there is no registry at /nowhere/mlflow.db",
@@ -185,6 +191,24 @@ def test_settings_come_from_the_environment_and_are_checked(monkeypatch: pytest.
             changed.setenv(f"LEUKDETECT_{name}", wrong)
             with pytest.raises(ValidationError, match=name.lower()):
                 Settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_setting_is_an_error_that_names_it(name: str, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alias = Settings.model_fields[name].validation_alias
+    variable = alias if isinstance(alias, str) else f"LEUKDETECT_{name.upper()}"
+    monkeypatch.setenv(variable, empty)
+    with pytest.raises((ValidationError, SettingsError), match=alias if isinstance(alias, str) else name):
+        Settings()
+
+
+def test_a_list_that_is_no_json_is_one_message(tmp_path: Path) -> None:
+    environment = os.environ | {"LEUKDETECT_CORS_ORIGINS": "https://lis.example"}
+    command = [sys.executable, "-m", "serving", "--cache-dir", str(tmp_path), "--port", "0"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert re.fullmatch(r'error: .*"cors_origins".*it must be JSON \(.*\)\n', run.stderr)
 
 
 def test_help_describes_every_setting() -> None:

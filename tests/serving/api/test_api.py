@@ -27,6 +27,7 @@ from leukdetect.registry import Located
 from leukdetect.runtime import run as session_run
 from serving.app import ROUTERS, create_app
 from serving.models.served import Models
+from serving.periodic import Periodic
 from serving.request import upload
 from serving.settings import Settings
 from tests import tiny_model
@@ -500,6 +501,33 @@ def test_not_ready_once_the_models_thread_is_gone(tmp_path: Path) -> None:
         assert client.get("/health").json()["status"] == "degraded"
         answer = client.post("/predict", content=BLUE)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+@pytest.mark.parametrize("thread", ["drift", "history", "keys", "feedback"])
+def test_a_dead_background_thread_is_seen_everywhere(
+    tmp_path: Path, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turns(self: Periodic) -> None:
+        if self.name == thread:
+            raise SystemExit
+        really(self)
+
+    really = Periodic._turns
+    monkeypatch.setattr(Periodic, "_turns", turns)
+    tiny_model.write(tmp_path / "m.onnx")
+    app = app_of(tmp_path / "m.onnx")
+    with serve(app) as client:
+        for each in (*app.state.service._periodic, app.state.service.feedback.periodic):
+            if each.name == thread:
+                each._thread.join(10)
+        health, livez, metrics = client.get("/health").json(), client.get("/livez"), client.get("/metrics").text
+        assert client.get("/v2/health/live").status_code == livez.status_code == 503
+        assert health["status"] == "degraded"
+        assert health["note"] == livez.json()["detail"]
+        assert health["note"] == f"Background threads that have ended: {thread}. Restart the server."
+        for name in ("drift", "history", "keys", "feedback", "inference"):
+            assert f'leukdetect_thread_alive{{thread="{name}"}} {float(name != thread)}' in metrics
+        assert client.get("/readyz").status_code == 200  # it answers, meanwhile
 
 
 def test_metrics_count_what_happened(tmp_path: Path) -> None:
