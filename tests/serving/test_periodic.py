@@ -42,7 +42,8 @@ def test_a_thread_that_ends_unasked_is_not_alive_any_more(caplog: pytest.LogCapt
         raise SystemExit
 
     periodic = Periodic("feedback", 0.01, work)
-    assert periodic.alive  # it is yet to begin
+    before = periodic.alive  # it is yet to begin
+    assert before
     periodic.start()
     periodic._thread.join(10)
     assert not periodic.alive
