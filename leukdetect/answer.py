@@ -27,8 +27,8 @@ class Answer:
     key: str  # of the highest class, reported or not
     label: str  # the same for people
     probabilities: dict[str, float]  # calibrated, by class key
-    p_malignant: float  # the malignant classes together
-    malignant: bool  # p_malignant is at or above the operating point
+    p_malignant: float | None  # the malignant classes together; None where all classes are malignant, or none
+    malignant: bool | None  # p_malignant is at or above the operating point
     not_excluded: list[str] | None  # keys in the conformal prediction set; None: the file has none
     decision: Literal["report", "refer"]
     reasons: tuple[Reason, ...]  # why it refers; empty for report
@@ -46,7 +46,7 @@ def answer(contract: Contract, image: Decoded, outputs: Mapping[str, np.ndarray]
         key=classes[decision.top].key,
         label=classes[decision.top].label,
         probabilities={each.key: round(share, 6) for each, share in zip(classes, probabilities.tolist(), strict=True)},
-        p_malignant=round(decision.p_malignant, 6),
+        p_malignant=None if decision.p_malignant is None else round(decision.p_malignant, 6),
         malignant=decision.malignant,
         not_excluded=None if decision.not_excluded is None else [classes[i].key for i in decision.not_excluded],
         decision=decision.kind,

@@ -46,6 +46,25 @@ class Class(_Frozen):
     malignant: bool
 
 
+Sentence = Annotated[str, Field(pattern=r"\{label\}")]
+
+
+class Wording(_Frozen):
+    """What is said of the disease. The defaults are what files from before version 3 are about."""
+
+    subject: str = Field(
+        default="Acute lymphoblastic leukaemia on peripheral blood smears",
+        description="what the model is for",
+    )
+    malignant: Sentence = Field(
+        default="Resembles {label}; confirm by flow cytometry.", description="of a malignant class that is reported"
+    )
+    other: Sentence = Field(
+        default="Resembles {label}; this alone does not exclude leukaemia.",
+        description="of another class that is reported",
+    )
+
+
 class Decode(_Frozen):
     """How bytes become the graph's input."""
 
@@ -58,7 +77,9 @@ class Decode(_Frozen):
 class Thresholds(_Frozen):
     """When to call malignant, and when to decline to answer. All chosen on the validation split."""
 
-    malignant: Share = Field(description="operating point: malignant if P(malignant) is at least this")
+    malignant: Share | None = Field(
+        description="operating point: malignant if P(malignant) is at least this; null where not both kinds are known"
+    )
     confidence: Share = Field(description="refer if the highest probability is below this")
     brightness: tuple[float, float] = Field(description="refer outside; mean luma at S×S, 0..255")
     min_sharpness: float = Field(ge=0, description="refer below; variance of the Laplacian at S×S")
@@ -135,13 +156,15 @@ class Provenance(_Frozen):
 class Contract(_Frozen):
     """The whole promise of one model file."""
 
-    version: Literal[1, 2] = Field(2, description="1: from before there were prediction sets; still served")
+    version: Literal[1, 2, 3] = Field(
+        3, description="1: from before there were prediction sets; 2: from before there was wording; still served"
+    )
     name: str
     precision: Literal["fp32", "int8"]
     classes: list[Class] = Field(min_length=2)
     decode: Decode
     temperature: float = Field(gt=0, description="already inside the graph; here for the record")
-    target_sensitivity: Share = Field(description="what thresholds.malignant was chosen for")
+    target_sensitivity: Share | None = Field(description="what thresholds.malignant was chosen for")
     thresholds: Thresholds
     prediction_sets: PredictionSets | None = Field(None, description="null in version 1 only")
     reference: Reference
@@ -149,6 +172,7 @@ class Contract(_Frozen):
     golden_tolerance: float = Field(gt=0, description="largest difference in a probability to accept")
     validation: dict[str, float] = Field(description="metrics on the validation split")
     provenance: Provenance
+    wording: Wording = Wording()
     intended_use: str
     disclaimer: str = DISCLAIMER
 
@@ -157,12 +181,12 @@ class Contract(_Frozen):
         keys = [c.key for c in self.classes]
         if len(set(keys)) != len(keys):
             raise ValueError(f"class keys repeat: {keys}")
-        if {c.malignant for c in self.classes} != {True, False}:
-            raise ValueError("the classes need at least one malignant and one that is not")
+        if self.tells_malignancy != (self.thresholds.malignant is not None):
+            raise ValueError("thresholds.malignant is for classes of which some are malignant and some are not")
         if len(self.reference.class_shares) != len(keys):
             raise ValueError(f"the reference has {len(self.reference.class_shares)} shares for {len(keys)} classes")
         if (self.prediction_sets is None) != (self.version == 1):
-            raise ValueError("version 2 has prediction_sets, and version 1 has none")
+            raise ValueError("version 1 has no prediction_sets, and later ones have")
         if self.prediction_sets and {len(self.prediction_sets.thresholds), len(self.prediction_sets.images)} != {
             len(keys)
         }:
@@ -173,6 +197,11 @@ class Contract(_Frozen):
                     f"a golden answer has {len(golden.probabilities)} probabilities for {len(keys)} classes"
                 )
         return self
+
+    @property
+    def tells_malignancy(self) -> bool:
+        """Some classes are malignant and some are not: P(malignant) means something."""
+        return {each.malignant for each in self.classes} == {True, False}
 
     def index_of(self, key: str) -> int:
         """The index of the class with this key.

@@ -1,6 +1,6 @@
 """From scores to an answer: report, or refer to a haematologist and say why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,8 +34,8 @@ class Decision:
     """What the server says about an image. `top` indexes the contract's classes."""
 
     top: int
-    p_malignant: float
-    malignant: bool
+    p_malignant: float | None  # None where not both kinds of classes are known, as `malignant`
+    malignant: bool | None
     reasons: tuple[Reason, ...]
     wording: str
     not_excluded: tuple[int, ...] | None  # indexes of classes; None where the model file has no prediction sets
@@ -55,18 +55,21 @@ def decide(
 ) -> Decision:
     """Holds one image's scores (float32 [C]) and quality (at S×S pixels) against the contract's thresholds."""
     top = int(np.argmax(probabilities))
-    p_malignant = float(sum(p for p, c in zip(probabilities, contract.classes, strict=True) if c.malignant))
-    malignant = p_malignant >= contract.thresholds.malignant
-    reasons = (
-        *_of_quality(brightness, sharpness, stain, contract.thresholds),
-        *_of_scores(float(probabilities[top]), unlikeness, contract.classes[top], p_malignant, contract.thresholds),
-    )
-    wording = _wording(contract.classes[top], p_malignant, malignant, reasons)
+    limits, p_malignant, malignant = contract.thresholds, None, None
+    reasons = [
+        *_of_quality(brightness, sharpness, stain, limits),
+        *_of_scores(float(probabilities[top]), unlikeness, limits),
+    ]
+    if limits.malignant is not None:
+        p_malignant = float(sum(p for p, c in zip(probabilities, contract.classes, strict=True) if c.malignant))
+        malignant = p_malignant >= limits.malignant
+        reasons += _of_malignancy(contract.classes[top], p_malignant, limits.malignant)
+    wording = _wording(contract, contract.classes[top], p_malignant if malignant else None, reasons)
     not_excluded = None
     if sets := contract.prediction_sets:
         # The highest class is always in the set: an empty set would say less than the answer.
         not_excluded = tuple(i for i, limit in enumerate(sets.thresholds) if i == top or probabilities[i] >= limit)
-    return Decision(top, p_malignant, malignant, reasons, wording, not_excluded)
+    return Decision(top, p_malignant, malignant, tuple(reasons), wording, not_excluded)
 
 
 def _of_quality(brightness: float, sharpness: float, stain: float, limits: Thresholds) -> Iterator[Reason]:
@@ -88,9 +91,7 @@ def _of_quality(brightness: float, sharpness: float, stain: float, limits: Thres
         yield Reason("no_stained_nucleus", "no stained nucleus is seen", detail)
 
 
-def _of_scores(
-    confidence: float, unlikeness: float, top: Class, p_malignant: float, limits: Thresholds
-) -> Iterator[Reason]:
+def _of_scores(confidence: float, unlikeness: float, limits: Thresholds) -> Iterator[Reason]:
     if unlikeness > 1.0:
         detail = (
             f"Its distance from the training images is {unlikeness:.2f}; beyond 1.00 the model is not to be relied on."
@@ -100,30 +101,32 @@ def _of_scores(
         lowest = _percent(limits.confidence)
         detail = f"The highest probability is {_percent(confidence)}; below {lowest} no class is named."
         yield Reason("low_confidence", "no class is likely enough", detail)
-    # The highest class and the operating point may disagree, since several malignant classes add up.
-    malignant, together, point = p_malignant >= limits.malignant, _percent(p_malignant), _percent(limits.malignant)
-    if malignant and not top.malignant:
+
+
+def _of_malignancy(top: Class, p_malignant: float, point: float) -> Iterator[Reason]:
+    """The highest class and the operating point may disagree, since several malignant classes add up."""
+    if p_malignant >= point and not top.malignant:
         detail = (
-            f"The highest class is {top.label}, yet the malignant classes together reach {together}; "
-            f"from {point} on, malignancy is not excluded."
+            f"The highest class is {top.label}, yet the malignant classes together reach {_percent(p_malignant)}; "
+            f"from {_percent(point)} on, malignancy is not excluded."
         )
         yield Reason("malignant_not_excluded", "malignancy is not excluded", detail)
-    if top.malignant and not malignant:
+    if top.malignant and p_malignant < point:
         detail = (
-            f"The highest class is {top.label}, yet the malignant classes together reach only {together}, "
-            f"below the operating point of {point}."
+            f"The highest class is {top.label}, yet the malignant classes together reach only {_percent(p_malignant)}, "
+            f"below the operating point of {_percent(point)}."
         )
         yield Reason("malignant_not_confirmed", "the signs of malignancy are weak", detail)
 
 
-def _wording(top: Class, p_malignant: float, malignant: bool, reasons: tuple[Reason, ...]) -> str:
+def _wording(contract: Contract, top: Class, called_malignant: float | None, reasons: Sequence[Reason]) -> str:
+    """`called_malignant`: P(malignant) at or above the operating point."""
     if reasons:
         why = ", and ".join(reason.brief for reason in reasons)
-        together = f" The malignant classes together reach {_percent(p_malignant)}." if malignant else ""
+        together = f" The malignant classes together reach {_percent(called_malignant)}." if called_malignant else ""
         return f"Refer to a haematologist: {why}.{together}"
-    # Subtypes are defined by immunophenotype, not by looks.
-    rest = "confirm by flow cytometry" if top.malignant else "this alone does not exclude leukaemia"
-    return f"Resembles {top.label}; {rest}."
+    sentence = contract.wording.malignant if top.malignant else contract.wording.other
+    return sentence.replace("{label}", top.label)
 
 
 def _percent(share: float) -> str:

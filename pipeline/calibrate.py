@@ -43,9 +43,11 @@ def main() -> None:
     predicted = probabilities.argmax(axis=1)
     result: dict[str, Any] = {
         "temperature": temperature,
-        "target_sensitivity": settings.target_sensitivity,
+        "target_sensitivity": settings.target_sensitivity if recipe.tells_malignancy else None,
         "thresholds": {
-            "malignant": calibration.operating_point(p_malignant, malignant[labels], settings.target_sensitivity),
+            "malignant": calibration.operating_point(p_malignant, malignant[labels], settings.target_sensitivity)
+            if recipe.tells_malignancy
+            else None,
             "confidence": float(np.quantile(probabilities.max(axis=1), settings.refer_share)),
             **calibration.quality_bounds(looks),
         },
@@ -64,8 +66,10 @@ def main() -> None:
     print(
         f"validation: {len(labels)} images, balanced accuracy {validation['balanced_accuracy']:.3f}, "
         f"NLL {validation['nll_before_temperature']:.3f} → {validation['nll']:.3f} at temperature {temperature:.2f}\n"
-        f"malignant from P ≥ {thresholds['malignant']:.3f}, referred below confidence {thresholds['confidence']:.3f}"
+        f"referred below confidence {thresholds['confidence']:.3f}"
     )
+    if recipe.tells_malignancy:
+        print(f"malignant from P ≥ {thresholds['malignant']:.3f}")
 
 
 if __name__ == "__main__":

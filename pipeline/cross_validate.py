@@ -84,7 +84,7 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
         keys = np.array([c.key for c in recipe.classes])
         table = test[["sha256", "class", "group"]].assign(
             predicted=keys[probabilities.argmax(1)],
-            p_malignant=probabilities[:, [c.malignant for c in recipe.classes]].sum(1),
+            confidence=probabilities.max(1),
             colour=keys[by_colour],
             fold=fold,
             trained_on=len(train),

@@ -74,13 +74,7 @@ def main() -> None:
                 **shortcuts.measure(fp32.predicted, test, ours.predicted, options.corner),
             ),
             calibration=calibration.calibration(ours, fp32.contract.temperature, test),
-            operating_point=calibration.operating_point(
-                ours.malignant,
-                malignant[test.labels],
-                fp32.contract.thresholds.malignant,
-                options.prevalence,
-                test.weights,
-            ),
+            operating_point=calibration.operating_point(ours, test, malignant, fp32.contract, options.prevalence),
             abstention=Both(
                 fp32=abstention.measure(fp32, ours, test, foreign),
                 int8=abstention.measure(int8, ours_int8, test, foreign),
@@ -102,7 +96,7 @@ def main() -> None:
         folder.mkdir()
         for name, table in tables.plots(test, malignant, ours, keys, history=history, slices=by_slice).items():
             (folder / f"{name}.csv").write_text(tables.csv(table))
-    card = model_card.render(report, fp32.contract, source, split, by_slice)
+    card = model_card.render(report, fp32.contract, recipe.wording, source, split, by_slice)
     sheet = datasheet.render(source, split, fp32.contract.decode.size)
     for name, text in {
         "predictions.csv": tables.csv(tables.predictions(rows, test.groups, ours, ours_int8, keys)),

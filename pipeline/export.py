@@ -98,8 +98,8 @@ def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) 
             "mlflow_run": tracking.run_id(recipe, data),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
-        "intended_use": "Research into decision support: a second look at peripheral blood smear images of the kind it "
-        "was trained on.",
+        "wording": recipe.wording.model_dump(include=set(contract.Wording.model_fields)),
+        **recipe.wording.model_dump(include={"intended_use", "disclaimer"}),
     }
 
 

@@ -31,6 +31,16 @@ class ClassParams(Section):
     folders: Annotated[list[str], Field(min_length=1)]
 
 
+class Wording(Section):
+    subject: str
+    malignant: Annotated[str, Field(pattern=r"\{label\}")]
+    other: Annotated[str, Field(pattern=r"\{label\}")]
+    intended_use: str
+    not_for: str
+    limits: list[str]
+    disclaimer: str
+
+
 DEMO = {
     "origin": "Rendered by this project; no patient, no microscope",
     "licence": "MIT, as the code that rendered it",
@@ -197,6 +207,7 @@ class Gate(Section):
 class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     classes: Annotated[list[ClassParams], Field(min_length=2)]
+    wording: Wording
     fetch: Fetch
     demo: Demo
     validate_: Validate = Field(alias="validate")  # pydantic's own method has the plain name
@@ -212,13 +223,16 @@ class Params(Section):
     register_: Register = Field(alias="register")
     gate: Gate
 
+    @property
+    def tells_malignancy(self) -> bool:
+        """Some classes are malignant and some are not."""
+        return {each.malignant for each in self.classes} == {True, False}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         keys = [c.key for c in self.classes]
         if len(set(keys)) != len(keys):
             raise ValueError(f"classes: a key repeats in {keys}")
-        if {c.malignant for c in self.classes} != {True, False}:
-            raise ValueError("classes: at least one must be malignant and one not")
         if self.features.weights == "none" and self.fine_tune.trainable_from != "all":
             raise ValueError(
                 "fine_tune.trainable_from must be all when features.weights is none: "

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
@@ -14,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from leukdetect.answer import disclaimer
 from serving import problems, shutdown
 from serving.api import admin, explain, feedback, health, open_inference, predict, status
+from serving.inference.prediction import example
 from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
@@ -45,6 +47,16 @@ async def docs() -> FileResponse:
     return FileResponse(STATIC / "docs.html", headers={"Content-Security-Policy": csp})  # Swagger UI styles inline
 
 
+class Application(FastAPI):
+    """The framework's, whose /docs show an answer of the model in service."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        shown = example(self.state.service.models.champion).model_dump(mode="json", by_alias=True)
+        schema["components"]["schemas"]["Prediction"]["examples"] = [shown]
+        return schema
+
+
 def create_app(settings: Settings, models: Models) -> FastAPI:
     """The server around models that are loaded already."""
     metrics, access = Metrics(), Access(settings.keys_file)
@@ -57,9 +69,9 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(
+    app = Application(
         title="LeukDetect",
-        summary="Acute lymphoblastic leukaemia on peripheral blood smears, in four classes",
+        summary=models.champion.contract.wording.subject,
         description=disclaimer(models.champion.contract),
         version=models.champion.located.version or "file",
         docs_url=None,

@@ -7,6 +7,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from pipeline.evaluation.calibration import OperatingPoint
 from pipeline.evaluation.classification import PerClass
 from pipeline.evaluation.metrics import Estimate, McNemar
 from pipeline.evaluation.report import Report
@@ -18,6 +19,10 @@ SIMPLE: dict[Any, Any] = {dict: {}, list: [], tuple: [2, 2], bool: True, int: 1,
 def plain(values: Mapping[str, float] | None = None) -> dict[str, Any]:
     """As JSON: every estimate is 0.9, but those at the dotted paths of `values`."""
     made: dict[str, Any] = example(Report)
+    made["operating_point"] = example(OperatingPoint)
+    for name in ("malignant_sensitivity", "malignant_specificity", "malignant_auroc"):
+        for precision in ("fp32", "int8"):
+            made[precision][name] = example(Estimate)
     made["fp32"]["per_class"] = {key: example(PerClass) for key in KEYS}
     proportions = ("balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
     made["fp32"]["wilson"] = {name: example(Estimate) for name in (*proportions, *(f"recall_{key}" for key in KEYS))}

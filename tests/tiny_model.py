@@ -29,7 +29,7 @@ CLASSES = [
 _GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
 tiny (uint8[N,{size},{size},3] image)
-  => (float[N,4] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,4,4,4] cam)
+  => (float[N,{n}] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,{n},4,4] cam)
 {{
     pixels = Cast <to = 1> (image)
     axes = Constant <value = int64[2] {{1, 2}}> ()
@@ -54,21 +54,31 @@ tiny (uint8[N,{size},{size},3] image)
 
 
 def write(
-    path: Path, *, precision: str = "fp32", bias: float = 8.0, index: Index | None = None, **changes: object
+    path: Path,
+    *,
+    precision: str = "fp32",
+    bias: float = 8.0,
+    index: Index | None = None,
+    classes: list[contract.Class] = CLASSES,
+    **changes: object,
 ) -> contract.Contract:
     """Writes the file and returns its contract. `changes` replace fields of the contract.
 
-    A larger `bias` means pro more often. Without an `index` of similar cases it is like a file from before.
+    A larger `bias` means pro, or the last of other `classes`, more often. Without an `index` of similar cases it is
+    like a file from before.
     """
     scale = 0.08
     weights = np.array([[1, 0, 0, -1], [0, 1, 0, -1], [0, 0, 1, -1]], np.float32) * scale
+    n, mixed = len(classes), {each.malignant for each in classes} == {True, False}
+    if n != len(CLASSES):
+        weights = np.random.default_rng(n).normal(0, scale, (3, n)).astype(np.float32)
     initializers = {
         "spread": _SPREAD,
         "weights": weights,
-        "bias": np.array([0, 0, 0, bias], np.float32),
-        "mix": weights.T.reshape(4, 3, 1, 1).copy(),
+        "bias": np.array([0] * (n - 1) + [bias], np.float32),
+        "mix": weights.T.reshape(n, 3, 1, 1).copy(),
     }
-    model = onnx.parser.parse_model(_GRAPH.format(size=SIZE, pool=SIZE // 4))
+    model = onnx.parser.parse_model(_GRAPH.format(size=SIZE, pool=SIZE // 4, n=n))
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in initializers.items())
     onnx.checker.check_model(model, full_check=True)
 
@@ -88,13 +98,15 @@ def write(
     fields: dict[str, object] = {
         "name": "leukdetect",
         "precision": precision,
-        "classes": CLASSES,
+        "classes": classes,
         "decode": contract.Decode(size=SIZE, behaviour=images.behaviour(SIZE)),
         "temperature": 1.0,
-        "target_sensitivity": 0.99,
-        "thresholds": contract.Thresholds(malignant=0.4, confidence=0.5, brightness=(20, 240), min_sharpness=0.0),
-        "prediction_sets": contract.PredictionSets(error=0.05, thresholds=[0.3, 0.1, 0.1, 0.1], images=[50] * 4),
-        "reference": _reference(),
+        "target_sensitivity": 0.99 if mixed else None,
+        "thresholds": contract.Thresholds(
+            malignant=0.4 if mixed else None, confidence=0.5, brightness=(20, 240), min_sharpness=0.0
+        ),
+        "prediction_sets": contract.PredictionSets(error=0.05, thresholds=[0.3] + [0.1] * (n - 1), images=[50] * n),
+        "reference": _reference(n),
         "golden": golden,
         "golden_tolerance": 0.01,
         "validation": {"balanced_accuracy": 0.9},
@@ -127,7 +139,7 @@ def index(*, thumbnails: bool) -> Index:
     return similar_index.fit(embedding, np.arange(8) // 2, sha256, pixels if thumbnails else None)
 
 
-def _reference() -> contract.Reference:
+def _reference(classes: int) -> contract.Reference:
     """As if the validation images had filled each signal's range evenly, and 50 images were a window."""
     steps = np.linspace(0, 1, contract.QUANTILES)
     highest = {"brightness": 255, "sharpness": 1000, "stain_hue": 360}
@@ -144,7 +156,7 @@ def _reference() -> contract.Reference:
             )
             for signal in drift.SCALARS
         },
-        class_shares=[0.25] * 4,
+        class_shares=[1 / classes] * classes,
         bandwidth=1.0,
         embedding=[0.0] * (2 * drift.FEATURES),
         windows=[contract.Window(images=images, thresholds=thresholds) for images in (50, 200)],

@@ -35,8 +35,8 @@ class Answers:
     unlikeness: np.ndarray  # [N]
     embedding: np.ndarray  # [N, D]
     cam: np.ndarray  # [N, C, h, w]
-    p_malignant: np.ndarray  # [N]
-    malignant: np.ndarray  # bool [N], called malignant at the operating point
+    p_malignant: np.ndarray | None  # [N]; None where all classes are malignant, or none
+    malignant: np.ndarray | None  # bool [N], called malignant at the operating point
     reasons: Sequence[set[ReasonCode]]  # N, why the server would refer the image; empty if it would not
 
     @cached_property
@@ -95,11 +95,13 @@ def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
         for p, u, image in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
     ]
     probabilities = outputs.pop("probabilities").astype(np.float64)
-    p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
+    point, p_malignant = model.contract.thresholds.malignant, None
+    if point is not None:
+        p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
     return Answers(
         probabilities=probabilities,
         p_malignant=p_malignant,
-        malignant=p_malignant >= model.contract.thresholds.malignant,
+        malignant=None if p_malignant is None else p_malignant >= point,
         reasons=[{reason.code for reason in each.reasons} for each in decisions],
         **outputs,
     )

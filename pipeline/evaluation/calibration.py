@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 from scipy.special import softmax
 
+from leukdetect.contract import Contract
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers, Sample
 from pipeline.evaluation.metrics import Estimate, Number, Section, Share
@@ -83,6 +84,16 @@ def calibration(answers: Answers, temperature: float, test: Sample) -> Calibrati
 
 
 def operating_point(
+    answers: Answers, test: Sample, malignant: np.ndarray, contract: Contract, prevalence: float
+) -> OperatingPoint | None:
+    """As `at_threshold`; None where all classes are malignant, or none. `malignant`: bool [C]."""
+    threshold = contract.thresholds.malignant
+    if answers.malignant is None or threshold is None:
+        return None
+    return at_threshold(answers.malignant, malignant[test.labels], threshold, prevalence, test.weights)
+
+
+def at_threshold(
     called: np.ndarray, is_malignant: np.ndarray, threshold: float, prevalence: float, weights: np.ndarray
 ) -> OperatingPoint:
     """Malignant against benign at the threshold; predictive values by Bayes at a prevalence, not the test split's.

@@ -20,9 +20,9 @@ class Hits(Section):
 class Headline(Hits):
     """A model file's results as single numbers."""
 
-    malignant_sensitivity: Estimate
-    malignant_specificity: Estimate
-    malignant_auroc: Estimate
+    malignant_sensitivity: Estimate | None = None  # these three where some classes are malignant and some are not
+    malignant_specificity: Estimate | None = None
+    malignant_auroc: Estimate | None = None
     macro_auroc: Estimate
     ece: Estimate
     brier: Estimate
@@ -69,16 +69,19 @@ def hits(predicted: np.ndarray, labels: np.ndarray, classes: int, weights: np.nd
 def headline(answers: Answers, test: Sample, malignant: np.ndarray) -> Headline:
     """Measures a model file's answers. `malignant`: bool [C]."""
     labels, weights, probabilities = test.labels, test.weights, answers.probabilities
-    is_malignant = malignant[labels]
     one_vs_rest = [metrics.auroc(p, labels == index, weights) for index, p in enumerate(probabilities.T)]
     values = calibration.scores(probabilities, labels, weights) | {
-        "malignant_sensitivity": metrics.mean(answers.malignant, weights * is_malignant),
-        "malignant_specificity": metrics.mean(~answers.malignant, weights * ~is_malignant),
-        "malignant_auroc": metrics.auroc(answers.p_malignant, is_malignant, weights),
         "macro_auroc": np.mean(one_vs_rest, axis=0),
         "coverage": metrics.mean(answers.reported, weights),
         "accuracy_reported": metrics.mean(answers.predicted == labels, weights * answers.reported),
     }
+    if answers.malignant is not None and answers.p_malignant is not None:
+        is_malignant = malignant[labels]
+        values |= {
+            "malignant_sensitivity": metrics.mean(answers.malignant, weights * is_malignant),
+            "malignant_specificity": metrics.mean(~answers.malignant, weights * ~is_malignant),
+            "malignant_auroc": metrics.auroc(answers.p_malignant, is_malignant, weights),
+        }
     return Headline(**dict(hits(answers.predicted, labels, len(malignant), weights)), **metrics.estimates(values))
 
 
@@ -86,10 +89,11 @@ def whole(answers: Answers, test: Sample, malignant: np.ndarray, keys: list[str]
     """The headline with each class's results, and Wilson's intervals where the bootstrap may have no width."""
     labels, is_malignant = test.labels, malignant[test.labels]
     values = metrics.per_class(metrics.confusion(labels, answers.predicted, len(keys), test.weights))
-    right = {
-        "malignant_sensitivity": answers.malignant[is_malignant],
-        "malignant_specificity": ~answers.malignant[~is_malignant],
-    } | {f"recall_{key}": answers.predicted[labels == index] == index for index, key in enumerate(keys)}
+    right = {}
+    if answers.malignant is not None:
+        right["malignant_sensitivity"] = answers.malignant[is_malignant]
+        right["malignant_specificity"] = ~answers.malignant[~is_malignant]
+    right |= {f"recall_{key}": answers.predicted[labels == index] == index for index, key in enumerate(keys)}
     wilson = {name: metrics.wilson(int(flags.sum()), len(flags)) for name, flags in right.items()}
     return WholeHeadline(
         **dict(headline(answers, test, malignant)),

@@ -57,7 +57,9 @@ class Measured(Section):
     mcnemar_over_colour: McNemar
     audit: Shortcuts
     calibration: Calibration
-    operating_point: OperatingPoint
+    operating_point: Annotated[
+        OperatingPoint | None, Field(description="where some classes are malignant and some are not")
+    ] = None
     abstention: Both[Abstention]
     prediction_sets: Both[Coverage]
     cross_validation: Annotated[
@@ -73,13 +75,14 @@ class Report(Measured):
 
     def headline(self) -> dict[str, Estimate]:
         """The figures that a registered version is tagged with."""
-        return {
+        figures = {
             "balanced_accuracy": self.fp32.balanced_accuracy,
             "malignant_sensitivity": self.fp32.malignant_sensitivity,
             "ece": self.fp32.ece,
             "margin_over_colour": self.margin_over_colour,
             "int8_drop": self.int8_vs_fp32.balanced_accuracy_drop,
         }
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it, without what was not measured."""

@@ -35,10 +35,11 @@ def verdict(measured: Report, gate: Gate, regression: Estimate | None, class_key
     fp32, int8 = measured.fp32, measured.int8_vs_fp32
     if absent := [key for key in class_keys if key not in fp32.per_class]:
         raise Problem(f"reports/metrics.json has no recall of {', '.join(absent)}; `dvc repro -f evaluate` measures it")
+    sensitivity = fp32.malignant_sensitivity
     checks = [
         _floor("balanced accuracy", fp32.balanced_accuracy, gate.min_balanced_accuracy),
         *(_floor(f"recall of {key}", fp32.per_class[key].recall, gate.min_class_recall) for key in class_keys),
-        _floor("malignant sensitivity", fp32.malignant_sensitivity, gate.min_malignant_sensitivity),
+        *([_floor("malignant sensitivity", sensitivity, gate.min_malignant_sensitivity)] if sensitivity else []),
         _ceiling("ECE", fp32.ece, gate.max_ece),
         _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
         _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),

@@ -51,9 +51,10 @@ SIGNATURE = ModelSignature(
     Schema(
         [
             *(ColSpec(TEXT, name) for name in ("class", "label", "decision", "wording", "disclaimer")),
-            *(ColSpec(NUMBER, name) for name in ("p_malignant", "unlikeness")),
+            ColSpec(NUMBER, "unlikeness"),
+            ColSpec(NUMBER, "p_malignant", required=False),
             *(ColSpec(Map(NUMBER), name) for name in ("probabilities", "quality")),
-            ColSpec(DataType.boolean, "malignant"),
+            ColSpec(DataType.boolean, "malignant", required=False),
             ColSpec(Array(TEXT), "not_excluded", required=False),
             ColSpec(Array(Object([Property(name, TEXT) for name in ("code", "brief", "detail")])), "reasons"),
         ]

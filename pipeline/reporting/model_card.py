@@ -14,6 +14,7 @@ from pipeline.evaluation import out_of_distribution, shortcuts
 from pipeline.evaluation.compare import sentence
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.report import Report
+from pipeline.params import Wording
 from pipeline.reporting.datasheet import SYNTHETIC, patients
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
@@ -48,7 +49,12 @@ BESIDE = {
 
 
 def render(
-    report: Report, contract: Contract, source: dict[str, Any], split: pd.DataFrame, by_slice: pd.DataFrame
+    report: Report,
+    contract: Contract,
+    wording: Wording,
+    source: dict[str, Any],
+    split: pd.DataFrame,
+    by_slice: pd.DataFrame,
 ) -> str:
     """The card as Markdown: of the FP32 file's contract, data/source.json, split.csv and `slices.table`."""
     folds = report.cross_validation.by_share if report.cross_validation else {}
@@ -56,6 +62,7 @@ def render(
         CARD,
         report=report,
         contract=contract,
+        wording=wording,
         source=source,
         patients=patients(split),
         slices=list(by_slice.sort_values("accuracy", kind="stable").itertuples()),
@@ -83,7 +90,11 @@ def table(report: Report, resamples: int) -> str:
         f"({split.fewest_test_groups} or more a class); 95 % intervals from {resamples:,} resamples of groups",
         "",
         _line("", "FP32", "INT8", "colour only"),
-        *(_line(title, *(getattr(each, name, "") for each in files)) for name, title in HEADLINE.items()),
+        *(
+            _line(title, *(getattr(each, name, "") for each in files))
+            for name, title in HEADLINE.items()
+            if getattr(report.fp32, name) is not None
+        ),
         "",
         "Balanced accuracy",
         _line("  above colour only", report.margin_over_colour),

@@ -31,7 +31,7 @@ def predictions(rows: pd.DataFrame, groups: np.ndarray, fp32: Answers, int8: Ans
             **{f"probability_{key}": said.probabilities[:, i] for i, key in enumerate(keys)},
         }
         columns |= {prefix + name: values for name, values in mine.items()}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -46,14 +46,21 @@ def plots(
     names = np.array(keys)
     return {
         "confusion": pd.DataFrame({"actual": names[test.labels], "predicted": names[answers.predicted]}),
-        "roc": roc_table(answers.p_malignant, malignant[test.labels]),
+        "roc": roc_table(*roc_of(answers, test.labels, malignant)),
         "reliability": reliability_table(answers.confidence, answers.predicted == test.labels),
     } | more
 
 
-def roc_table(p_malignant: np.ndarray, is_malignant: np.ndarray) -> pd.DataFrame:
-    """The corners of the ROC curve of malignant (bool [N]) against benign, by P(malignant) [N]."""
-    fpr, tpr, _ = roc_curve(is_malignant, p_malignant)
+def roc_of(answers: Answers, labels: np.ndarray, malignant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and truths: P(malignant) where that means something, else every class against the rest, joined."""
+    if answers.p_malignant is not None:
+        return answers.p_malignant, malignant[labels]
+    return answers.probabilities.ravel(), np.eye(len(malignant), dtype=bool)[labels].ravel()
+
+
+def roc_table(scores: np.ndarray, positive: np.ndarray) -> pd.DataFrame:
+    """The corners of the ROC curve of positives (bool [N]) by their scores [N]."""
+    fpr, tpr, _ = roc_curve(positive, scores)
     return pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr})
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 
 from leukdetect import explanation, images
@@ -43,12 +43,6 @@ class SimilarCase(BaseModel):
     )
 
 
-_SIMILAR: JsonValue = [
-    {"id": "2ea0a09e4c6d", "class": "pre", "label": "Pre-B ALL", "distance": 0.132, "thumbnail": None},
-    {"id": "9bc1b2a288b2", "class": "early", "label": "Early Pre-B ALL", "distance": 0.164, "thumbnail": None},
-]
-
-
 class Explanation(BaseModel):
     """Where the model looked for one class, and which training images are most like this one to it."""
 
@@ -63,8 +57,7 @@ class Explanation(BaseModel):
     note: str = Field(description="to be shown with the map")
     similar: list[SimilarCase] = Field(
         description=f"the {CASES} training images of the model's index whose embeddings are nearest, nearest "
-        "first; what it finds alike need not be the same diagnosis. Empty: the file is from before there was an index",
-        examples=[_SIMILAR],
+        "first; what it finds alike need not be the same diagnosis. Empty: the file is from before there was an index"
     )
 
 

@@ -18,12 +18,11 @@ router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.Required("pr
 class Label(BaseModel):
     """A confirmed label."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"request_id": "4b825dc642cb6eb9a060e54bf8d69288", "class": "pre"}]},
-    )
+    model_config = ConfigDict(extra="forbid")
 
-    request_id: str = Field(pattern="^[0-9A-Za-z_-]{1,64}$", description="of the prediction")
+    request_id: str = Field(
+        pattern="^[0-9A-Za-z_-]{1,64}$", description="of the prediction", examples=["4b825dc642cb6eb9a060e54bf8d69288"]
+    )
     class_: str = Field(alias="class", max_length=100, description="the key of the class that was confirmed")
 
 

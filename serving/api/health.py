@@ -33,6 +33,7 @@ async def health(request: Request) -> Health:
         previous=identity(models.previous) if models.previous else None,
         challenger=identity(models.challenger) if models.challenger else None,
         classes=[{"key": each.key, "label": each.label, "malignant": each.malignant} for each in contract.classes],
+        subject=contract.wording.subject,
         operating_point=contract.thresholds.malignant,
         uptime_seconds=round(time.monotonic() - service.since, 1),
         queue_depth=service.engine.depth,

@@ -31,7 +31,8 @@ class Health(BaseModel):
     previous: ModelIdentity | None = Field(description="in memory still, should the alias move back")
     challenger: ModelIdentity | None = Field(description="answers some requests too, unseen")
     classes: list[dict[str, str | bool]] = Field(description="key, label and malignant of each, in the model's order")
-    operating_point: float = Field(description="malignant from this p_malignant on")
+    subject: str = Field(description="what the model is for")
+    operating_point: float | None = Field(description="malignant from this p_malignant on")
     uptime_seconds: float
     queue_depth: int = Field(description="images admitted and not yet answered")
     estimated_wait_ms: float = Field(description="what one more prediction would wait")

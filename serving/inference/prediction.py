@@ -1,11 +1,13 @@
 """The answer to one image, as the API tells it."""
 
+import base64
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
+from leukdetect import decoding
 from leukdetect.answer import answer, disclaimer
-from leukdetect.contract import DISCLAIMER
 from leukdetect.decision import ReasonCode
 from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
@@ -60,44 +62,17 @@ class Timings(BaseModel):
     infer: float
 
 
-_EXAMPLE: JsonValue = {
-    "request_id": "4b825dc642cb6eb9a060e54bf8d69288",
-    "class": "pre",
-    "label": "Pre-B ALL",
-    "probabilities": {"benign": 0.021, "early": 0.108, "pre": 0.842, "pro": 0.029},
-    "p_malignant": 0.979,
-    "malignant": True,
-    "not_excluded": ["early", "pre"],
-    "decision": "report",
-    "reasons": [],
-    "wording": "Resembles Pre-B ALL; confirm by flow cytometry.",
-    "unlikeness": 0.41,
-    "quality": {"brightness": 171.3, "sharpness": 212.8, "stain": 0.94},
-    "image": {"sha256": "9f86d08…", "format": "JPEG", "width": 224, "height": 224},
-    "model": {
-        "name": "leukdetect",
-        "version": "3",
-        "alias": "champion",
-        "file_sha256": "e3b0c44…",
-        "precision": "fp32",
-        "synthetic": False,
-    },
-    "timings_ms": {"read": 0.4, "decode": 1.9, "queue": 0.1, "infer": 51.7},
-    "disclaimer": DISCLAIMER,
-}
-
-
 class Prediction(BaseModel):
     """The answer to one image."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     request_id: str
     class_: str = Field(serialization_alias="class", description="the key of the highest class, reported or not")
     label: str = Field(description="the same for people")
     probabilities: dict[str, float] = Field(description="calibrated, for every class")
-    p_malignant: float = Field(description="the malignant classes together")
-    malignant: bool = Field(description="p_malignant is at or above the model's operating point")
+    p_malignant: float | None = Field(
+        description="the malignant classes together; null where all of the model's classes are malignant, or none"
+    )
+    malignant: bool | None = Field(description="p_malignant is at or above the model's operating point")
     not_excluded: list[str] | None = Field(
         description="keys of the classes that cannot be excluded: a conformal prediction set, made to lack the true "
         "class in prediction_sets.error (see /model) of images like the validation images. For information: it selects "
@@ -141,6 +116,15 @@ def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, re
         ),
         disclaimer=disclaimer(model.contract),
     )
+
+
+def example(model: Model) -> Prediction:
+    """The answer to the first image of the model's own golden set, for /docs."""
+    golden = model.contract.golden[0]
+    image = decoding.decode(base64.b64decode(golden.image), model.contract.decode.size)
+    outputs = {"probabilities": np.array(golden.probabilities, np.float32), "unlikeness": np.array(golden.unlikeness)}
+    scores = Scores(outputs, queue_seconds=0.0001, infer_seconds=0.0517)
+    return prediction("4b825dc642cb6eb9a060e54bf8d69288", model, image, scores, read=0.0004, decode=0.0019)
 
 
 def _ms(seconds: float) -> float:

@@ -14,6 +14,8 @@ async function describeServer() {
     const { model } = health;
     server.classes = health.classes;
     server.operatingPoint = health.operating_point;
+    $("#subject").textContent = health.subject;
+    document.title = `LeukDetect: ${health.subject}`;
     $("#model").textContent = nameOf(model);
     $("#disclaimer").textContent = health.disclaimer;
     $("#synthetic").hidden = !model.synthetic;
@@ -144,8 +146,10 @@ $("#about").addEventListener("toggle", async () => {
       "Trained on": provenance.source,
       Made: new Date(provenance.created).toLocaleDateString(undefined, { dateStyle: "long" }),
       Validation: measured(validation) + (provenance.synthetic ? ", on rendered images: no clinical meaning" : ""),
-      "Operating point": `malignant from ${percent(thresholds.malignant)} on, `
-        + `chosen for a sensitivity of ${percent(contract.target_sensitivity)}`,
+      ...(thresholds.malignant !== null && {
+        "Operating point": `malignant from ${percent(thresholds.malignant)} on, `
+          + `chosen for a sensitivity of ${percent(contract.target_sensitivity)}`,
+      }),
       Referral: `confidence below ${percent(thresholds.confidence)}, unlikeness above 1, or a poor image`,
     };
     const list = element("dl");

@@ -38,8 +38,9 @@ export function showAnswer(card, file, answer, { classes, operatingPoint }) {
   );
   const side = answer.malignant ? "at or above" : "below";
   const point = operatingPoint === null ? "" : ` of ${percent(operatingPoint)}`;
-  $(".malignant", card).textContent =
-    `Malignant classes together: ${percent(answer.p_malignant)}, ${side} the operating point${point}.`;
+  $(".malignant", card).textContent = answer.p_malignant === null
+    ? ""
+    : `Malignant classes together: ${percent(answer.p_malignant)}, ${side} the operating point${point}.`;
   $(".excluded", card).textContent = answer.not_excluded
     ? `Cannot be excluded: ${answer.not_excluded.map((key) => labels[key] ?? key).join(", ")}.`
     : "";

@@ -38,7 +38,7 @@ def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "where"),
     [
-        ("version", 3, "version"),
+        ("version", 4, "version"),
         ("temperature", 0, "temperature"),
         ("surprise", 1, "surprise"),
         ("golden", [], "golden"),
@@ -56,18 +56,26 @@ def test_metadata_that_is_no_json_is_refused() -> None:
         contract.parse({contract.METADATA_KEY: "{"})
 
 
-def test_repeated_keys_and_one_sided_classes_are_refused(tmp_path: Path) -> None:
+def test_repeated_keys_and_an_operating_point_without_both_kinds_are_refused(tmp_path: Path) -> None:
     benign, early, *_ = tiny_model.CLASSES
     with pytest.raises(ValidationError, match="class keys repeat"):
         tiny_model.write(tmp_path / "m.onnx", classes=[benign, early, early, benign])
-    with pytest.raises(ValidationError, match="at least one malignant"):
-        tiny_model.write(tmp_path / "m.onnx", classes=[early, early.model_copy(update={"key": "other"})])
+    point = tiny_model.write(tmp_path / "m.onnx").thresholds
+    with pytest.raises(ValidationError, match="some are malignant and some are not"):
+        tiny_model.write(tmp_path / "m.onnx", classes=[early, early.model_copy(update={"key": "x"})], thresholds=point)
 
 
 def test_a_golden_answer_needs_a_probability_for_every_class(tmp_path: Path) -> None:
     golden = tiny_model.write(tmp_path / "m.onnx").golden[0]
     with pytest.raises(ValidationError, match="3 probabilities for 4 classes"):
         tiny_model.write(tmp_path / "m.onnx", golden=[golden.model_copy(update={"probabilities": [0.5, 0.5, 0.0]})])
+
+
+def test_a_file_of_version_2_speaks_of_what_all_files_were_about_then(tmp_path: Path) -> None:
+    fields = tiny_model.write(tmp_path / "m.onnx").model_dump(mode="json") | {"version": 2}
+    del fields["wording"]
+    found = contract.parse({contract.METADATA_KEY: json.dumps(fields)})
+    assert found.wording.malignant == "Resembles {label}; confirm by flow cytometry."
 
 
 def test_a_file_of_version_1_as_it_was_written_then_is_still_read(tmp_path: Path) -> None:
@@ -77,10 +85,10 @@ def test_a_file_of_version_1_as_it_was_written_then_is_still_read(tmp_path: Path
     assert (old.version, old.prediction_sets, old.thresholds.min_stain) == (1, None, 0)
 
 
-def test_prediction_sets_come_with_version_2_and_fit_the_classes(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="version 2 has prediction_sets"):
+def test_prediction_sets_come_after_version_1_and_fit_the_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="version 1 has no prediction_sets"):
         tiny_model.write(tmp_path / "m.onnx", prediction_sets=None)
-    with pytest.raises(ValidationError, match="version 1 has none"):
+    with pytest.raises(ValidationError, match="version 1 has no prediction_sets"):
         tiny_model.write(tmp_path / "m.onnx", version=1)
     short = contract.PredictionSets(error=0.05, thresholds=[0.1] * 3, images=[50] * 4)
     with pytest.raises(ValidationError, match="for 4 classes"):

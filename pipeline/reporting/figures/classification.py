@@ -10,8 +10,7 @@ from sklearn.metrics import roc_curve
 from leukdetect.contract import Contract
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers
-from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SKY, blank
-from pipeline.reporting.tables import roc_table
+from pipeline.reporting.figures.style import BLUE, FAINT, INK, ORANGE, RED, blank, looks
 
 MOST_MISTAKES = 12
 
@@ -39,35 +38,40 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, names: list[str]
     return figure
 
 
-def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics.Estimate) -> Figure:
-    """Malignant against benign (of that AUROC) with its operating point, and each class against the rest."""
-    figure = blank(6.4, 6.2, "ROC")
+def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics.Estimate | None) -> Figure:
+    """Each class against the rest, and malignant against benign (of that AUROC) with its operating point."""
+    many = len(contract.classes) > 5
+    figure = blank(10.5 if many else 6.4, 6.2, "ROC")
     axes = figure.subplots()
-    probabilities, is_malignant = answers.probabilities, np.array([c.malignant for c in contract.classes])[labels]
-    sensitivity, false_alarms = (answers.malignant[kind].mean() for kind in (is_malignant, ~is_malignant))
-    overall = roc_table(answers.p_malignant, is_malignant)
-    looks = [(BLUE, "--"), (ORANGE, "-."), (GREEN, (0, (1, 1))), (PURPLE, (0, (5, 1, 1, 1))), (SKY, (0, (8, 3)))]
-
+    curves = [
+        (each.label, answers.probabilities[:, index], labels == index) for index, each in enumerate(contract.classes)
+    ]
+    areas = [metrics.auroc(scores, positive, np.ones((1, len(labels))))[0] for _, scores, positive in curves]
     panels = [axes]
-    if auroc.value > 0.95:  # the curves crowd the corner: show it larger
+    if min([*areas, *([auroc.value] if auroc else [])]) > 0.95:  # the curves crowd the corner: show it larger
         panels.append(axes.inset_axes((0.42, 0.36, 0.55, 0.55)))
         panels[-1].set(xlim=(0, 0.2), ylim=(0.8, 1.005), xticks=[0, 0.1, 0.2], yticks=[0.8, 0.9, 1])
     for panel in panels:
-        for index, each in enumerate(contract.classes):
-            fpr, tpr, _ = roc_curve(labels == index, probabilities[:, index])
-            area = metrics.auroc(probabilities[:, index], labels == index, np.ones((1, len(labels))))[0]
-            colour, dashes = looks[index % len(looks)]
-            label = f"{each.label} against the rest: {area:.3f}"
-            panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=label)
-        label = f"Malignant against benign: {auroc}"
-        panel.plot(overall["false_positive_rate"], overall["true_positive_rate"], color=INK, linewidth=2.2, label=label)
-        label = f"Operating point: sensitivity {sensitivity:.3f}, specificity {1 - false_alarms:.3f}"
-        panel.scatter(false_alarms, sensitivity, 80, color=RED, edgecolor="white", zorder=5, label=label)
+        for (label, scores, positive), area, (colour, dashes) in zip(curves, areas, looks(len(curves)), strict=True):
+            fpr, tpr, _ = roc_curve(positive, scores)
+            text = f"{label} against the rest: {area:.3f}"
+            panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=text)
+        if answers.malignant is not None and answers.p_malignant is not None:
+            is_malignant = np.array([c.malignant for c in contract.classes])[labels]
+            found, false_alarms = (answers.malignant[kind].mean() for kind in (is_malignant, ~is_malignant))
+            fpr, tpr, _ = roc_curve(is_malignant, answers.p_malignant)
+            panel.plot(fpr, tpr, color=INK, linewidth=2.2, label=f"Malignant against benign: {auroc}")
+            text = f"Operating point: sensitivity {found:.3f}, specificity {1 - false_alarms:.3f}"
+            panel.scatter(false_alarms, found, 80, color=RED, edgecolor="white", zorder=5, label=text)
         panel.grid(True)
 
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
     axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), aspect="equal", xlabel="1 − specificity", ylabel="Sensitivity")
-    axes.legend(loc="lower right", title="Area under the curve", alignment="left", title_fontsize=9)
+    legend = {"title": "Area under the curve", "alignment": "left", "title_fontsize": 9}
+    if many:  # beside the curves, since it would cover them
+        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), **legend)
+    else:
+        axes.legend(loc="lower right", **legend)
     return figure
 
 

@@ -5,6 +5,7 @@ pyplot: no window, no open figures to close. Draw and `save` them inside `matplo
 """
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -14,6 +15,7 @@ from pipeline.reporting.datasheet import SYNTHETIC
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 INK, FAINT = "#222222", "#767676"
+_LINES = ((BLUE, "--"), (ORANGE, "-."), (GREEN, (0, (1, 1))), (PURPLE, (0, (5, 1, 1, 1))), (SKY, (0, (8, 3))))
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same on every machine
     "font.size": 10,
@@ -32,6 +34,11 @@ STYLE = {
 }
 _HEAD, _MARGIN = 1.0, 0.2  # inches: the strip for titles above each figure, and their distance from its left
 _TITLE, _STAMP = 0.18, 0.24  # inches of that strip: above the title, and for a synthetic figure's stamp
+
+
+def looks(n: int) -> list[tuple[str, Any]]:
+    """A colour and a dash for each of n lines, 25 at most; no two lines have both alike."""
+    return [(_LINES[i % 5][0], _LINES[(i + i // 5) % 5][1]) for i in range(n)]
 
 
 def blank(width: float, height: float, title: str) -> Figure:

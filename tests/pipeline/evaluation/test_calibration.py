@@ -34,7 +34,7 @@ def test_calibration_says_what_the_temperature_gained() -> None:
 def test_predictive_values_are_bayess_at_the_prevalence_that_is_stated() -> None:
     malignant = np.arange(4000) < 1000
     score = np.where(np.arange(4000) % 10 == 0, ~malignant, malignant).astype(float)  # 90 % right, on both sides
-    found = calibration.operating_point(score >= 0.5, malignant, 0.5, 0.01, ONE)
+    found = calibration.at_threshold(score >= 0.5, malignant, 0.5, 0.01, ONE)
     assert found.sensitivity.value == found.specificity.value == pytest.approx(0.9)
     assert found.ppv.value == pytest.approx(0.009 / (0.009 + 0.099))
     assert found.npv.value == pytest.approx(0.891 / (0.891 + 0.001))
@@ -42,7 +42,7 @@ def test_predictive_values_are_bayess_at_the_prevalence_that_is_stated() -> None
 
 def test_nothing_missed_still_leaves_a_doubt_in_what_a_negative_answer_is_worth() -> None:
     malignant = np.arange(4000) < 60
-    found = calibration.operating_point(malignant, malignant, 0.5, 0.1, ONE)
+    found = calibration.at_threshold(malignant, malignant, 0.5, 0.1, ONE)
     assert (found.npv.low, found.npv.high) == (1, 1)
     npv, z2 = found.wilson.npv, 1.959964**2
     sensitivity, specificity = (n / (n + z2) for n in (60, 3940))  # Wilson's lower end where all are right

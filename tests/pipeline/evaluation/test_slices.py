@@ -8,7 +8,7 @@ from pipeline.evaluation import answers, metrics, slices
 
 
 def sample(pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray, resamples: int) -> answers.Sample:
-    return answers.sample(pixels, pd.DataFrame({"label": labels, "group": groups}), resamples, 0)
+    return answers.sample(pixels, pd.DataFrame({"label": labels, "group": groups, "sha256": groups}), resamples, 0)
 
 
 def test_a_part_of_few_groups_or_without_a_mistake_has_an_interval_too() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline import params
 from pipeline.evaluation import slices
 from pipeline.evaluation.report import Report
 from pipeline.reporting import model_card
@@ -16,7 +17,9 @@ SOURCE = {"origin": "a test", "licence": "MIT", "sha256": "ab" * 32, "images": {
 def card(report: Report, folder: Path, patient: str = "") -> str:
     split = pd.DataFrame({"patient": [patient]})
     contract = tiny_model.write(folder / "m.onnx")
-    return model_card.render(report, contract, SOURCE, split, pd.DataFrame(columns=slices.COLUMNS))
+    return model_card.render(
+        report, contract, params.load().wording, SOURCE, split, pd.DataFrame(columns=slices.COLUMNS)
+    )
 
 
 def test_where_nothing_is_reported_no_error_rate_of_it_is_given(tmp_path: Path) -> None:
@@ -27,6 +30,7 @@ def test_where_nothing_is_reported_no_error_rate_of_it_is_given(tmp_path: Path) 
 
 def test_the_card_does_not_round_a_rare_disease_to_none(tmp_path: Path) -> None:
     found = measured.report()
+    assert found.operating_point
     rare = found.operating_point.model_copy(update={"prevalence": 0.002})
     text = card(found.model_copy(update={"operating_point": rare}), tmp_path)
     assert "where 0.2% of images are malignant" in text
