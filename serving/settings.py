@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(default=Path(".serving"), description="downloaded models; a start then needs no registry")
     watch_seconds: Seconds = Field(default=15, description="how often to ask the registry, ±10 percent; 0: never")
+    other_classes: bool = Field(
+        default=False, description="whether a version with other classes may take over while the server runs"
+    )
     shadow_share: float = Field(
         default=0, ge=0, le=1, description="share of predictions for the challenger too, unseen"
     )

@@ -157,7 +157,9 @@ class Updates:
         try:
             located = self._settings.registry.fetch(registered)
             try:
-                return self._models.loaded(located) or startup.load(self._settings, located)
+                found = self._models.loaded(located) or startup.load(self._settings, located)
+                self._check_classes(found)
+                return found
             except RefusedError as error:
                 if not located.path.is_dir():
                     raise RegistryError("another server removed it meanwhile") from error
@@ -170,6 +172,15 @@ class Updates:
         except RegistryError:
             self._metrics.reloads.labels("failed").inc()
             raise
+
+    def _check_classes(self, new: Model) -> None:
+        """Raises RefusedError if its classes are others: clients know these, and a name is one label set's."""
+        known, others = ([each.key for each in model.contract.classes] for model in (self._models.champion, new))
+        if known != others and not self._settings.other_classes:
+            raise RefusedError(
+                f"classes: it knows {', '.join(others)}, and the server's clients {', '.join(known)}. Register it "
+                "under another name, or let the server change over with LEUKDETECT_OTHER_CLASSES=true"
+            )
 
     def _prune(self) -> None:
         loaded = (self._models.champion, self._models.previous, self._models.challenger)

@@ -233,9 +233,13 @@ def another_answer(file: Path) -> None:
         ({"change": edited(another_shape)}, "graph: image is tensor(uint8)"),
         ({"change": edited(lambda model: model.ClearField("metadata_props"))}, "contract: the ONNX file carries no"),
         ({"change": another_answer}, "golden set: a probability differs"),
+        (
+            {"classes": tiny_model.CLASSES[1:]},
+            "classes: it knows early, pre, pro, and the server's",
+        ),
         ({"tags": {"leukdetect.sha256": "0" * 64}}, "leukdetect.onnx of models:/leukdetect/2/artifacts is not the"),
     ],
-    ids=["corrupt", "wrong-shaped", "no contract", "golden set", "hash"],
+    ids=["corrupt", "wrong-shaped", "no contract", "golden set", "other classes", "hash"],
 )
 def test_a_bad_candidate_is_refused_and_reported_once_and_watching_goes_on(
     a_registry: Registry,
@@ -264,6 +268,14 @@ def test_a_bad_candidate_is_refused_and_reported_once_and_watching_goes_on(
         assert note(client) is None
         assert metric(client, "alias_lag_seconds") == 0
     assert start(settings).champion.located.version == better
+
+
+def test_other_classes_take_over_where_the_server_is_told_so(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings, other_classes=True) as client:
+        other = a_registry.add(classes=tiny_model.CLASSES[1:])
+        until(lambda: version(client) == other)
+        assert [each["key"] for each in client.get("/health").json()["classes"]] == ["early", "pre", "pro"]
 
 
 def test_a_refused_candidate_is_forgotten_once_the_alias_names_what_serves(
