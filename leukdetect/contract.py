@@ -71,7 +71,9 @@ class Decode(_Frozen):
     size: int = Field(gt=0, description="S: height and width in pixels")
     resize: Literal["squash, antialiased bilinear (Pillow)"] = "squash, antialiased bilinear (Pillow)"
     colour: Literal["RGB"] = "RGB"
-    behaviour: Sha256 = Field(description="leukdetect.images.behaviour(size) where the model was built")
+    behaviour: Sha256 = Field(
+        description="leukdetect.images.behaviour(size) where the model was built; version 1 is served, with a warning"
+    )
 
 
 class Thresholds(_Frozen):

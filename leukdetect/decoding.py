@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from leukdetect import images
+from leukdetect.formats.errors import reading
 
 MAX_PIXELS = 40_000_000  # of a file; a microscope camera's has 12 million
 # A strip of a few rows can hold millions of columns within MAX_PIXELS; resizing it would take gigabytes.
@@ -101,5 +102,6 @@ def _bytes(source: object) -> bytes:
 
 
 def _seen(picture: Image.Image, header: images.Header, size: int, sha256: str | None) -> Decoded:
-    pixels = images.resize(picture, size)
+    with reading("the image cannot be resized"):
+        pixels = images.resize(picture, size)
     return Decoded(pixels, header, sha256, *images.quality(pixels), images.stain(pixels))

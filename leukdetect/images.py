@@ -6,32 +6,33 @@ what it does (`behaviour`), so a server whose decoder differs from the one train
 
 import hashlib
 import io
-import math
-import struct
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
-# The formats that microscope cameras and viewers export; recognised by content, never by file name.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+from leukdetect.formats import colour, depth, jpeg, kinds, png, profiles
+from leukdetect.formats.errors import ImageError, UnsupportedImage, reading
+from leukdetect.formats.tiff import MAGIC, Tiff
+
+__all__ = ["FORMATS", "Header", "ImageError", "UnsupportedImage"]
+
+# The formats that microscope cameras, viewers and phones export; recognised by content, never by file name.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", *(("AVIF",) if features.check("avif") else ()))
 PROBES = Path(__file__).with_name("probes")
 _ORIENTATION = 0x0112  # the EXIF tag
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF's tags
-_SCAN = b"\xff\xda"  # the marker that begins a JPEG scan; inside pixel data, 0xff is never followed by this byte
-_ARITHMETIC = b"\xff\xc9"  # the marker of an arithmetic-coded JPEG frame
-
-# Limits for files that cost more to decode than their size shows. A JPEG may have any number of scans of a few bytes,
-# each of which goes over every pixel: 170 kB kept a processor busy for 19 s. A camera's has about ten scans; the most
-# that is allowed takes 4 s. A TIFF's tile is decoded whole, however little of it lies within the image.
-MAX_SCANNED_PIXELS = 4_000_000_000
-MAX_TILE_PIXELS = 2**22
+_TURNED = {  # how to turn what is stored so
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 # Pillow warns of odd tags, and raises what matters. Set once for the process: catch_warnings is not thread-safe.
@@ -39,19 +40,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # We cap pixels ourselves, from the header; Pillow's own warning at 89 MP would come too late.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class ImageError(ValueError):
-    """The bytes are not an image that can be used; the message says why."""
-
-    @property
-    def sentence(self) -> str:
-        """The message as a sentence for people."""
-        return str(self)[0].upper() + str(self)[1:] + "."
-
-
-class UnsupportedImage(ImageError):
-    """The bytes are not one of `FORMATS`."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +50,17 @@ class Header:
     width: int
     height: int
     mode: str
+    note: str | None = None  # what of the file was left out, such as a broken colour profile; known once it is decoded
 
 
 def header(data: bytes) -> Header:
     """Reads format, size and mode without decoding.
 
     Raises:
-        UnsupportedImage: the content is none of `FORMATS`.
+        UnsupportedImage: the content is none of `FORMATS`, or a kind of them that is not decoded.
         ImageError: the data is empty or its header is broken.
     """
-    with _open(data) as image:
-        return _header(image)
+    return _open(data)[0]
 
 
 def read(data: bytes, check: Callable[[Header], None]) -> tuple[Header, Image.Image]:
@@ -81,37 +69,54 @@ def read(data: bytes, check: Callable[[Header], None]) -> tuple[Header, Image.Im
     Raises:
         UnsupportedImage, ImageError: as `decode`.
     """
-    with _open(data) as image:
-        header = _header(image)
-        check(header)
-        return header, _decode(image, data)
+    header, opened = _open(data)
+    check(header)
+    return _decode(header, opened, data)
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes to an upright 8-bit RGB image of the file's own size.
+    """Decodes to an upright 8-bit RGB image of the file's own size, in sRGB, as a viewer shows it.
 
-    EXIF orientation is applied; alpha and palette transparency are laid over white, as an empty field
-    on a slide is; grey is repeated in three channels; 16-bit grey keeps its upper 8 bits; CMYK and
-    YCbCr are converted by Pillow; of several frames the first is taken.
+    EXIF orientation is applied, and the colour profile, or what a PNG or AVIF states in its place; alpha and palette
+    transparency are laid over white, as an empty field on a slide is; grey is repeated in three channels; 16 bits keep
+    the upper 8, other depths are scaled by what the file says of their range; CMYK without a profile and YCbCr are
+    converted by Pillow; of several frames the first is taken, of a TIFF's pages the first that is no thumbnail.
 
     Raises:
-        UnsupportedImage, ImageError: as `header`, and when the pixels are truncated or corrupt.
+        UnsupportedImage, ImageError: as `header`, and when the pixels are truncated or corrupt, or of a range that
+            the file does not state.
     """
-    with _open(data) as image:
-        return _decode(image, data)
+    return read(data, lambda header: None)[1]
 
 
 def upright(image: Image.Image) -> Image.Image:
     """An open Pillow image as `decode` would give it; the image itself stays as it is.
 
     Raises:
-        ImageError: its pixels are truncated or corrupt, or floats, whose range nobody knows.
+        ImageError: its pixels are truncated or corrupt, or numbers of a range that nobody knows, such as floats.
     """
+    if (data := _undecoded(image)) is not None:
+        return decode(data)
     if image.mode == "F":
         raise ImageError("the image's pixels are floats; scale them to 0..255 and convert it to 'RGB'")
-    with _reading("the image is truncated or corrupt"):
+    with reading("the image is truncated or corrupt"):
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        pixels = depth.grey16(np.asarray(image)) if image.mode.startswith("I") else image
+        return _shown(pixels, image.info.get("icc_profile"), orientation)[0]
+
+
+def _undecoded(image: Image.Image) -> bytes | None:
+    """The file of an image that Pillow opened and has not decoded yet, if it is one of `FORMATS`."""
+    if not isinstance(image, ImageFile.ImageFile) or image.format not in (*FORMATS, "MPO"):
+        return None
+    if not image.tile or not image.fp or image.tell() != 0:
+        return None
+    at = image.fp.tell()
+    image.fp.seek(0)
+    data = image.fp.read()
+    image.fp.seek(at)
+    return data
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
@@ -174,77 +179,71 @@ def stain(pixels: np.ndarray) -> float:
     return float(np.partition(found, last)[last])
 
 
-def behaviour(size: int) -> str:
-    """SHA-256 of what decode and resize make of a fixed photograph-like JPEG and a 16-bit PNG."""
+def behaviour(size: int, version: int = 2) -> str:
+    """SHA-256 of what decode and resize make of fixed images: a photograph-like JPEG, a 16-bit PNG, and since version 2
+    a PNG of a linear colour profile and a TIFF of 16 bits whose planes lie apart.
+
+    Version 1 is what model files carry from before colour profiles were applied.
+    """
     digest = hashlib.sha256()
     for probe in ("photograph.jpg", "grey16.png"):  # 100×75, 4:2:0, quality 40; 32×24
         digest.update(resize(decode((PROBES / probe).read_bytes()), size).tobytes())
+    if version > 1:
+        digest.update(decode((PROBES / "planes16.tif").read_bytes()).tobytes())
+        # LittleCMS may round otherwise elsewhere: its colours in steps of 8, of which none lies near an edge.
+        digest.update((np.asarray(decode((PROBES / "profile.png").read_bytes())) // 8).tobytes())
     return digest.hexdigest()
 
 
-def _header(image: Image.Image) -> Header:
-    kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's JPEG with further pictures behind it
-    return Header(kind, image.width, image.height, image.mode)
-
-
-def _decode(image: Image.Image, data: bytes) -> Image.Image:
-    with _reading(f"the {image.format} data is truncated or corrupt"):
-        _refuse_bomb(image, data)
-        upright = image.getexif().get(_ORIENTATION, 1) == 1
-        if image.format == "JPEG" and image.mode == "RGB" and upright:
-            # Bit-identical to Pillow and about a fifth faster (tests/leukdetect/test_images.py).
-            return Image.fromarray(simplejpeg.decode_jpeg(data, strict=True))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _refuse_bomb(image: Image.Image, data: bytes) -> None:
-    """Refuses files that cost far more to decode than the size in their header shows."""
-    if image.format in ("JPEG", "MPO") and _may_have_many_scans(image, data):
-        scans = data.count(_SCAN)
-        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
-            raise ImageError(f"the JPEG goes over its pixels in {scans} scans, far more than an image needs")
-    if isinstance(image, TiffImageFile):
-        sides = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
-        most = max(MAX_TILE_PIXELS, image.width * image.height)
-        if not all(isinstance(side, int) for side in sides) or math.prod(sides) > most:
-            raise ImageError("the TIFF's tiles are far larger than the image that they are to show")
-
-
-def _may_have_many_scans(image: Image.Image, data: bytes) -> bool:
-    """Only progressive, arithmetic and multi-picture JPEGs: counting scans costs a twentieth of decoding the others."""
-    if image.format == "MPO" or "progressive" in image.info:
-        return True
-    # Where Pillow stopped reading the header.
-    head = image.fp.tell() if isinstance(image, ImageFile.ImageFile) and image.fp else len(data)
-    return data.find(_ARITHMETIC, 0, head) >= 0
-
-
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> tuple[Header, Image.Image | Tiff]:
     if not data:
         raise ImageError("the file is empty")
-    with _reading("the image's header is broken"):
+    with reading("the image's header is broken"):
+        described = data
+        if data[:4] in MAGIC:
+            tiff = Tiff(data)
+            if not tiff.plain:
+                return Header("TIFF", tiff.width, tiff.height, tiff.mode), tiff
+            described = tiff.as_pillow_reads_it()
         try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(described), formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise UnsupportedImage(f"the content is not an image of a known type; send {', '.join(FORMATS)}") from error
+            raise kinds.unsupported(data, ", ".join(FORMATS)) from error
+        kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's, with further pictures behind it
+        width, height = (tiff.width, tiff.height) if data[:4] in MAGIC else image.size
+        return Header(kind, width, height, image.mode), image
 
 
-@contextmanager
-def _reading(complaint: str) -> Iterator[None]:
-    """What Pillow's parsers raise on malformed bytes becomes ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, EOFError, struct.error) as error:
-        raise ImageError(f"{complaint} ({error})") from error
+def _decode(header: Header, opened: Image.Image | Tiff, data: bytes) -> tuple[Header, Image.Image]:
+    with reading(f"the {header.format} data is truncated or corrupt"):
+        if isinstance(opened, Tiff):
+            image, note = _shown(opened.decode(), opened.profile or None, opened.orientation)
+        else:
+            orientation = Tiff(data).orientation if header.format == "TIFF" else opened.getexif().get(_ORIENTATION, 1)
+            profile = opened.info["icc_profile"] or b"" if "icc_profile" in opened.info else None
+            if header.format == "JPEG":
+                image = jpeg.decode(opened, data)
+            elif header.format == "PNG" and isinstance(opened, ImageFile.ImageFile):
+                image, profile = png.decode(opened, data), profiles.of_png(data, opened.info) or profile
+            else:
+                profile = profile if profile is not None else _stated(header.format, data)
+                image = opened
+                image.load()
+            image, note = _shown(image, profile, orientation)
+        return (replace(header, note=note) if note else header), image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I;16", "I;16L", "I;16B", "I"):  # Pillow opens 16-bit grey PNG as "I;16" or "I"
-        return Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+def _stated(kind: str, data: bytes) -> bytes | None:
+    """The profile that a file carries where Pillow does not look."""
+    return {"AVIF": profiles.of_avif, "BMP": profiles.of_bmp}.get(kind, lambda data: None)(data)
+
+
+def _shown(image: Image.Image, profile: bytes | None, orientation: int) -> tuple[Image.Image, str | None]:
+    """Stored pixels as RGB in sRGB on white, the right way up; and why the profile was left out, or None."""
+    image, note = colour.to_srgb(image, profile)
+    if image.mode in ("RGBA", "LA"):
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if orientation in _TURNED:  # without Pillow's exif_transpose, which writes EXIF anew, and may fail in that
+        image = image.transpose(_TURNED[orientation])
+    return (image if image.mode == "RGB" else image.convert("RGB")), note

@@ -121,16 +121,26 @@ def _load(located: Located, path: Path, threads: int) -> Model:
     if promise.version == 1:
         log.warning("the model file is of contract version 1: no prediction sets, and nuclei are not looked for")
     _check_graph(session, promise)
-    here = images.behaviour(promise.decode.size)
-    if here != promise.decode.behaviour:
-        raise RefusedError(
-            f"decoder: this machine decodes images otherwise ({here[:12]}…) than the one the model was built with "
-            f"({promise.decode.behaviour[:12]}…); use the Pillow and simplejpeg versions it was built with"
-        )
+    _check_decoder(promise.decode)
     seconds = _check_golden(session, promise)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Model(located, promise, sha256, session, index, threads, seconds)
+
+
+def _check_decoder(promise: contract.Decode) -> None:
+    here = images.behaviour(promise.size)
+    if promise.behaviour == here:
+        return
+    if promise.behaviour != images.behaviour(promise.size, version=1):
+        raise RefusedError(
+            f"decoder: this machine decodes images otherwise ({here[:12]}…) than the one the model was built with "
+            f"({promise.behaviour[:12]}…); use the Pillow and simplejpeg versions it was built with"
+        )
+    log.warning(
+        "the model file is from before colour profiles were applied and odd depths scaled: it gets such images as a "
+        "viewer shows them, and was trained on them as they are stored. Train it anew if its images were of that kind"
+    )
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:

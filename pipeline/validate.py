@@ -36,6 +36,8 @@ def main() -> None:
     write_reports(images, classes, findings)
 
     print(f"{len(images)} files, {len(usable)} usable images")
+    for note, paths in usable.groupby("note")["path"]:
+        print(f"{len(paths)} images, such as {paths.iloc[0]}: {note}")
     print(classes.to_string(index=False))
     for finding in findings:
         match finding.observed:

@@ -72,7 +72,8 @@ def of_image(error: images.ImageError) -> ProblemError:
     if isinstance(error, TooLargeError):
         return ProblemError(413, "too-many-pixels", "The image is too large", error.sentence)
     if isinstance(error, images.UnsupportedImage):
-        return ProblemError(415, "unsupported-image", "Not an image of a known type", error.sentence)
+        title = "Not a supported kind of image" if error.named else "Not an image of a known type"
+        return ProblemError(415, "unsupported-image", title, error.sentence)
     return ProblemError(422, "broken-image", "The image cannot be read", error.sentence)
 
 

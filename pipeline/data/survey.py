@@ -29,6 +29,7 @@ class Facts:
     dhash: str | None = None
     brightness: float | None = None
     sharpness: float | None = None
+    note: str | None = None  # what of the file was left out, such as a broken colour profile
 
 
 def look(path: Path, max_side: int) -> Facts:
@@ -43,12 +44,12 @@ def look(path: Path, max_side: int) -> Facts:
         described = (sha256, None, header.width, header.height, header.format, header.mode)
         if max(header.width, header.height) > max_side:
             return Facts(*described)
-        image = images.decode(data)
+        header, image = images.read(data, lambda header: None)
     except images.ImageError as error:
         return Facts(sha256, str(error))
     pixels = np.asarray(image)
-    measured = (round(measure(pixels), _DECIMALS) for measure in (images.brightness, images.sharpness))
-    return Facts(*described, f"{dhash(image):016x}", *measured)
+    brightness, sharpness = (round(measure(pixels), _DECIMALS) for measure in (images.brightness, images.sharpness))
+    return Facts(*described, f"{dhash(image):016x}", brightness, sharpness, header.note)
 
 
 def dhash(image: Image.Image) -> int:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pipeline.stage import Problem
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
 HEAD = 18  # bytes that tell an image from everything else
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # JPEG, PNG, TIFF, BigTIFF
 
@@ -101,12 +101,14 @@ def starts_an_image(head: bytes) -> bool:
     """Whether these `HEAD` bytes begin an image of a format that is read."""
     if head[:2] == b"BM":  # two letters begin many a text: zeros, and the size of one of BMP's headers, follow
         return head[6:10] == bytes(4) and head[14:18] in [bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 108, 124)]
-    return head.startswith(STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    in_boxes = head[:4] + head[8:12] == b"RIFFWEBP" or head[4:12] in (b"ftypavif", b"ftypavis")
+    return head.startswith(STARTS) or in_boxes
 
 
 def no_image(name: str) -> str:
     """The reason for a file that is no image by name and content."""
-    return f"files that are no JPEG, PNG, BMP, TIFF or WebP (*{Path(name).suffix.lower() or ' without extension'})"
+    extension = Path(name).suffix.lower() or " without extension"
+    return f"files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*{extension})"
 
 
 def read(path: str | Path, most: int) -> bytes:

@@ -65,7 +65,7 @@ async def one_image(request: Request) -> AsyncIterator[Upload]:
 async def predict(request: Request) -> Response:
     """Classifies one image: the multipart field `file`, or the image itself as the body.
 
-    JPEG, PNG, BMP, TIFF or WebP, known by content. The image is not kept. The answer may be to refer.
+    JPEG, PNG, BMP, TIFF, WebP or AVIF, known by content. The image is not kept. The answer may be to refer.
     """
     async with one_image(request) as sent:
         answered = await answer(of(request), request.state.request_id, sent.data, sent.deadline, sent.read_seconds)

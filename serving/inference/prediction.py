@@ -51,6 +51,11 @@ class ImageIdentity(BaseModel):
     format: str
     width: int
     height: int
+    note: str | None = Field(
+        None,
+        exclude_if=lambda note: note is None,
+        description="what of the file was left out, such as a broken colour profile; missing where nothing was",
+    )
 
 
 class Timings(BaseModel):
@@ -109,7 +114,13 @@ def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, re
         request_id=request_id,
         class_=found.key,
         **{name: value for name, value in vars(found).items() if name in Prediction.model_fields},
-        image=ImageIdentity(sha256=image.sha256 or "", format=header.format, width=header.width, height=header.height),
+        image=ImageIdentity(
+            sha256=image.sha256 or "",
+            format=header.format,
+            width=header.width,
+            height=header.height,
+            note=header.note,
+        ),
         model=identity(model),
         timings_ms=Timings(
             read=_ms(read), decode=_ms(decode), queue=_ms(scores.queue_seconds), infer=_ms(scores.infer_seconds)

@@ -79,7 +79,7 @@ function showDetails(card, answer) {
   const { image, quality, timings_ms: ms } = answer;
   const facts = {
     Model: nameOf(answer.model),
-    Image: `${image.format}, ${image.width} × ${image.height} pixels`,
+    Image: `${image.format}, ${image.width} × ${image.height} pixels${image.note ? `; ${image.note}` : ""}`,
     "Image SHA-256": image.sha256,
     Unlikeness: `${answer.unlikeness.toFixed(2)} (referred beyond 1.00)`,
     Quality: `brightness ${quality.brightness.toFixed(0)}, sharpness ${quality.sharpness.toFixed(0)}, stain ${quality.stain.toFixed(2)}`,

@@ -14,26 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
 from leukdetect import images
-
-
-def photograph(width: int = 101, height: int = 67) -> Image.Image:
-    """Smooth colours and an edge or two, as a smear has, of odd sides, so that chroma blocks are cut."""
-    y, x = np.mgrid[0:height, 0:width]
-    planes = [127 + 90 * np.sin(x / 11 + k) * np.cos(y / (7 + k)) + 30 * (x > width // 2) for k in range(3)]
-    return Image.fromarray(np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
+from tests.leukdetect.formats import icc
+from tests.leukdetect.formats.pictures import encoded, photograph, png, turned
+from tests.leukdetect.formats.tiffs import Page, tiff
 
 JPEGS = {
     "4:4:4": {"subsampling": "4:4:4"},
@@ -99,45 +82,9 @@ def test_sixteen_bit_grey_keeps_its_upper_eight(kind: str, order: str) -> None:
     assert pixels.shape == (2, 3, 3)
 
 
-def png_of_sixteen_bits(pixels: np.ndarray) -> bytes:
-    """Of uint16 [H, W, 3]; Pillow writes none."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def tiff_of_sixteen_bits(pixels: np.ndarray, order: str) -> bytes:
-    """Of uint16 [H, W, 3], least (<) or most (>) significant byte first, not compressed."""
-    height, width, _ = pixels.shape
-    data = pixels.astype(f"{order}u2").tobytes()
-    depths = 8 + 2 + 9 * 12 + 4  # where the three depths are; behind them the pixels
-    short = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height}
-    long = {258: depths, 273: depths + 6, 279: len(data)}
-    entries = {tag: struct.pack(f"{order}HHIHxx", tag, 3, 1, value) for tag, value in short.items()}
-    for tag, value in long.items():
-        kind, count = (3, 3) if tag == 258 else (4, 1)
-        entries[tag] = struct.pack(f"{order}HHII", tag, kind, count, value)
-    magic = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(entries))
-    directory = b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
-    return magic + directory + struct.pack(f"{order}3H", 16, 16, 16) + data
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF <", "TIFF >"])
-def test_sixteen_bit_colour_keeps_its_upper_eight(kind: str) -> None:
+def test_sixteen_bit_colour_of_a_png_keeps_its_upper_eight() -> None:
     pixels = np.array([[[0, 255, 256], [32768, 65279, 65535]]], np.uint16)
-    data = png_of_sixteen_bits(pixels) if kind == "PNG" else tiff_of_sixteen_bits(pixels, kind[-1])
-    np.testing.assert_array_equal(images.decode(data), pixels >> 8)
-
-
-def test_what_exceeds_sixteen_bits_is_white_and_does_not_wrap_round() -> None:
-    values = np.array([[-5, 0, 65535, 70000]], np.int32)
-    pixels = np.asarray(images.decode(encoded(Image.fromarray(values), "TIFF")))
-    np.testing.assert_array_equal(pixels[0, :, 0], [0, 0, 255, 255])
+    np.testing.assert_array_equal(images.decode(png(pixels)), pixels >> 8)
 
 
 def test_a_palette_gives_its_colours() -> None:
@@ -190,27 +137,6 @@ def test_half_a_file_is_an_error_that_names_its_type(kind: str) -> None:
     with pytest.raises(images.ImageError, match=r"corrupt|broken") as error:
         images.decode(whole[: len(whole) // 2])
     assert not isinstance(error.value, images.UnsupportedImage)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_jpeg_of_endless_scans_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a few bytes, and costs a look at every pixel."""
-    whole = encoded(photograph().convert(mode), "JPEG", progressive=True)
-    last = whole.rindex(b"\xff\xda")
-    bomb = whole[:last] + whole[last:-2] * 100 + whole[-2:]
-    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 50 * 101 * 67)
-    with pytest.raises(images.ImageError, match=r"in 1\d\d scans"):
-        images.decode(bomb)
-    assert images.decode(whole).size == (101, 67)
-
-
-def test_a_coding_in_which_scans_may_be_empty_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 0)
-    data = encoded(photograph(), "JPEG")
-    frame = data.index(b"\xff\xc0")
-    assert images.decode(data).size == (101, 67)  # of Huffman's, in one scan, none is counted
-    with pytest.raises(images.ImageError, match="in 1 scans"):
-        images.decode(data[:frame] + b"\xff\xc9" + data[frame + 2 :])
 
 
 def tiff_of_one_tile(side: int, tile: int) -> bytes:
@@ -289,6 +215,14 @@ SEEDS = [
     encoded(photograph(), "TIFF", compression="tiff_deflate"),
     encoded(photograph(), "WEBP"),
     encoded(photograph(), "WEBP", exif=turned(6)),
+    encoded(photograph(), "AVIF"),
+    encoded(photograph(), "PNG", icc_profile=icc.of_screen(icc.ADOBE_RGB, 2.2)),
+    encoded(photograph(), "JPEG", icc_profile=icc.of_screen(icc.DISPLAY_P3, 2.2)),
+    encoded(photograph().convert("CMYK"), "JPEG", icc_profile=icc.of_printer()),
+    png(np.asarray(photograph()) * np.uint16(257), (b"tRNS", bytes(6)), (b"gAMA", b"\0\1\x86\xa0")),
+    tiff(Page(np.asarray(photograph()) * np.uint16(257), apart=True, tile=(16, 16))),
+    tiff(Page(np.asarray(photograph())[..., 0] * np.uint16(16), bits=12, deflated=True), big=True, order=">"),
+    tiff(Page(np.asarray(photograph())[::4, ::4], tags={254: (4, 1)}), Page(np.asarray(photograph()), deflated=True)),
 ]
 
 

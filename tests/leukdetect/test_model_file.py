@@ -64,6 +64,16 @@ def test_another_decoder_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "m.onnx")
 
 
+def test_a_file_from_before_colour_profiles_serves_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = images.behaviour(tiny_model.SIZE, version=1)
+    assert before != images.behaviour(tiny_model.SIZE)
+    tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour=before))
+    load(tmp_path / "m.onnx")
+    assert "from before colour profiles were applied" in caplog.text
+
+
 def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tmp_path: Path) -> None:
     golden = tiny_model.write(tmp_path / "m.onnx").golden
     wrong = [golden[0], golden[1].model_copy(update={"probabilities": golden[0].probabilities})]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,8 @@ from serving.app import create_app
 from serving.models.startup import start
 from serving.settings import Settings
 from tests import object_store, tiny_model
+from tests.leukdetect.formats.pictures import encoded, photograph, with_exif_beyond_pillow
+from tests.leukdetect.formats.tiffs import Page, tiff
 from tests.registry import Registry
 from tests.server import serve
 
@@ -112,6 +115,28 @@ def test_broken_images_are_rows_with_a_reason_and_stop_nothing(
     assert "No such file" in errors["a/gone.jpg"]
     assert "36 images" in (out := capsys.readouterr().out)
     assert "4 that could not be used" in out
+
+
+def test_one_odd_image_never_ends_a_job(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    plain = tiny_model.jpeg((60, 60, 200))
+    deep = Page(np.asarray(photograph()) * np.uint16(257), apart=True)
+    odd = {
+        "exif.jpg": with_exif_beyond_pillow(plain),
+        "plain.jpg": plain,
+        "deep.tif": tiff(deep),
+        "dark.tif": tiff(Page(np.asarray(photograph())[..., 0] * np.uint16(16))),
+        "gif.jpg": encoded(photograph().quantize(8), "GIF"),
+    }
+    for name, content in odd.items():
+        (folder / name).write_bytes(content)
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    scored = rows(tmp_path / "out")
+    assert scored["exif.jpg"]["p_pre"] == pytest.approx(scored["plain.jpg"]["p_pre"], abs=1e-3)
+    assert scored["deep.tif"]["error"] is None
+    assert "of a range that is not stated" in scored["dark.tif"]["error"]
+    assert scored["gif.jpg"]["error"].startswith("The content is a GIF")
 
 
 def test_it_goes_on_with_the_parts_that_are_missing_or_damaged_and_leaves_the_others(
@@ -220,7 +245,7 @@ def test_what_is_left_out_is_said_also_when_the_job_goes_on(
         run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
         assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")] == [
             "left out: 1 deleted files, in #recycle",
-            "left out: 1 files that are no JPEG, PNG, BMP, TIFF or WebP (*.txt)",
+            "left out: 1 files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*.txt)",
             "left out: 1 hidden files",
             "left out: 1 pipes, sockets and devices",
         ]

@@ -17,6 +17,7 @@ from PIL import Image
 from leukdetect import images
 from pipeline import stage, validate
 from pipeline.data import manifest, survey
+from tests.leukdetect.formats.tiffs import Page, tiff
 from tests.project import ROOT
 
 RECIPE = ROOT / "params.yaml"
@@ -141,6 +142,32 @@ def test_unreadable_files_are_dropped_up_to_max_broken_and_an_error_beyond(recip
     message = failure()
     assert "cannot be read as an image: pre/half.png (the PNG data is truncated or corrupt" in message
     assert "raise validate.max_broken" in message
+
+
+def test_what_would_be_trained_on_wrongly_is_an_error_that_names_it(recipe: Recipe) -> None:
+    """Twelve bits in sixteen would be black, and a composite's first channel grey."""
+    shown = np.asarray(Image.open(RAW / "pre/pre-0.png"))
+    (RAW / "pre/planes.tif").write_bytes(tiff(Page(shown * np.uint16(257), apart=True)))
+    (RAW / "pre/dark.tif").write_bytes(tiff(Page(shown[..., 0] * np.uint16(16))))
+    channel = Page(shown[..., 0], tags={270: (2, b"ImageJ=1\nchannels=3\n")})
+    (RAW / "pre/channels.tif").write_bytes(tiff(channel, channel, channel))
+
+    message = failure()
+    assert "pre/channels.tif (the TIFF keeps each colour channel as a grey page of its own" in message
+    assert "pre/dark.tif (the image's pixels are 16-bit numbers from" in message
+    assert "planes" not in message
+    recipe(max_broken=2)
+    validate.main()
+    rows = manifest.read().set_index("path")
+    assert rows.loc["pre/planes.tif", "dhash"] == rows.loc["pre/pre-0.png", "dhash"]
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_colour_profile_that_was_left_out_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with Image.open(RAW / "pro/pro-1.png") as image:
+        image.save(RAW / "pro/pro-1.png", icc_profile=b"no profile")
+    validate.main()
+    assert "1 images, such as pro/pro-1.png: its colour profile is broken" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("recipe")

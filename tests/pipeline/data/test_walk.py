@@ -51,8 +51,8 @@ def test_what_is_no_image_is_counted_by_its_extension(tmp_path: Path, content: b
     assert found(tmp_path) == (
         [],
         {
-            "files that are no JPEG, PNG, BMP, TIFF or WebP (*.txt)": 2,
-            "files that are no JPEG, PNG, BMP, TIFF or WebP (* without extension)": 1,
+            "files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*.txt)": 2,
+            "files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (* without extension)": 1,
         },
     )
 

@@ -31,6 +31,7 @@ from serving.periodic import Periodic
 from serving.request import upload
 from serving.settings import Settings
 from tests import tiny_model
+from tests.leukdetect.formats.pictures import encoded, photograph, with_exif_beyond_pillow
 from tests.server import serve
 
 BLUE = tiny_model.jpeg((60, 60, 200))
@@ -128,6 +129,25 @@ def test_a_batch_answers_every_image_in_order_or_says_why_not(client: httpx.Clie
     alone = client.post("/predict", content=BLUE).json()
     for key in alone.keys() - {"request_id", "timings_ms"}:
         assert results[0]["prediction"][key] == alone[key], key
+
+
+def test_a_kind_that_is_not_decoded_is_named(client: httpx.Client) -> None:
+    problem = client.post("/predict", content=encoded(photograph().quantize(8), "GIF")).json()
+    assert (problem["status"], problem["title"]) == (415, "Not a supported kind of image")
+    assert problem["detail"].startswith("The content is a GIF, which is not decoded; ")
+
+
+def test_a_colour_profile_that_was_left_out_is_told(client: httpx.Client) -> None:
+    answer = client.post("/predict", content=encoded(photograph(), "PNG", icc_profile=b"no profile")).json()
+    assert "its colour profile is broken" in answer["image"]["note"]
+    assert "note" not in client.post("/predict", content=BLUE).json()["image"]
+
+
+def test_exif_that_pillow_cannot_write_again_costs_no_answer(client: httpx.Client) -> None:
+    odd = with_exif_beyond_pillow(BLUE)
+    assert client.post("/predict", content=odd).json()["class"] == "pre"
+    results = client.post("/predict/batch", files=[("file", odd), ("file", RED)]).json()["results"]
+    assert [each["prediction"]["class"] for each in results] == ["pre", "benign"]
 
 
 def test_a_batch_is_taken_apart_off_the_event_loop(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
