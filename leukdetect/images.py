@@ -199,18 +199,16 @@ def _open(data: bytes) -> tuple[Header, Image.Image | Tiff]:
     if not data:
         raise ImageError("the file is empty")
     with reading("the image's header is broken"):
-        described = data
-        if data[:4] in MAGIC:
-            tiff = Tiff(data)
-            if not tiff.plain:
-                return Header("TIFF", tiff.width, tiff.height, tiff.mode), tiff
-            described = tiff.as_pillow_reads_it()
+        tiff = Tiff(data) if data[:4] in MAGIC else None
+        if tiff and not tiff.plain:
+            return Header("TIFF", tiff.width, tiff.height, tiff.mode), tiff
+        described = tiff.as_pillow_reads_it() if tiff else data
         try:
             image = Image.open(io.BytesIO(described), formats=FORMATS)
         except UnidentifiedImageError as error:
-            raise kinds.unsupported(data, ", ".join(FORMATS)) from error
+            raise (tiff.unknown() if tiff else kinds.unsupported(data, ", ".join(FORMATS))) from error
         kind = "JPEG" if image.format == "MPO" else image.format or ""  # a phone's, with further pictures behind it
-        width, height = (tiff.width, tiff.height) if data[:4] in MAGIC else image.size
+        width, height = (tiff.width, tiff.height) if tiff else image.size
         return Header(kind, width, height, image.mode), image
 
 

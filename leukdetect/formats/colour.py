@@ -53,7 +53,7 @@ def _applied(image: Image.Image, convert: ImageCms.ImageCmsTransform) -> Image.I
     return colours
 
 
-@lru_cache(16)
+@lru_cache(8)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """A profile's colour space, and its transform to sRGB; None where that changes nothing by more than a level."""
     if not profile or len(profile) > MAX_PROFILE_BYTES:

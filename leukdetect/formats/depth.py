@@ -49,14 +49,14 @@ def eight_bits(samples: np.ndarray, bits: int, said: Range, remedy: str, colours
             raise ImageError(
                 f"the image's pixels are {kind} from {low:g} to {high:g}, of a range that is not stated; {remedy}"
             )
-    if not white > black:
+    if not black < white < np.inf:
         raise ImageError(f"the image says that white is {white:g} and black {black:g}; scale it to 8 bits a channel")
-    if not floats and not black and white == 2**bits - 1 and bits >= 8:
-        return (samples >> (bits - 8)).astype(np.uint8)
+    found = np.empty(samples.shape, np.uint8)
+    if not floats and not black and white == 2**bits - 1 and bits >= 8 and samples.dtype.kind == "u":
+        return np.right_shift(samples, bits - 8, out=found, casting="unsafe")
     # Whole numbers in 256 equal steps, as their upper bits are; floats (and fewer steps than 256) to the nearest.
     steps = not floats and white - black >= 255
     scale, shift = (256 / (white - black + 1), 0) if steps else (255 / (white - black), 0.5)
-    found = np.empty(samples.shape, np.uint8)
     for row, line in enumerate(samples):  # a row at a time: of the whole image it would be eight times its size
         found[row] = np.clip((line.astype(np.float64) - black) * scale + shift, 0, 255)
     return found

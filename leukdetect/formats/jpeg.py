@@ -11,6 +11,8 @@ _COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's modes as simp
 _SCAN = b"\xff\xda"  # the marker that begins a JPEG scan; inside pixel data, 0xff is never followed by this byte
 _ARITHMETIC = b"\xff\xc9"  # the marker of an arithmetic-coded JPEG frame
 
+_MAX_STEPS = 10_000  # segments, and bytes 0xff between them, that are looked at
+
 # A JPEG may have any number of scans of a few bytes, each of which goes over every pixel: 170 kB kept a processor busy
 # for 19 s. A camera's has about ten scans; the most that is allowed takes 4 s.
 MAX_SCANNED_PIXELS = 4_000_000_000
@@ -34,19 +36,20 @@ def decode(image: Image.Image, data: bytes) -> Image.Image:
         if "subsampling" in str(error):  # such as 4:1:0: its interface does not know it, though the library does
             image.load()
             return image
-        pixels = _forgiving(data, colours, str(error))
+        pixels = _forgiving(data, colours)
     if image.mode == "CMYK":
         return Image.frombuffer("CMYK", image.size, 255 - pixels)  # stored inverted, as Adobe does
     return Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
 
 
-def _forgiving(data: bytes, colours: str, complaint: str) -> np.ndarray:
+def _forgiving(data: bytes, colours: str) -> np.ndarray:
     mended = _mended(data, colours)
-    if mended != data:
-        try:
-            return simplejpeg.decode_jpeg(mended, colours)
-        except ValueError as error:
-            complaint = str(error)
+    if b"\xff\xc2" not in mended:  # an end, if none is there; of a progressive one whole scans may be missing
+        mended += b"\xff\xd9"
+    try:
+        return simplejpeg.decode_jpeg(mended, colours)
+    except ValueError as error:
+        complaint = str(error)
     # What is left over once a scan's pixels are all there, or scans in an odd order; damage before it is told of first.
     if "extraneous bytes before marker" in complaint or "progression" in complaint:
         return simplejpeg.decode_jpeg(mended, colours, strict=False)
@@ -60,7 +63,10 @@ def _mended(data: bytes, colours: str) -> bytes:
     and Adobe's segment a transform that exists.
     """
     parts, at, sequential = [data[:2]], 2, False
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+    for _ in range(_MAX_STEPS):
+        at = data.find(b"\xff", at)
+        if not 0 <= at <= len(data) - 4:
+            break
         marker = data[at + 1]
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker < 0xDA:  # stuffed, filling, or has no segment
             at += 1

@@ -80,7 +80,10 @@ def _named(data: bytes) -> tuple[str, str] | None:
 def jpeg_process(data: bytes) -> str | None:
     """A JPEG's process, if it is one that is not decoded."""
     at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 5 <= len(data):
+    for _ in range(10_000):
+        at = data.find(b"\xff", at)
+        if not 0 <= at <= len(data) - 5:
+            break
         marker = data[at + 1]
         if marker in _JPEG_FRAMES:
             return _JPEG_FRAMES[marker]

@@ -74,6 +74,13 @@ class Tiff:
             return self._data
         return tiff_directory.view(self._data, page.order, tags)
 
+    def unknown(self) -> UnsupportedImage:
+        """The error for a layout that Pillow does not know."""
+        return UnsupportedImage(
+            f"the TIFF has an unknown layout (photometric interpretation {self._photometric}, {self._samples} samples "
+            f"of {self.bits[0]} bits, compression {self._page.whole(tag.COMPRESSION, 1)}); save it as plain 8-bit RGB"
+        )
+
     def decode(self) -> Image.Image:
         """The pixels as they are stored, 8 bits a sample: L, LA, RGB, RGBA or CMYK.
 
@@ -107,27 +114,28 @@ class Tiff:
         return {1: "L", 3: "RGB", 4: "CMYK"}[self._colours()] + "A" * bool(set(self._extra[:1]) & {1, 2})
 
     def _is_plain(self) -> bool:
-        """Pillow reads it rightly: 8 bits a sample or fewer, side by side, no range stated, or a kind of its own."""
+        """Pillow reads it rightly: 8 bits a sample or fewer, side by side, or of a kind of its own."""
         if self._photometric not in (*_GREY, _COLOUR, _CMYK) or self._page.whole(tag.COMPRESSION, 1) not in _LOSSLESS:
             return True
-        apart = self._page.whole(tag.PLANES, 1) == 2 and self._samples > 1
-        odd = self.bits[0] not in (1, 2, 4, 8) or (self._samples > 1 and self.bits[0] != 8)
-        return not (apart or odd or self._format != 1 or self._range().white is not None)
+        if self._samples == 1:
+            return self._format == 1 and self.bits[0] in (1, 2, 4, 8)
+        side_by_side = self._page.whole(tag.PLANES, 1) == 1 and self._format == 1 and self.bits[0] == 8
+        return side_by_side and self._photometric != 0 and self._samples - self._colours() == len(self._extra) <= 1
 
     def _range(self) -> depth.Range:
-        page, nominal = self._page, 2 ** self.bits[0] - 1
-        floats = self._format == 3
+        """What the file says of its samples' range; of 8 bits nobody heeds it."""
+        page, nominal = self._page, 2 ** (self.bits[0] - (self._format == 2)) - 1
+        if self.bits[0] <= 8:
+            return depth.Range()
         black, white = (max(page.values(each), default=None) for each in (tag.SMIN, tag.SMAX))
-        if white is None and not floats:
-            # By its definition the largest value that is used: where that takes all bits, it is but a statistic.
+        if white is None and self._format != 3:
+            # By its definition the largest value that is used: where that is not of a smaller depth, a mere statistic.
             largest = max(page.values(tag.MAX_SAMPLE), default=0)
-            white = largest if 0 < largest <= nominal // 2 else None
             significant = _significant(self._first.raw(tag.DESCRIPTION))
-            if white is None and 0 < significant < self.bits[0]:
+            if largest:
+                white = largest if largest <= nominal // 4 else nominal
+            elif 0 < significant < self.bits[0]:
                 white = 2**significant - 1
-        if white is not None and not floats and self._format == 1 and white >= nominal and not black:
-            white = nominal
-            return depth.Range(None, white if self.bits[0] > 8 else None)
         return depth.Range(black, white)
 
     def _refuse(self) -> None:
@@ -156,8 +164,10 @@ class Tiff:
             raise ImageError(
                 f"the TIFF has {self._samples} samples a pixel and does not say which colours they are; save it as RGB"
             )
-        if compression in (1, 32773) and page.whole(tag.PREDICTOR, 1) != 1:
-            raise ImageError("the TIFF names a predictor beside a compression that has none; save it without it")
+        if compression == 32773 and page.whole(tag.PREDICTOR, 1) != 1:
+            raise ImageError(
+                "the TIFF names a predictor beside PackBits, which has none; save it with another compression"
+            )
         sides = [page.whole(each) for each in (tag.TILE_WIDTH, tag.TILE_LENGTH)]
         if math.prod(sides) > max(MAX_TILE_PIXELS, math.prod(self._stored)):
             raise ImageError("the TIFF's tiles are far larger than the image that they are to show")

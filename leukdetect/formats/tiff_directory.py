@@ -18,8 +18,9 @@ MAX_SAMPLE, PLANES, PREDICTOR, PALETTE, TILE_WIDTH, TILE_LENGTH = 281, 284, 317,
 TILES, TILE_BYTES, SUB_DIRECTORIES, EXTRA, FORMAT, SMIN, SMAX = 324, 325, 330, 338, 339, 340, 341
 CHROMA, PROFILE, EXIF = 530, 34675, 34665
 
-MAX_PAGES = 256  # that are looked at for the full picture
-_MAX_TAGS = 4096
+MAX_PAGES = 256  # that are looked at for one that is no thumbnail
+_MAX_TAGS = 512  # a page; real ones have fewer than a hundred
+_MAX_DESCRIPTION = 200_000  # bytes that are searched
 _TYPES = {  # NumPy's names of TIFF's types
     **{1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "i4", 11: "f4", 12: "f8"},
     **{13: "u4", 16: "u8", 17: "i8", 18: "u8"},
@@ -27,8 +28,8 @@ _TYPES = {  # NumPy's names of TIFF's types
 _PAIRS = (5, 10)  # of numerator and denominator
 _CHANNELS = (  # what ImageJ, OME-TIFF and tifffile write where each page holds one colour
     rb"\AImageJ=.*^channels=0*([2-9]|[1-9]\d)",
-    rb"<(?:\w+:)?Pixels\b[^>]*\bSizeC=[\"']0*([2-9]|[1-9]\d)",
-    rb"\"axes\": \"\w*C\w*\"",
+    rb"<(?:\w{1,9}:)?Pixels\b[^>]{0,800}\bSizeC=[\"']0*([2-9]|[1-9]\d)",
+    rb"\"axes\": \"\w{0,9}C\w{0,9}\"",
 )
 
 
@@ -51,8 +52,12 @@ class Page:
 
     def whole(self, tag: int, default: int = 0) -> int:
         """The first value of a tag, a whole number."""
-        values = self.values(tag)
-        return int(values[0]) if values else default
+        return int(self.tags[tag][1][0]) if tag in self.tags and len(self.tags[tag][1]) else default
+
+    @property
+    def is_thumbnail(self) -> bool:
+        """Of less than the full size, or a mask."""
+        return bool(self.whole(SUBFILE) & 0b101) or self.whole(OLD_SUBFILE) == 2
 
     def raw(self, tag: int) -> bytes:
         """A tag's bytes; empty where it is missing."""
@@ -60,7 +65,7 @@ class Page:
 
 
 def pages(data: bytes) -> list[Page]:
-    """The directories in the order of their chain, at most `MAX_PAGES`.
+    """The directories up to the first that is no thumbnail, at most `MAX_PAGES`.
 
     Raises:
         ImageError, struct.error: the first is broken; what follows a broken one is left out.
@@ -79,24 +84,22 @@ def pages(data: bytes) -> list[Page]:
                 raise
             break
         found.append(page)
+        if not page.is_thumbnail:
+            break
     if not found:
         raise ImageError("the TIFF has no page")
     return found
 
 
 def full(found: list[Page]) -> Page:
-    """The first page that is no thumbnail and no mask.
+    """Of `pages` the one to show: the last, if it is no thumbnail.
 
     Raises:
         ImageError: there is none, or each page is one channel of a picture in colour.
     """
-    description = found[0].raw(DESCRIPTION)
-    whole = [page for page in found if not page.whole(SUBFILE) & 0b101 and page.whole(OLD_SUBFILE) != 2]
-    if not whole:
-        if len(found) > 1 or SUB_DIRECTORIES in found[0].tags:
-            raise ImageError("all that the TIFF's pages hold are thumbnails; export the full picture as a plain TIFF")
-        whole = found
-    page = whole[0]
+    description, page = found[0].raw(DESCRIPTION)[:_MAX_DESCRIPTION], found[-1]
+    if page.is_thumbnail and (len(found) > 1 or SUB_DIRECTORIES in page.tags):
+        raise ImageError("all that the TIFF's pages hold are thumbnails; export the full picture as a plain TIFF")
     if len(page.values(BITS) or [1]) == 1 and page.whole(SAMPLES, 1) == 1 and page.whole(PHOTOMETRIC) in (0, 1):
         channels = any(re.search(each, description, re.DOTALL | re.MULTILINE) for each in _CHANNELS)
         if channels:

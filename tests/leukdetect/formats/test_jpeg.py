@@ -31,6 +31,8 @@ def odd(data: bytes, oddity: str) -> bytes:
         return data[:-2] + b"\x12\x34junk" + data[-2:]
     if oddity == "a version of JFIF to come":
         return data.replace(b"JFIF\0\1", b"JFIF\0\7")
+    if oddity in ("no end", "zeros in place of an end"):
+        return data[:-2] + bytes(40 * (oddity != "no end"))
     marker = {"junk before the tables": b"\xff\xdb", "junk before the scan": b"\xff\xda"}[oddity]
     at = data.index(marker)
     return data[:at] + b"junk" + data[at:]
@@ -42,6 +44,8 @@ ODDITIES = (
     "junk before the end",
     "junk before the tables",
     "junk before the scan",
+    "no end",
+    "zeros in place of an end",
 )
 
 

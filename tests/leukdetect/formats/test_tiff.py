@@ -44,6 +44,9 @@ def test_colours_however_they_lie_keep_their_upper_eight_bits(
     assert images.header(plain) == images.Header("TIFF", WIDTH, HEIGHT, "RGB")
     transparent = tiff(Page(stored, apart=apart, extra=[2], **layout), order=order, big=big)
     np.testing.assert_array_equal(images.decode(transparent), on_white(upper))
+    multiplied = tiff(Page(stored, apart=apart, extra=[1], **layout), order=order, big=big)
+    straight = Image.frombuffer("RGBa", (WIDTH, HEIGHT), upper.tobytes()).convert("RGBA")
+    np.testing.assert_array_equal(images.decode(multiplied), on_white(np.asarray(straight)))
     spare = tiff(Page(stored, apart=apart, extra=[0], **layout), order=order, big=big)
     np.testing.assert_array_equal(images.decode(spare), upper[..., :3])
 
@@ -89,6 +92,13 @@ def test_a_depth_within_sixteen_bits_is_scaled_by_what_the_file_says(bits: int, 
     np.testing.assert_array_equal(images.decode(colours), COLOURS[..., :3] >> 8)
 
 
+def test_the_largest_value_of_a_whole_depth_is_a_statistic() -> None:
+    for largest in (61234, 30000, 65535):
+        np.testing.assert_array_equal(images.decode(tiff(Page(GREY, tags={281: (3, largest)}))), UPPER)
+    dark = (GREY >> 11).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(images.decode(tiff(Page(dark, tags={281: (3, 31)}))))[..., 0], dark)
+
+
 NUMBERS = {
     "uint32": (GREY.astype(np.uint32) << 16, {}),
     "uint32, stated": (GREY.astype(np.uint32), {341: (4, 65535)}),
@@ -98,6 +108,7 @@ NUMBERS = {
         (GREY.astype(np.int32) - 32768).astype(np.int16),
         {340: (8, -32768), 341: (8, 32767)},
     ),
+    "int16, by the other tag": ((GREY >> 4).astype(np.int16), {281: (3, 4095)}),
     "float32": ((GREY / 65535).astype(np.float32), {}),
     "float64": (GREY / 65535, {}),
     "float32, stated": ((GREY / 655.35).astype(np.float32), {340: (11, 0.0), 341: (11, 100.0)}),
@@ -214,10 +225,11 @@ def test_orientation_is_applied_to_odd_kinds_too(deep: bool, orientation: int) -
         (Page(GREY, tags={259: (3, 33003)}), "JPEG 2000"),
         (Page(GREY, tags={259: (3, 50002)}), "JPEG XL"),
         (Page(GREY >> 4, tags={259: (3, 7), 258: (3, 12)}), "a JPEG of 12 bits a sample"),
+        (Page(GREY, photometric=6, tags={530: (3, [1, 1])}), "unknown layout .photometric interpretation 6"),
         (Page(GREY, photometric=32803), "a camera's raw data"),
         (Page(COLOURS[..., :3] >> 8, photometric=8), "CIELab"),
     ],
-    ids=["float RGB", "32-bit RGB", "JPEG 2000", "Aperio", "JPEG XL", "12-bit JPEG", "raw", "CIELab"],
+    ids=["float RGB", "32-bit RGB", "JPEG 2000", "Aperio", "JPEG XL", "12-bit JPEG", "16-bit YCbCr", "raw", "CIELab"],
 )
 def test_what_is_not_decoded_is_named(page: Page, says: str) -> None:
     for read in (images.header, images.decode):
