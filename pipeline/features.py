@@ -33,6 +33,7 @@ BATCH = 32
 AHEAD = 4  # batches
 
 
+@stage.alone(stage.STATE / "features")
 def main() -> None:
     recipe = params.load()
     tracking.check()  # an unreachable server is found now, not after an hour of training

@@ -17,6 +17,7 @@ from pipeline.data.source import RAW, SOURCE
 from pipeline.stage import Problem
 
 
+@stage.alone(stage.STATE / "fetch")
 def main() -> None:
     recipe = params.load()
     sources.STATE.mkdir(parents=True, exist_ok=True)

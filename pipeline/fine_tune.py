@@ -17,6 +17,7 @@ from pipeline.params import FineTune
 from pipeline.registry import tracking
 
 
+@stage.alone(stage.STATE / "fine_tune")
 def main() -> None:
     recipe = params.load()
     data = prepared.digest()

@@ -249,10 +249,12 @@ class Params(Section):
 def load(path: Path = PARAMS_FILE) -> Params:
     """Reads and checks the recipe. Raises Problem if it is missing, no YAML, or as for `parse`."""
     try:
-        return parse(yaml.safe_load(path.read_text()), str(path))
+        return parse(yaml.safe_load(path.read_bytes()), str(path))
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing. Run from the project's root, or copy one of presets/ there.") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise Problem(f"{path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none; brackets without end
         raise Problem(f"{path} is not valid YAML: {error}") from error
 
 

@@ -5,6 +5,8 @@ Writes: data/prepared/images.npy (uint8 [N, S, S, 3], RGB), data/prepared/split.
 Run:    python -m pipeline.prepare
 """
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,17 +29,22 @@ def main() -> None:
     with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
         size = recipe.prepare.image_size
-        shape = (len(frame), size, size, 3)
-        pixels = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        with (folder / "images.npy").open("wb", buffering=0) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(frame), size, size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+            start = file.tell()
 
-        def decode(row: int, path: str) -> None:
-            pixels[row] = images.resize(images.decode((RAW / path).read_bytes()), size)
+            def decode(row: int, path: str) -> None:
+                pixels = images.resize(images.decode((RAW / path).read_bytes()), size).tobytes()
+                # Not through a memory map: where the disk fills up, that kills the process without a word.
+                if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(prepared.PREPARED))
 
-        with ThreadPoolExecutor() as pool:
-            done = pool.map(decode, range(len(frame)), frame["path"])
-            for _ in stage.progress(done, "decode", total=len(frame)):
-                pass
-        pixels.flush()
+            with ThreadPoolExecutor() as pool:
+                done = pool.map(decode, range(len(frame)), frame["path"])
+                for _ in stage.progress(done, "decode", total=len(frame)):
+                    pass
+        pixels = np.load(folder / "images.npy", mmap_mode="r")
         if recipe.prepare.patient:
             _check_patients_differ(frame, pixels, recipe.prepare.near_duplicate_bits)
         frame[prepared.COLUMNS].to_csv(folder / "split.csv", index=False)

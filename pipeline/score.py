@@ -44,15 +44,16 @@ def main() -> None:
         options.max_body_bytes,
         options.max_pixels,
     )
-    total, todo = jobs.begin(options.out, job)
-    remaining = sum(rows for _, rows in todo)
-    started, done = time.monotonic(), total - remaining
-    with tqdm(total=total, initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:
-        for rows in jobs.score_parts(options.out, job, model, todo, options.ray, bar.update):
-            done += rows
-            if bar.disable:  # in a log: a line a part
-                print(f"{done:,} of {total:,} images", flush=True)
-    print(jobs.summary(options.out, job, remaining, time.monotonic() - started))
+    with stage.alone(options.out):
+        total, todo = jobs.begin(options.out, job)
+        remaining = sum(rows for _, rows in todo)
+        started, done = time.monotonic(), total - remaining
+        with tqdm(total=total, initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:
+            for rows in jobs.score_parts(options.out, job, model, todo, options.ray, bar.update):
+                done += rows
+                if bar.disable:  # in a log: a line a part
+                    print(f"{done:,} of {total:,} images", flush=True)
+        print(jobs.summary(options.out, job, remaining, time.monotonic() - started))
 
 
 def _options() -> argparse.Namespace:
@@ -71,7 +72,10 @@ def _options() -> argparse.Namespace:
         ("max-pixels", MAX_PIXELS, int, "a larger image has none"),
     ):
         variable = f"LEUKDETECT_{name.upper().replace('-', '_')}"
-        parser.add_argument(f"--{name}", type=kind, default=os.environ.get(variable, default), help=meaning)
+        value = os.environ.get(variable, default)
+        if value == "":
+            raise Problem(f"{variable} is empty; give it a value, or unset it for its default")
+        parser.add_argument(f"--{name}", type=kind, default=value, help=meaning)
     return parser.parse_args()
 
 

@@ -1,21 +1,24 @@
 """What every stage shares: running `main`, writing outputs, keeping state over an interruption, progress bars."""
 
 import errno
+import fcntl
 import gc
 import hashlib
 import json
+import os
 import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+_OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EIO}
 STATE = Path(".state")  # survives a stage that DVC starts again; never an output
 
 Item = TypeVar("Item")
@@ -35,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs `main`; a Problem, a full disk or Ctrl-C ends the process with one message, not a traceback."""
+    """Runs `main`; a Problem, Ctrl-C, or a disk that is full or read-only ends it with one message, not a traceback."""
     try:
         main()
     except Problem as problem:
@@ -44,10 +47,14 @@ def guard(main: Callable[[], None]) -> None:
         print("\ninterrupted: nothing half-written was kept; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if not is_full_disk(error):
+        where = f" ({error.filename})" if error.filename else ""
+        if is_full_disk(error):
+            sys.exit(
+                f"\nerror: the disk is full{where}. Free some space and run it again; nothing half-written was kept."
+            )
+        if error.errno not in _OF_THE_PLACE:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        sys.exit(f"\nerror: the disk is full{where}. Free some space and run it again; nothing half-written was kept.")
+        sys.exit(f"\nerror: {error.strerror}{where}. Make that a place that can be written, then run this again.")
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -70,6 +77,25 @@ def writing(path: Path) -> Iterator[Path]:
         (work / path.name).replace(path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the folder's work for the block, which ends with the process, however that ends.
+
+    Raises Problem if one is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network drives have no locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Problem(f"another process is at work in {folder}; run this again once it has ended") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def require(path: Path, made_by: str) -> Path:

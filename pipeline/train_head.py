@@ -16,6 +16,7 @@ from pipeline.network import classifier, frozen, stored, trained, training
 from pipeline.registry import tracking
 
 
+@stage.alone(stage.STATE / "train_head")
 def main() -> None:
     recipe = params.load()
     data = prepared.digest()

@@ -3,8 +3,6 @@
 An object store's address and credentials are what the AWS tools read: AWS_ENDPOINT_URL, AWS_PROFILE, and so on.
 """
 
-import codecs
-import csv
 import errno
 import unicodedata
 from collections import Counter
@@ -13,11 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import walk
+from pipeline.data import table, walk
 from pipeline.stage import Problem
 
 S3 = "s3://"
-SEPARATORS = ",;\t|"  # of a list; Excel writes what the country uses
 
 
 def objects(prefix: str, left_out: Counter[str]) -> Iterator[str]:
@@ -47,32 +44,12 @@ def objects(prefix: str, left_out: Counter[str]) -> Iterator[str]:
                 yield address
 
 
-def listed(table: Path) -> Iterator[str]:
-    """Yields the column `path` of a CSV file, in whatever encoding and with whatever separator Excel wrote it.
-
-    Raises Problem if it has none, or a row without one.
-    """
-    try:
-        with table.open(encoding=_encoding(table), newline="") as file:
-            header, above = file.readline().rstrip("\r\n"), 1
-            if header.lower().startswith("sep="):  # a line for Excel alone
-                header, above = file.readline().rstrip("\r\n"), 2
-            separator = max(SEPARATORS, key=header.count)
-            if separator not in header:
-                separator = "\x1f"  # one column: a comma is part of a name
-            names = [name.strip().casefold() for name in next(csv.reader([header], delimiter=separator), [])]
-            if "path" not in names:
-                raise Problem(f"{table} has no column `path`; its first line is {header[:200]!r}")
-            rows = csv.reader(file, delimiter=separator)
-            for row in rows:
-                if not any(cell.strip() for cell in row):
-                    continue  # as Excel leaves them at the end
-                path = dict(zip(names, row, strict=False)).get("path")
-                if not path:
-                    raise Problem(f"{table}, line {above + rows.line_num}: `path` is empty")
-                yield path
-    except (UnicodeError, csv.Error) as error:
-        raise Problem(f"{table} is no list that can be read ({error}). Save it as CSV, UTF-8.") from error
+def listed(listing: Path) -> Iterator[str]:
+    """Yields the column `path` of a CSV file. Raises Problem if it has none, or a row without one."""
+    for row in table.rows(listing, ["path"], "`path` names an image a row"):
+        if not row.cells["path"]:
+            raise Problem(f"{listing}, line {row.line}: `path` is empty")
+        yield row.cells["path"]
 
 
 def join(root: str, path: str) -> str:
@@ -125,27 +102,6 @@ def _as_written_elsewhere(path: str) -> Path:
         forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
         found /= next((form for form in forms if (found / form).exists()), part)
     return found
-
-
-def _encoding(table: Path) -> str:
-    """What a list is written in: UTF-8, with a mark before it or not, UTF-16, or else Windows's Western European."""
-    with table.open("rb") as file:
-        head = file.read(4)
-        if head in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
-            raise Problem(f"{table} is a workbook. Save it as CSV (in Excel: CSV UTF-8), with a column `path`.")
-        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-        if b"\0" in head[:2]:
-            return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
-        file.seek(0)
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            while chunk := file.read(2**20):
-                decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return "cp1252"
-    return "utf-8-sig"
 
 
 @cache

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import stage
+from pipeline.data import table
 from pipeline.evaluation import metrics
 from pipeline.evaluation.metrics import McNemar
 from pipeline.stage import Problem
@@ -30,10 +31,8 @@ def read_columns(path: Path, columns: list[str], made: str) -> pd.DataFrame:
     """Columns of a CSV, as text. Raises Problem if the file or a column is missing; `made` says where it comes from."""
     if not path.is_file():
         raise Problem(f"{path} is missing; {made}")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if absent := [name for name in columns if name not in table]:
-        raise Problem(f"{path} has no column {', '.join(absent)}; it needs {', '.join(columns)}; {made}")
-    return table[columns]
+    hint = f"it needs {', '.join(columns)}; {made}"
+    return pd.DataFrame([row.cells for row in table.rows(path, columns, hint)], columns=columns, dtype=str)
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -1,8 +1,10 @@
 """The training loop of both phases: shuffled views, early stopping, best weights; resumes after an interruption."""
 
 import json
+import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pipeline.stage import Problem
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
 VAL_BATCH = 32
+LAST, BEST = "last.npz", "best.weights.h5"  # weights, of the state that an interruption leaves
 AHEAD = 4  # batches that are read beside the computing
 
 
@@ -96,12 +99,8 @@ def fit(
     """
     views, known = train
     weights = class_weights(known, phase.class_weights)
-    history: list[dict[str, float]] = []
-    if (state / "history.json").is_file():
-        history = json.loads((state / "history.json").read_text())
-        with np.load(state / "last.npz") as saved:
-            for variable, name in zip(_variables(model), saved.files, strict=True):
-                variable.assign(saved[name])
+    history = _restore(model, state)
+    if history:
         print(f"going on after epoch {len(history)} of {phase.epochs}")
 
     inputs, labels = val
@@ -132,7 +131,7 @@ def fit(
 
     best = _best(history)
     print(f"best: epoch {best + 1}, validation loss {history[best]['val_loss']:.3f}")
-    model.load_weights(state / "best.weights.h5")
+    model.load_weights(state / BEST)
     return pd.DataFrame(history)[list(COLUMNS)]
 
 
@@ -141,16 +140,39 @@ def _best(history: list[dict[str, float]]) -> int:
     return min(range(len(history)), key=lambda epoch: history[epoch]["val_loss"], default=-1)
 
 
+def _restore(model: keras.Model, state: Path) -> list[dict[str, float]]:
+    """Puts the model where an interrupted run left it; a state that is damaged is dropped, and said to be."""
+    if not state.is_dir():
+        return []
+    try:
+        kept = json.loads((state / "history.json").read_text())
+        history: list[dict[str, float]] = kept["epochs"]
+        if kept["best"] != stage.sha256(state / BEST):
+            raise ValueError(f"{BEST} is not as it was written")
+        with (state / LAST).open("rb") as file, np.load(file) as saved:  # which holds a checksum of each array
+            values = [saved[name] for name in saved.files]
+        variables = _variables(model)
+        if [variable.shape for variable in variables] != [value.shape for value in values]:
+            raise ValueError("it is of another network")
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+        print(f"what an interrupted run left in {state} cannot be used ({error}): training begins anew")
+        shutil.rmtree(state)
+        return []
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return history
+
+
 def _save(model: keras.Model, state: Path, history: list[dict[str, float]]) -> None:
     """Replaces the state as one folder, so that an interruption leaves the old state or the new one."""
     with stage.writing(state) as folder:
         folder.mkdir()
-        np.savez(folder / "last.npz", *(variable.numpy() for variable in _variables(model)))
+        np.savez(folder / LAST, *(variable.numpy() for variable in _variables(model)))
         if _best(history) == len(history) - 1:
-            model.save_weights(folder / "best.weights.h5")
+            model.save_weights(folder / BEST)
         else:
-            (folder / "best.weights.h5").hardlink_to(state / "best.weights.h5")
-        (folder / "history.json").write_text(json.dumps(history))
+            (folder / BEST).hardlink_to(state / BEST)
+        (folder / "history.json").write_text(json.dumps({"epochs": history, "best": stage.sha256(folder / BEST)}))
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

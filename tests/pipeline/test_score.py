@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import score
+from pipeline import score, stage
 from pipeline.data import image_files
 from pipeline.scoring import job, worker
 from pipeline.stage import Problem
@@ -180,7 +180,7 @@ def test_a_manifest_names_the_images_and_may_not_name_one_twice(
     with pytest.raises(Problem, match=r"names 1 images twice, such as a/00\.jpg"):
         run(monkeypatch, tmp_path / "twice.csv", "--root", folder, "--out", tmp_path / "2", "--model", model)
     (tmp_path / "none.csv").write_text("file\na/00.jpg\n")
-    with pytest.raises(Problem, match="no column `path`"):
+    with pytest.raises(Problem, match="no column path"):
         run(monkeypatch, tmp_path / "none.csv", "--out", tmp_path / "2", "--model", model)
     assert not list((tmp_path / "2").iterdir())
 
@@ -211,11 +211,11 @@ def test_a_list_with_a_line_for_excel_or_of_one_column(tmp_path: Path, content: 
     ("content", "message"),
     [
         (b"PK\x03\x04 a workbook", "is a workbook. Save it as CSV"),
-        (b"", "no column `path`"),
+        (b"", "no column path"),
         (b"id;path\r\n1;a.jpg\r\n2;\r\n", "line 3: `path` is empty"),
-        (b"path\n\x81\x8d.jpg\n", "is no list that can be read"),
-        (b"path\n" + b"a" * 200_000 + b"\n", "is no list that can be read"),
-        (b"\xff\xfep\0a\0t\0h\0\n\0\x00", "is no list that can be read"),
+        (b"path\n\x81\x8d.jpg\n", "cannot be read as a table"),
+        (b"path\n" + b"a" * 200_000 + b"\n", "cannot be read as a table"),
+        (b"\xff\xfep\0a\0t\0h\0\n\0\x00", "cannot be read as a table"),
     ],
 )
 def test_a_list_that_cannot_be_read_is_one_message(tmp_path: Path, content: bytes, message: str) -> None:
@@ -259,6 +259,25 @@ def test_a_pipe_in_a_list_is_a_row_with_its_reason(
     (tmp_path / "some.csv").write_text("path\npipe.jpg\n/dev/zero\n")
     run(monkeypatch, tmp_path / "some.csv", "--out", tmp_path / "out", "--model", model)
     assert all("It is no file, but" in row["error"] for row in rows(tmp_path / "out").values())
+
+
+def test_two_jobs_into_one_folder_are_one_message(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stage.alone(tmp_path / "out"), pytest.raises(Problem, match="another process is at work"):
+        run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
+
+
+def test_an_empty_variable_is_one_message(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MODEL", "CACHE_DIR", "MAX_PIXELS"):
+        with monkeypatch.context() as changed:
+            changed.setenv(f"LEUKDETECT_{name}", "")
+            with pytest.raises(Problem, match=f"LEUKDETECT_{name} is empty"):
+                run(changed, folder, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "cut", "another table"])

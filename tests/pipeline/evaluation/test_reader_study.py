@@ -97,6 +97,17 @@ def test_a_table_that_cannot_be_used_is_refused_with_what_is_wrong(
         reader_study.report(*reader_study.read(path), ["benign"], "model")
 
 
+@pytest.mark.parametrize(("encoding", "separator"), [("utf-8-sig", ","), ("cp1252", ";"), ("utf-16", "\t")])
+def test_a_table_as_excel_writes_it_is_read(tmp_path: Path, encoding: str, separator: str) -> None:
+    path = study(tmp_path / "calls.csv", {"model": "mmmrbbbm", "Jürgen": "mmbbbbbb"})
+    cases, calls = reader_study.read(path)
+    table = path.read_text().replace(",", separator).replace("\n", "\r\n") + 4 * separator + "\r\n"
+    path.write_bytes(table.encode(encoding))
+    again, same = reader_study.read(path)
+    pd.testing.assert_frame_equal(again, cases)
+    pd.testing.assert_frame_equal(same, calls)
+
+
 def test_the_sample_size_is_buderers() -> None:
     """Buderer 1996, Academic Emergency Medicine 3:895-900: sensitivity 0.90, specificity 0.85, ± 0.10, prevalence 0.20.
 

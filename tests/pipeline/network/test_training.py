@@ -1,5 +1,6 @@
 """The training loop: going on after an interruption, stopping early, and agreeing with itself."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from pipeline.network import classifier, training
 from pipeline.params import TrainHead
+from pipeline.stage import Problem
 
 VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 3, 96)
@@ -97,6 +99,60 @@ def test_two_runs_of_the_real_network_with_the_same_seed_agree(tmp_path: Path) -
 
     for a, b in zip(train(tmp_path / "a"), train(tmp_path / "b"), strict=True):
         assert np.allclose(a, b, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state that an interruption leaves."""
+
+    def interrupt(epoch: int, metrics: dict[str, float]) -> None:
+        raise PowerCutError
+
+    state = tmp_path_factory.mktemp("interrupted") / "state"
+    with pytest.raises(PowerCutError):
+        fit(state, on_epoch=interrupt)
+    return state
+
+
+@pytest.mark.parametrize("file", ["history.json", training.LAST, training.BEST])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
+def test_a_state_that_is_damaged_is_dropped_and_training_begins_anew(
+    tmp_path: Path, interrupted: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = shutil.copytree(interrupted, tmp_path / "state")
+    kept = (state / file).read_bytes()
+    (state / file).unlink()
+    middle = len(kept) // 2
+    flipped = kept[:middle] + bytes(255 - byte for byte in kept[middle : middle + 8]) + kept[middle + 8 :]
+    if damage != "gone":
+        (state / file).write_bytes({"cut": kept[:middle], "flipped": flipped, "empty": b""}[damage])
+    network = keras.Model(inputs := keras.Input((16,)), keras.layers.Dense(3)(inputs))
+    network.compile("adam", "mse")
+    before = network.get_weights()
+    assert training._restore(network, state) == []
+    assert f"left in {state} cannot be used" in capsys.readouterr().out
+    assert not state.exists()
+    for a, b in zip(network.get_weights(), before, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("where", ["inputs", "validation"])
+def test_a_loss_that_is_no_number_is_one_message(tmp_path: Path, where: str) -> None:
+    broken = np.full_like(VIEWS, np.nan)
+    with pytest.raises(Problem, match="loss became nan in epoch 1: lower the learning rate"):
+        training.fit(
+            training.compiled(
+                keras.Model(inputs := keras.Input((16,)), keras.layers.Dense(3, "softmax")(inputs)),
+                keras.optimizers.Adam(0.01),
+            ),
+            (broken if where == "inputs" else VIEWS, LABELS),
+            (broken[0], LABELS),
+            phase(epochs=2, patience=1, batch_size=32),
+            seed=0,
+            state=tmp_path / "s",
+            on_epoch=lambda epoch, metrics: None,
+        )
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_step_is_traced_once() -> None:

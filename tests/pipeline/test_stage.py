@@ -1,0 +1,97 @@
+"""What every stage does where its place fails it: one message, and nothing half-written."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import params, stage
+from pipeline.network import stored
+from pipeline.stage import Problem
+from tests.project import ROOT
+
+
+def message(main: Callable[[], None]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        stage.guard(main)
+    return str(caught.value.code)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EIO])
+def test_a_place_that_cannot_be_written_is_one_message(number: int) -> None:
+    def main() -> None:
+        raise OSError(number, os.strerror(number), "reports/metrics.json")
+
+    what_now = "Make that a place that can be written, then run this again."
+    assert message(main).strip() == f"error: {os.strerror(number)} (reports/metrics.json). {what_now}"
+
+
+def test_a_file_in_a_folders_place_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("in the way")
+    assert "File exists" in message(lambda: stage.write_json(tmp_path / "reports/metrics.json", {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["reports"]
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "a template of ours")
+
+    with pytest.raises(FileNotFoundError):
+        stage.guard(main)
+
+
+def test_a_disk_that_fills_up_while_an_array_is_written_is_known_as_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "writing", lambda path: nullcontext(Path("/dev/full")))
+    batches = iter([{"inputs": np.zeros((4, 100_000), np.float16)}])
+    assert "the disk is full" in message(lambda: stored.write(tmp_path, "view-00.npy", 4, batches))
+
+
+def test_two_processes_are_never_at_one_work(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    code = "import sys; from pathlib import Path; from pipeline import stage; "
+    code += "stage.guard(stage.alone(Path(sys.argv[1]))(lambda: print('done')))"
+
+    def another() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, work], cwd=ROOT, capture_output=True, text=True)
+
+    with stage.alone(work):
+        other = another()
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr.strip() == f"error: another process is at work in {work}; run this again once it has ended"
+    assert another().stdout == "done\n"
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        ("seed: 1 # früh".encode("cp1252"), "is not valid YAML: unacceptable character #x00fc"),
+        (b"seed: [" * 3000, "is not valid YAML"),
+        (b"seed: 2026-13-45", "is not valid YAML: month must be in 1..12"),
+        (b"seed: " + b"1" * 5000, "is not valid YAML: Exceeds the limit"),
+        (b"", "cannot be used"),
+        (b"\x00\x01\x02", "is not valid YAML"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_one_message(tmp_path: Path, content: bytes, wrong: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(Problem, match=r"params\.yaml") as caught:
+        params.load(tmp_path / "params.yaml")
+    assert wrong in str(caught.value).replace("\n", " ")
+    with pytest.raises(Problem, match="cannot be read"):
+        params.load(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_may_be_of_an_editor_that_marks_its_encoding(tmp_path: Path, encoding: str) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_bytes(text.encode(encoding))
+    assert params.load(tmp_path / "params.yaml") == params.load(ROOT / "params.yaml")
