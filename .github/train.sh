@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The steps of the workflow `train`: pull, evaluate, push, gate, report.
+# The steps of the workflows `train` (pull, evaluate, push, gate, report) and `champion` (pull, promote).
 # DVC_REMOTE says where the data is, BASE what to compare with.
 set -euo pipefail
 
@@ -10,9 +10,10 @@ case $1 in
     ;;
   evaluate) dvc repro evaluate ;;
   push) dvc push --run-cache --with-deps evaluate ;;
-  gate) # exit 1: refused
-    dvc repro register || exit 1
-    dvc push register
+  gate) python -m pipeline.register --dry-run --base "$BASE" ;; # exit 1: refused
+  promote) # of main's newest commit alone; then dvc.lock and the champion must be one
+    python -m pipeline.register
+    python -m pipeline.registry.lock
     ;;
   report) python -m pipeline.reporting.pull_request --base "$BASE" ;;
   *) echo "error: no step $1" >&2 && exit 2 ;;

@@ -39,9 +39,11 @@ def main() -> None:
         works = {name: Path(folder) / name for name in trees}
         for name, tree in trees.items():
             recipe = yaml.safe_load((tree / "presets/demo.yaml").read_text())
-            recipe["gate"]["mode"] = "dry-run"
+            recipe.get("gate", {})["mode"] = "dry-run"  # where a commit has the gate in its recipe
             recipe["train_head"]["epochs"] = recipe["fine_tune"]["epochs"] = 1
             works[name].mkdir()
+            if (gate := tree / "presets/gates/demo.yaml").is_file():
+                (works[name] / "gate.yaml").write_text(gate.read_text().replace("mode: enforce", "mode: dry-run"))
             (works[name] / "params.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
         found: dict[str, Any] = {"commit": options.before, "stages": {}}
         for each in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]:

@@ -8,16 +8,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import requests
 
-from pipeline import params, stage
+from pipeline import stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
-from pipeline.registry import tracking
+from pipeline.registry.versions import REPORTS
 from pipeline.stage import Problem
 
 SERVER_PYTHON = Path(".venv-serving/bin/python")  # no TensorFlow in there
@@ -34,12 +33,12 @@ def main() -> None:
     if subprocess.run(["dvc", "repro"]).returncode != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")
     print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
-    known = tracking.client().search_registered_models(f"name = '{params.load().register_.name}'")
-    if not any("champion" in each.aliases for each in known):  # DVC does not see that a registry was removed
-        subprocess.run([sys.executable, "-m", "pipeline.register"], check=True)
+    made = json.loads((REPORTS / "registration.json").read_text())  # on a branch it is the challenger
 
     address = f"http://localhost:{options.port}"
-    server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=os.environ | {"LEUKDETECT_PORT": str(options.port)})
+    model = f"models:/{made['name']}@{made['alias']}"
+    environment = {"LEUKDETECT_MODEL": model} | os.environ | {"LEUKDETECT_PORT": str(options.port)}
+    server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=environment)
     try:
         _wait_until_ready(server, address)
         image = RAW / prepared.read("test")[1]["path"].iloc[0]

@@ -64,7 +64,7 @@ def main() -> None:
             split=split_sizes(split),
             synthetic=source["synthetic"],
             fp32=classification.whole(ours, test, malignant, keys),
-            int8=classification.headline(ours_int8, test, malignant),
+            int8=classification.whole(ours_int8, test, malignant, keys),
             int8_vs_fp32=classification.agreement(ours, ours_int8, test),
             colour_only=classification.hits(by_colour, test.labels, len(keys), test.weights),
             margin_over_colour=metrics.paired_bootstrap(test.labels, ours.predicted, by_colour, test.weights),

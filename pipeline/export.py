@@ -25,7 +25,7 @@ from pipeline.model_file.calibration import CALIBRATION, UNLIKENESS
 from pipeline.model_file.onnx_model import FP32, INT8
 from pipeline.network import inference, to_onnx, trained
 from pipeline.params import Params
-from pipeline.registry import tracking
+from pipeline.registry import git, tracking
 from pipeline.stage import Problem
 
 PARITY = Path("reports/parity.json")
@@ -94,7 +94,7 @@ def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) 
             "synthetic": source["synthetic"],
             "data_sha256": data,
             "params_sha256": params.digest(recipe),
-            "git_commit": tracking.git_commit(),
+            "git_commit": git.git_commit(),
             "mlflow_run": tracking.run_id(recipe, data),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },

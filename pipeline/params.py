@@ -6,7 +6,7 @@ An unknown or missing key, or a value out of range, is an error that names the k
 import hashlib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,7 @@ PARAMS_FILE = Path("params.yaml")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -192,18 +193,6 @@ class Register(Section):
     experiment: str
 
 
-class Gate(Section):
-    mode: Literal["off", "dry-run", "enforce"]
-    min_balanced_accuracy: Share
-    min_class_recall: Share
-    min_malignant_sensitivity: Share
-    max_ece: Share
-    min_margin_over_colour: Annotated[float, Field(ge=-1, le=1)]
-    max_cells_masked: Share
-    max_int8_drop: Share
-    max_regression: Share
-
-
 class Params(Section):
     seed: Annotated[int, Field(ge=0)]
     classes: Annotated[list[ClassParams], Field(min_length=2)]
@@ -221,7 +210,6 @@ class Params(Section):
     export: Export
     evaluate: Evaluate
     register_: Register = Field(alias="register")
-    gate: Gate
 
     @property
     def tells_malignancy(self) -> bool:
@@ -260,12 +248,17 @@ def load(path: Path = PARAMS_FILE) -> Params:
 
 def parse(raw: Any, name: str = "params") -> Params:
     """Checks a recipe that was read already. Raises Problem if any key is unknown, missing or out of range."""
+    return checked(Params, raw, name)
+
+
+def checked(kind: type[Checked], raw: Any, name: str) -> Checked:
+    """What was read from YAML as a model. Raises Problem, with a line for each key that is wrong."""
     try:
-        return Params.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         lines = [f"{name} cannot be used:"]
         for item in error.errors():
-            key = ".".join(map(str, item["loc"])) or "the recipe"
+            key = ".".join(map(str, item["loc"])) or "the file as a whole"
             match item["type"]:
                 case "missing":
                     wrong = "missing; presets/ show every key"
@@ -286,5 +279,5 @@ def until(recipe: Params, section: str) -> str:
 
 
 def digest(recipe: Params) -> str:
-    """SHA-256 of what builds the model: every section but the gate, which only judges it."""
-    return hashlib.sha256(recipe.model_dump_json(by_alias=True, exclude={"gate"}).encode()).hexdigest()
+    """SHA-256 of what builds the model."""
+    return hashlib.sha256(recipe.model_dump_json(by_alias=True).encode()).hexdigest()

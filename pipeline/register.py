@@ -1,59 +1,63 @@
 """Registers the model that was evaluated, and lets it serve if it passes the gate.
 
-Reads:  models/*.onnx, reports/ (metrics, figures, plots, history, validation, predictions, model card),
+The main branch's gate.yaml judges. Only the main branch's newest commit, with nothing changed since, moves `champion`;
+from a branch, a changed tree and an experiment this is a dry run. What the registry has already is not logged again.
+
+Reads:  models/*.onnx, reports/ (metrics, figures, plots, history, validation, predictions, model card), gate.yaml, git,
         data/source.json, data/prepared/ and data/raw/ (the champion answers for the same test images), the registry
-Writes: the registry, reports/registration.json, reports/promotions.jsonl (one line appended a promotion)
-Run:    python -m pipeline.register   (exit 1 if the gate refuses)
+Writes: the registry, reports/registration.json, reports/promotions.jsonl (a copy of the registry's log)
+Run:    python -m pipeline.register [--dry-run] [--base REVISION]   (exit 1: the gate refuses, outside an experiment)
 """
 
-import json
+import argparse
 import math
 import os
 from dataclasses import asdict
-from datetime import UTC, datetime
 
 from pipeline import params, stage
 from pipeline.data.source import read_source
 from pipeline.evaluation import report
-from pipeline.evaluation.report import Report
 from pipeline.model_file import onnx_model
-from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
-from pipeline.registry import champion, gate, tracking, versions
+from pipeline.model_file.onnx_model import FP32, INT8
+from pipeline.registry import bounds, champion, gate, promotions, tracking, versions
 from pipeline.registry.versions import REPORTS
 from pipeline.stage import Problem
 
 REGISTRATION = REPORTS / "registration.json"
-PROMOTIONS = REPORTS / "promotions.jsonl"
 
 
-def main() -> None:
-    recipe = params.load()
+def main(base: str | None = None, dry_run: bool = False) -> None:
+    recipe, judge = params.load(), bounds.judge(base)
+    keeps, mode = judge.keeps or ("--dry-run was given" if dry_run else ""), judge.gate.mode
     tracking.check()
     model, measured, source = onnx_model.load(FP32), report.read(), read_source()
     onnx_model.load(INT8)  # a broken one must be found before it is registered
-    PROMOTIONS.touch()  # an output of this stage even while nothing was ever promoted
 
     name = recipe.register_.name
     with tracking.reachable():
         client = tracking.client()
-        run_id, version = versions.register(client, recipe, model, measured, source)
+        run_id, version = versions.register(client, recipe, model, measured, source, dry_run=bool(keeps))
         present = versions.aliases(client, name).get("champion")
         if version != present:
             versions.move(client, name, "challenger", version)
-        checks, note = [], "The gate is off: nothing was checked."
-        if recipe.gate.mode != "off":
+        checks, note = [], f"The gate is off: nothing was checked. The reason given: {judge.gate.reason}"
+        if mode != "off":
             regression, note = champion.compare(recipe, model, version, present)
-            checks = gate.verdict(measured, recipe.gate, regression, [c.key for c in recipe.classes])
+            checks = gate.verdict(
+                measured, judge.gate, regression, [c.key for c in recipe.classes], recipe.tells_malignancy
+            )
         passed = all(check.passed for check in checks)
-        outcome = recipe.gate.mode if recipe.gate.mode != "enforce" else "passed" if passed else "failed"
+        outcome = "dry-run" if keeps else mode if mode != "enforce" else "passed" if passed else "failed"
         promoted = version != present and outcome in ("off", "passed")
         if promoted:
-            if present:
-                versions.move(client, name, "previous", present)
-            versions.move(client, name, "champion", version)
-            versions.move(client, name, "challenger", None)
-            _append_promotion(name, version, present, run_id, model, measured)
-        versions.finish(client, name, run_id, version, outcome)
+            versions.promote(client, name, version, present)
+            promotions.append(
+                client, name, "champion", version, present, gate=outcome, why=judge.gate.reason, run_id=run_id,
+                sha256=stage.sha256(FP32), git_commit=model.contract.provenance.git_commit,
+                balanced_accuracy=measured.fp32.balanced_accuracy.value,
+            )  # fmt: skip
+        versions.finish(client, name, run_id, version, outcome, judge.gate.reason)
+        promotions.copy(client, name)
 
     registration = {
         "name": name,
@@ -61,11 +65,16 @@ def main() -> None:
         "run_id": run_id,
         "alias": "champion" if promoted or version == present else "challenger",
         "gate": outcome,
+        "passed": passed,
+        "keeps": keeps,
+        "changes": judge.changes,
         "note": note,
         "checks": [asdict(check) | {"value": None if math.isnan(check.value) else check.value} for check in checks],
     }
     stage.write_json(REGISTRATION, registration)
     print(f"{name} version {version}, run {run_id}, in {tracking.shown_uri()}")
+    if judge.changes:
+        print("This tree changes gate.yaml. It is judged by the former one:", *judge.changes, sep="\n  ")
     if checks:
         print(gate.table(checks))
     print(note)
@@ -78,31 +87,20 @@ def main() -> None:
         stays = f"Version {version} is 'challenger'; " + (
             f"version {present} stays champion." if present else "there is no champion."
         )
-    if outcome == "failed":
+    why = f", since {keeps}" if keeps else ""
+    dry = f"Dry run{why}: the gate would {'pass' if passed else 'refuse'} it. " if outcome == "dry-run" else ""
+    if mode == "enforce" and not passed and "DVC_EXP_NAME" not in os.environ:  # DVC drops an experiment that exits 1
         short = ", ".join(check.name for check in checks if not check.passed)
-        raise Problem(f"params.gate refuses version {version}. It falls short in: {short}. {stays}")
-    dry_run = f"Dry run: the gate would {'pass' if passed else 'refuse'} it. " if outcome == "dry-run" else ""
-    print(dry_run + stays)
+        raise Problem(f"{dry}gate.yaml refuses version {version}. It falls short in: {short}. {stays}")
+    print(dry + stays)
 
 
-def _append_promotion(
-    name: str, version: str, former: str | None, run_id: str, model: OnnxModel, measured: Report
-) -> None:
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "name": name,
-        "version": version,
-        "from_version": former,
-        "run_id": run_id,
-        "sha256": stage.sha256(model.path),
-        "git_commit": model.contract.provenance.git_commit,
-        "balanced_accuracy": measured.fp32.balanced_accuracy.value,
-    }
-    with PROMOTIONS.open("a") as file:  # appending one short line is atomic: two processes never mix theirs
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", help="the revision whose gate.yaml judges; the main branch unless given")
+    parser.add_argument("--dry-run", action="store_true", help="say what the gate would do, and move no champion")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    stage.run(main)
+    stage.run(lambda: main(**vars(_options())))

@@ -7,6 +7,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from pipeline.evaluation.abstention import Foreign
 from pipeline.evaluation.calibration import OperatingPoint
 from pipeline.evaluation.classification import PerClass
 from pipeline.evaluation.metrics import Estimate, McNemar
@@ -23,15 +24,25 @@ def plain(values: Mapping[str, float] | None = None) -> dict[str, Any]:
     for name in ("malignant_sensitivity", "malignant_specificity", "malignant_auroc"):
         for precision in ("fp32", "int8"):
             made[precision][name] = example(Estimate)
-    made["fp32"]["per_class"] = {key: example(PerClass) for key in KEYS}
     proportions = ("balanced_accuracy", "malignant_sensitivity", "malignant_specificity")
-    made["fp32"]["wilson"] = {name: example(Estimate) for name in (*proportions, *(f"recall_{key}" for key in KEYS))}
+    for file in ("fp32", "int8"):
+        made[file]["per_class"] = {key: example(PerClass) for key in KEYS}
+        made[file]["wilson"] = {name: example(Estimate) for name in (*proportions, *(f"recall_{key}" for key in KEYS))}
+        made["abstention"][file]["foreign"] = {kind: example(Foreign) for kind in ("noise", "textures")}
     for sets in made["prediction_sets"].values():
         sets["per_class"] = {key: example(Estimate) for key in KEYS}
     for path, value in (values or {}).items():
         estimate = functools.reduce(lambda part, key: part[key], path.split("."), made)
         estimate.update(value=value, low=min(value, 0.8), high=max(value, 0.95))
     return made
+
+
+def good(values: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Figures that pass the demo's gate where everything else is 0.9, and some in place of them."""
+    low = {f"{file}.ece": 0.05 for file in ("fp32", "int8")}
+    low |= {f"abstention.{file}.referred": 0.05 for file in ("fp32", "int8")}
+    low |= {"audit.cells_masked.balanced_accuracy": 0.25, "int8_vs_fp32.balanced_accuracy_drop": 0.01}
+    return low | dict(values or {})
 
 
 def report(values: Mapping[str, float] | None = None) -> Report:

@@ -40,7 +40,7 @@ class PerClass(Section):
 
 
 class WholeHeadline(Headline):
-    """A headline with what is measured of the FP32 file only."""
+    """A headline, each class's results, and Wilson's intervals."""
 
     per_class: dict[str, PerClass]
     wilson: dict[str, Estimate]

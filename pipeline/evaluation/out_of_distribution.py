@@ -14,6 +14,7 @@ from leukdetect import images
 from pipeline.stage import Problem
 
 EACH = 60  # images a kind
+OTHER_LABORATORY = "another laboratory"  # smears all the same: whether they are unlike the training images is no demand
 FEW = (  # a caveat that the model card prints beside the intervals
     "Photographs are crops of three pictures, textures of three reliefs; blank slides and inverted colours are made of "
     "images of the test split. Intervals take such images one by one, and are too narrow."
@@ -41,7 +42,7 @@ def kinds(smears: np.ndarray, seed: int, other_laboratory: str | None = None) ->
         "blank slides": np.stack([_blank(image, rng) for image in chosen]),
         "inverted colours": 255 - chosen,
         "screenshots": np.stack([_screenshot(size, rng) for _ in range(EACH)]),
-    } | ({"another laboratory": folder(Path(other_laboratory), size)} if other_laboratory else {})
+    } | ({OTHER_LABORATORY: folder(Path(other_laboratory), size)} if other_laboratory else {})
 
 
 def folder(path: Path, size: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline.evaluation.abstention import Abstention
 from pipeline.evaluation.calibration import Calibration, OperatingPoint
-from pipeline.evaluation.classification import Headline, Hits, Int8, WholeHeadline
+from pipeline.evaluation.classification import Hits, Int8, WholeHeadline
 from pipeline.evaluation.explanations import Explanations
 from pipeline.evaluation.learning_curve import Folds
 from pipeline.evaluation.metrics import Count, Estimate, McNemar, Section
@@ -50,7 +50,7 @@ class Measured(Section):
     split: Split
     synthetic: Annotated[bool, Field(description="trained and measured on rendered images: no clinical meaning")]
     fp32: WholeHeadline
-    int8: Headline
+    int8: WholeHeadline
     int8_vs_fp32: Int8
     colour_only: Annotated[Hits, Field(description="a random forest that sees six numbers of colour")]
     margin_over_colour: Annotated[Estimate, Field(description="of balanced accuracy")]

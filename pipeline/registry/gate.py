@@ -1,11 +1,15 @@
-"""Whether a model may serve: its measured numbers against `params.gate`, and against the present champion."""
+"""Whether a model may serve: what was measured of each of its files against gate.yaml, and against the champion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.evaluation import metrics
+from pipeline.evaluation.abstention import Abstention
+from pipeline.evaluation.classification import WholeHeadline
 from pipeline.evaluation.metrics import Estimate
+from pipeline.evaluation.out_of_distribution import OTHER_LABORATORY
 from pipeline.evaluation.report import Report
-from pipeline.params import Gate
+from pipeline.registry.bounds import Bound, FileBounds, Gate
 from pipeline.stage import Problem
 
 
@@ -19,31 +23,39 @@ class Check:
     passed: bool
 
 
-def verdict(measured: Report, gate: Gate, regression: Estimate | None, class_keys: Sequence[str]) -> list[Check]:
-    """Judges a model.
+def verdict(
+    measured: Report, gate: Gate, regression: Estimate | None, class_keys: Sequence[str], malignancy: bool = True
+) -> list[Check]:
+    """Judges a model: each file that may serve, and what holds of both.
 
     Args:
         measured: reports/metrics.json.
         gate: the bounds.
         regression: the balanced accuracy of the new model minus the champion's on the same test images, from
             `metrics.paired_bootstrap`; None where there is no champion to compare with.
-        class_keys: the classes whose recall is bounded.
+        class_keys: the recipe's classes.
+        malignancy: whether some of them are malignant and some are not.
 
     Raises:
-        Problem: a class was not measured.
+        Problem: something that has a bound was not measured.
     """
-    fp32, int8 = measured.fp32, measured.int8_vs_fp32
-    if absent := [key for key in class_keys if key not in fp32.per_class]:
-        raise Problem(f"reports/metrics.json has no recall of {', '.join(absent)}; `dvc repro -f evaluate` measures it")
-    sensitivity = fp32.malignant_sensitivity
+    files = {
+        "": (measured.fp32, measured.abstention.fp32, gate.fp32),
+        "INT8 ": (measured.int8, measured.abstention.int8, gate.int8),
+    }
+    for prefix, (file, declines, _) in files.items():
+        if absent := _absent(file, declines, class_keys, malignancy):
+            missing = f"reports/metrics.json has no {prefix}{', '.join(absent)}"
+            raise Problem(f"{missing}; `dvc repro -f evaluate` measures it")
     checks = [
-        _floor("balanced accuracy", fp32.balanced_accuracy, gate.min_balanced_accuracy),
-        *(_floor(f"recall of {key}", fp32.per_class[key].recall, gate.min_class_recall) for key in class_keys),
-        *([_floor("malignant sensitivity", sensitivity, gate.min_malignant_sensitivity)] if sensitivity else []),
-        _ceiling("ECE", fp32.ece, gate.max_ece),
+        *(
+            check
+            for prefix, (file, declines, own) in files.items()
+            for check in _of_file(prefix, file, declines, measured.split.test, own)
+        ),
         _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
         _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),
-        _ceiling("INT8 drop", int8.balanced_accuracy_drop, gate.max_int8_drop),
+        _ceiling("INT8 drop", measured.int8_vs_fp32.balanced_accuracy_drop, gate.max_int8_drop),
     ]
     if regression is not None:
         checks.append(_no_regression(regression, gate.max_regression))
@@ -59,12 +71,70 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-def _floor(name: str, measured: Estimate, bound: float) -> Check:
-    return Check(name, measured.value, f"≥ {bound:.4f}", measured.value >= bound)
+def _of_file(prefix: str, file: WholeHeadline, declines: Abstention, images: int, gate: FileBounds) -> list[Check]:
+    def wider(name: str, bootstrap: Estimate) -> Estimate:
+        return _wider(bootstrap, file.wilson[name])
+
+    kinds = [kind.auroc for name, kind in declines.foreign.items() if name != OTHER_LABORATORY]
+    referred = _wider(declines.referred, metrics.wilson(round(declines.referred.value * images), images))
+    sensitivity = file.malignant_sensitivity
+    floors = {
+        "balanced accuracy": (wider("balanced_accuracy", file.balanced_accuracy), gate.min_balanced_accuracy),
+        **{
+            f"recall of {key}": (wider(f"recall_{key}", each.recall), gate.min_class_recall)
+            for key, each in file.per_class.items()
+        },
+    }
+    if sensitivity is not None:
+        floors["malignant sensitivity"] = (
+            wider("malignant_sensitivity", sensitivity),
+            gate.min_malignant_sensitivity,
+        )
+    return [
+        *(_floor(f"{prefix}{name}", *each) for name, each in floors.items()),
+        _ceiling(f"{prefix}ECE", file.ece, gate.max_ece),
+        _ceiling(f"{prefix}referred", referred, gate.max_referred),
+        _floor(f"{prefix}unlikeness AUROC", _worst(kinds), gate.min_unlikeness_auroc),
+    ]
 
 
-def _ceiling(name: str, measured: Estimate, bound: float) -> Check:
-    return Check(name, measured.value, f"≤ {bound:.4f}", measured.value <= bound)
+def _absent(file: WholeHeadline, declines: Abstention, class_keys: Sequence[str], malignancy: bool) -> list[str]:
+    """What has to be measured of a file and was not."""
+    return [
+        *(f"recall of {key}" for key in class_keys if key not in file.per_class),
+        *(["malignant sensitivity"] if malignancy and file.malignant_sensitivity is None else []),
+        *([] if set(declines.foreign) - {OTHER_LABORATORY} else ["unlikeness of images that are no smears"]),
+    ]
+
+
+def _wider(bootstrap: Estimate, wilson: Estimate) -> Estimate:
+    """The value in the interval that reaches as far as the wider one on each side.
+
+    Few groups that are all alike leave the bootstrap without a width, and Wilson takes images of one patient as
+    independent: neither alone is safe.
+    """
+    return Estimate(bootstrap.value, min(bootstrap.low, wilson.low), max(bootstrap.high, wilson.high))
+
+
+def _worst(found: Sequence[Estimate]) -> Estimate:
+    """The lowest value of any kind, in an interval of the lowest ends."""
+    return Estimate(
+        min(each.value for each in found), min(each.low for each in found), min(each.high for each in found)
+    )
+
+
+def _floor(name: str, measured: Estimate, bound: Bound) -> Check:
+    value = measured.low if bound.of == "interval" else measured.value
+    return Check(name, value, f"≥ {bound.bound:.4f}{_of(bound, 'lower', measured)}", value >= bound.bound)
+
+
+def _ceiling(name: str, measured: Estimate, bound: Bound) -> Check:
+    value = measured.high if bound.of == "interval" else measured.value
+    return Check(name, value, f"≤ {bound.bound:.4f}{_of(bound, 'upper', measured)}", value <= bound.bound)
+
+
+def _of(bound: Bound, end: str, measured: Estimate) -> str:
+    return f", the {end} end of {measured}" if bound.of == "interval" else ""
 
 
 def _no_regression(difference: Estimate, allowed: float) -> Check:

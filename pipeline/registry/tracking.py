@@ -11,7 +11,6 @@ import math
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import params
 from pipeline.registry import moved
+from pipeline.registry.git import git_commit
 from pipeline.registry.moved import SQLITE
 from pipeline.stage import Problem
 
@@ -103,7 +103,7 @@ def reachable() -> Iterator[None]:
 
 
 def run_id(recipe: params.Params, data_sha256: str) -> str:
-    """Opens the run of this recipe on this data, or resumes it, and logs every parameter but the gate's.
+    """Opens the run of this recipe on this data, or resumes it, and logs every parameter.
 
     Raises Problem, as `check` does, in seconds.
     """
@@ -111,7 +111,7 @@ def run_id(recipe: params.Params, data_sha256: str) -> str:
     digest = params.digest(recipe)
     parts = (digest, data_sha256, socket.gethostname(), str(Path.cwd()))
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    values = flat(recipe.model_dump(mode="json", by_alias=True, exclude={"gate"}), ".").items()
+    values = flat(recipe.model_dump(mode="json", by_alias=True), ".").items()
     texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in values}
     with reachable():
         store = client()
@@ -182,23 +182,6 @@ def flat(values: dict[str, Any], separator: str) -> dict[str, Any]:
     """Nested dicts as one dict of joined keys. Lists stay whole."""
     row: dict[str, Any] = pd.json_normalize(values, sep=separator).astype(object).to_dict("records")[0]
     return row
-
-
-def git_commit() -> str:
-    """HEAD's 40 hex digits, with `-dirty` if tracked files differ from it, or `unknown` outside git.
-
-    dvc.lock and reports/ do not count: the pipeline itself rewrites them on every run.
-    """
-    try:
-        head = _git("rev-parse HEAD")
-        changes = _git("status --porcelain --untracked-files=no -- :/ :(top,exclude)dvc.lock :(top,exclude)reports")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head}-dirty" if changes else head
-
-
-def _git(arguments: str) -> str:
-    return subprocess.run(["git", *arguments.split()], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _experiment(store: MlflowClient, name: str) -> str:

@@ -1,66 +1,39 @@
 """Versions of the registered model: how one is made, its aliases, its files."""
 
-import importlib.metadata
+import hashlib
 import json
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import Array, Map, Object, Property
 
-from leukdetect import runtime
 from leukdetect.contract import FILES, SHA256_TAGS, Contract
 from leukdetect.registry import Registry
 from pipeline import params, stage
 from pipeline.data.source import SOURCE
-from pipeline.evaluation.report import METRICS, Report
+from pipeline.evaluation.report import Report
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
-from pipeline.registry import tracking
+from pipeline.registry import git, logged_model, tracking
+from pipeline.registry.logged_model import REPORTS
 from pipeline.stage import Problem
 
-REPORTS = Path("reports")
-ARTIFACTS = {  # of a version, by the name under which MLflow's pyfunc model finds them
-    "onnx": FP32,
-    "int8": INT8,
-    "metrics": METRICS,
-    "model_card": REPORTS / "model_card.md",
-    "report": REPORTS / "report.html",
-    "datasheet": REPORTS / "datasheet.html",
-}
 LOGGED = (  # of reports/, to the run
     *("figures", "plots", "history"),
     *("metrics.json", "predictions.csv", "parity.json", "report.html", "validation.json"),
     *("model_card.md", "datasheet.md", "datasheet.html"),
 )
+TOP = (REPORTS, SOURCE.parent, params.PARAMS_FILE.parent)  # folders whose files lie at the top of the run's artifacts
 PICTURES = (REPORTS / "figures/mistakes.png", REPORTS / "figures/overlays.png")  # they show images of the data
 SHA256_TAG = SHA256_TAGS["fp32"]  # what a version is known again by
-NUMBER, TEXT = DataType.double, DataType.string
-SIGNATURE = ModelSignature(
-    # Images of any size, or files: an array of anything. With uint8 here, MLflow's server would cast 0.5 to 0.
-    Schema([TensorSpec(np.dtype(object), (-1,))]),
-    Schema(
-        [
-            *(ColSpec(TEXT, name) for name in ("class", "label", "decision", "wording", "disclaimer")),
-            ColSpec(NUMBER, "unlikeness"),
-            ColSpec(NUMBER, "p_malignant", required=False),
-            *(ColSpec(Map(NUMBER), name) for name in ("probabilities", "quality")),
-            ColSpec(DataType.boolean, "malignant", required=False),
-            ColSpec(Array(TEXT), "not_excluded", required=False),
-            ColSpec(Array(Object([Property(name, TEXT) for name in ("code", "brief", "detail")])), "reasons"),
-        ]
-    ),
-)
-REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pillow", "pydantic", "simplejpeg")  # what leukdetect needs
+REPORTS_TAG = "leukdetect.reports_sha256"  # of what was logged with it
+LOCK_TAGS = {FP32: "leukdetect.md5.fp32", INT8: "leukdetect.md5.int8"}  # as dvc.lock names the files
+JUDGED = ("passed", "failed", "off")  # of the tag `gate`: verdicts, which a dry run is not
 
 
 class ModelFile(NamedTuple):
@@ -71,9 +44,17 @@ class ModelFile(NamedTuple):
 
 
 def register(
-    client: MlflowClient, recipe: params.Params, model: OnnxModel, measured: Report, source: dict[str, Any]
+    client: MlflowClient,
+    recipe: params.Params,
+    model: OnnxModel,
+    measured: Report,
+    source: dict[str, Any],
+    *,
+    dry_run: bool = False,
 ) -> tuple[str, str]:
     """Logs everything to the run and creates the version; a file that was registered before, and is there, keeps both.
+
+    What the registry has already is not logged again, and a dry run changes nothing of a version that was judged.
 
     Returns:
         The run's id and the version.
@@ -83,17 +64,44 @@ def register(
     registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     known = [each for each in registered if _has_files(client, name, str(each.version))]
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
+    reports = _reports_sha256()
+    if known and (known[0].tags.get(REPORTS_TAG) == reports or (dry_run and known[0].tags.get("gate") in JUDGED)):
+        return run_id, str(known[0].version)
     _log_reports(client, run_id, model, measured, source)
     version = str((known[0] if known else _new_version(client, name, run_id, model, source)).version)
-    for tag, value in headline.items():  # on a known version too: evaluation may have changed
+    for tag, value in (headline | {REPORTS_TAG: reports}).items():  # on a known one too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
     return run_id, version
 
 
-def finish(client: MlflowClient, name: str, run_id: str, version: str, outcome: str) -> None:
-    """Notes the gate's outcome with the version and the run, and ends the run."""
-    client.set_model_version_tag(name, version, "gate", outcome)
-    client.set_tag(run_id, "gate", outcome)
+def promote(client: MlflowClient, name: str, version: str, former: str | None) -> None:
+    """Makes a version champion, and the one that it was compared with previous.
+
+    Raises:
+        Problem: another one became champion meanwhile.
+    """
+    present = aliases(client, name).get("champion")
+    if present != former:
+        raise Problem(f"version {present} became champion while version {version} was judged; run this again")
+    if former:
+        move(client, name, "previous", former)
+    move(client, name, "champion", version)
+    move(client, name, "challenger", None)
+
+
+def finish(client: MlflowClient, name: str, run_id: str, version: str, outcome: str, reason: str | None) -> None:
+    """Notes the gate's outcome with the version and the run, who ran it, and why the gate was off; ends the run.
+
+    A dry run takes back no verdict.
+    """
+    known = client.get_model_version(name, version).tags
+    if outcome in JUDGED or known.get("gate") not in JUDGED:
+        why = {"gate.reason": reason} if outcome == "off" and reason else {}
+        for tag, value in ({"gate": outcome, "gate.by": git.who()} | why).items():
+            client.set_model_version_tag(name, version, tag, value)
+            client.set_tag(run_id, tag, value)
+        if "gate.reason" in known and not why:
+            client.delete_model_version_tag(name, version, "gate.reason")
     if client.get_run(run_id).info.status == "RUNNING":  # one that had ended before keeps its end time
         client.set_terminated(run_id)
 
@@ -170,6 +178,19 @@ def _run_id(client: MlflowClient, model: OnnxModel, recipe: params.Params) -> st
         return tracking.run_id(recipe, provenance.data_sha256)
 
 
+def _reports_sha256() -> str:
+    digest = hashlib.sha256()
+    for file in _logged():
+        digest.update(f"{file.as_posix()} {stage.sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _logged() -> list[Path]:
+    paths = params.PARAMS_FILE, SOURCE, *(REPORTS / name for name in LOGGED)
+    files = (file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+    return [file for file in files if file.is_file()]
+
+
 def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: Report, source: dict[str, Any]) -> None:
     for history in sorted((REPORTS / "history").glob("*.csv")):
         tracking.replay(run_id, history.stem, history)
@@ -182,10 +203,9 @@ def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: 
         source=json.dumps(source, ensure_ascii=False),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-    for path in (params.PARAMS_FILE, SOURCE, *(REPORTS / name for name in LOGGED)):
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            if file.is_file() and (source["thumbnails"] or file not in PICTURES):
-                client.log_artifact(run_id, str(file), path.name if path.is_dir() else None)
+    for file in _logged():
+        if source["thumbnails"] or file not in PICTURES:
+            client.log_artifact(run_id, str(file), None if file.parent in TOP else file.parent.name)
 
 
 def _new_version(
@@ -194,7 +214,7 @@ def _new_version(
     """Uploads the model first, then registers it: a version never lacks its files."""
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    model_id = _log_model(client, run_id, name, model)
+    model_id = logged_model.log(client, run_id, name, model)
     provenance = model.contract.provenance
     warning = "Trained on rendered images: its numbers have no clinical meaning. " if provenance.synthetic else ""
     return client.create_model_version(
@@ -206,6 +226,7 @@ def _new_version(
         tags={
             SHA256_TAGS["fp32"]: stage.sha256(FP32),
             SHA256_TAGS["int8"]: stage.sha256(INT8),
+            **{tag: _md5(file) for file, tag in LOCK_TAGS.items()},
             "leukdetect.git_commit": provenance.git_commit,
             "leukdetect.data_sha256": provenance.data_sha256,
             "leukdetect.params_sha256": provenance.params_sha256,
@@ -213,35 +234,6 @@ def _new_version(
     )
 
 
-def _log_model(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -> str:
-    """Uploads the pyfunc model's folder (both ONNX files in its `artifacts/`, leukdetect in its `code/`).
-
-    What `mlflow.pyfunc.log_model` does, but for an explicit server and with no look at what is installed.
-
-    Returns:
-        The logged model's id.
-    """
-    experiment = client.get_run(run_id).info.experiment_id
-    logged = client.create_logged_model(experiment, name, source_run_id=run_id, model_type="classification")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # About type hints of MLflow's own classes, and for an input example, which would be megabytes of JSON.
-        warnings.simplefilter("ignore", UserWarning)
-        mlflow.pyfunc.save_model(
-            path=f"{folder}/model",
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                run_id=run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-                metadata={"classes": [c.key for c in model.contract.classes]},
-            ),
-            python_model=Path(__file__).with_name("pyfunc.py"),
-            code_paths=[str(Path(runtime.__file__).parent)],
-            artifacts={key: str(path) for key, path in ARTIFACTS.items()},
-            signature=SIGNATURE,
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
-        )
-        client.log_model_artifacts(logged.model_id, f"{folder}/model")
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return logged.model_id
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

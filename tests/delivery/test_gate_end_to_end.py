@@ -64,7 +64,7 @@ def test_a_worse_model_is_refused_and_a_better_one_reaches_the_clients_without_a
         )
         assert refused.returncode == 1
         assert "balanced accuracy, new − champion   -0.2500  FAILS" in refused.stdout
-        assert "params.gate refuses version 2" in refused.stderr
+        assert "gate.yaml refuses version 2" in refused.stderr
         assert small.aliases() == {"champion": "1", "challenger": "2"}
         time.sleep(1)  # two turns of the server's
         assert httpx.get(f"{server.url}/health").json()["model"]["version"] == "1"

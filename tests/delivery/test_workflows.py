@@ -20,7 +20,9 @@ from tests.project import ROOT
 GITHUB = ROOT / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-MAY_WRITE = {("train", "train"): {"id-token"}, ("train", "comment"): {"pull-requests"}}
+MAY_WRITE = {
+    ("train", "train"): {"id-token"}, ("champion", "champion"): {"id-token"}, ("train", "comment"): {"pull-requests"},
+}  # fmt: skip
 
 
 def run(*command: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -98,7 +100,7 @@ def test_a_secret_is_given_to_the_steps_that_use_it_and_to_no_other(file: str, n
         assert "secrets." not in json.dumps(step)
         if "secrets." in json.dumps(environment):
             assert "environment" in job  # whose rules say who may use it, and from which branch
-            assert re.search(r"pipeline\.deploy|train\.sh (evaluate|gate)", step["run"])
+            assert re.search(r"pipeline\.deploy|train\.sh (evaluate|gate|promote)", step["run"])
             assert not re.search(r"set -x|printenv|\benv\b", step["run"])
     job["steps"] = steps
 
@@ -109,6 +111,27 @@ def test_a_fork_reaches_neither_the_gpu_runner_nor_a_secret() -> None:
     assert "environment" not in json.dumps(workflow("check"))
     for path in WORKFLOWS:
         assert "pull_request_target" not in path.read_text()
+
+
+def test_only_main_moves_the_champion_and_only_one_run_at_a_time() -> None:
+    champion, text = workflow("champion"), (GITHUB / "train.sh").read_text()
+    assert re.search(r"^on:\n  push:\n    branches: \[main\]\n", (GITHUB / "workflows/champion.yml").read_text(), re.M)
+    assert champion["jobs"]["champion"]["if"] == "github.ref == 'refs/heads/main'"
+    assert champion["concurrency"] == {"group": "champion", "cancel-in-progress": False}  # no ref in it
+    moves = [f"{file}: {step}" for file, _, job in JOBS for step in re.findall(r"train\.sh (\w+)", json.dumps(job))]
+    assert [each for each in moves if "promote" in each] == ["champion: promote"]
+    steps = [line.strip() for line in text.splitlines() if "pipeline.regist" in line]
+    assert steps[0].startswith('gate) python -m pipeline.register --dry-run --base "$BASE"')
+    assert steps[1:] == ["python -m pipeline.register", "python -m pipeline.registry.lock"]
+
+
+def test_what_judges_has_owners() -> None:
+    """Each path of CODEOWNERS exists, and what moves the champion is among them."""
+    lines = [line.split() for line in (GITHUB / "CODEOWNERS").read_text().splitlines() if line.startswith("/")]
+    owned = {path for path, *owners in lines if owners}
+    assert {"/gate.yaml", "/presets/gates/", "/pipeline/register.py", "/pipeline/registry/", "/.github/"} <= owned
+    for path in owned:
+        assert (ROOT / path[1:]).exists(), path
 
 
 def test_production_comes_after_staging_and_its_environment_asks_for_approval() -> None:
@@ -167,10 +190,6 @@ stages:
     params: [epochs]
     outs: [model]
     metrics: [reports/metrics.json: {cache: false}]
-  register:
-    cmd: echo judged >> times && python gate.py
-    deps: [reports/metrics.json]
-    outs: [reports/registration.json, reports/promotions.jsonl: {cache: false, persist: true}]
 """
 MEASURE = """
 import json, pathlib
@@ -178,11 +197,14 @@ from tests import measured
 recall = float(pathlib.Path("value").read_text())
 print(json.dumps(measured.plain({"fp32.per_class.pro.recall": recall})))
 """
+PACKAGE = "from pkgutil import extend_path; __path__ = extend_path(__path__, __name__)"  # before the project's own
 GATE = """
 import json, pathlib, sys
+assert sys.argv[1:] == ["--dry-run", "--base", "HEAD"]
+with open("times", "a") as file:
+    print("judged", file=file)
 recall = json.loads(pathlib.Path("reports/metrics.json").read_text())["fp32"]["per_class"]["pro"]["recall"]["value"]
 passed = recall >= 0.9
-pathlib.Path("reports/promotions.jsonl").touch()
 checks = [{"name": "recall of pro", "value": recall, "bound": "≥ 0.9000", "passed": passed}]
 pathlib.Path("reports/registration.json").write_text(json.dumps({
     "name": "leukdetect", "version": "7", "gate": "passed" if passed else "failed", "checks": checks,
@@ -202,10 +224,11 @@ class Project:
             return
         (folder / "reports").mkdir(parents=True)
         for name, content in {
-            "dvc.yaml": DVC_YAML, "gate.py": GATE, "measure.py": MEASURE,
+            "dvc.yaml": DVC_YAML, "pipeline/register.py": GATE, "pipeline/__init__.py": PACKAGE, "measure.py": MEASURE,
             "params.yaml": "epochs: 1\n", "value": "0.95\n",
             ".gitignore": "/model\n/times\n/reports/*\n!/reports/metrics.json\n",
         }.items():  # fmt: skip
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(content)
         self("git", "init", "-q", "-b", "main")
         self("dvc", "init", "-q")
@@ -239,7 +262,7 @@ def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(t
     first("dvc", "repro", "-q", "evaluate")
     first.commit()
     assert [first.step(name) for name in ("pull", "evaluate", "push", "gate")] == [0, 0, 0, 0]
-    first.commit()
+    assert first("git", "status", "--porcelain") == ""  # the gate changes no lock
 
     again = Project(tmp_path / "again", origin=first.folder)
     assert [again.step(name) for name in ("pull", "evaluate")] == [0, 0]
@@ -297,6 +320,21 @@ def test_the_comment_has_verdict_curves_and_confusions(reports: Path) -> None:
     assert {"  line [1.5, 0.5]", "  line [1.25, 0.75]", '  x-axis "epoch" 1 --> 2'} <= set(lines)
     assert {"| benign | 1 | 1 |", "| pro | 0 | 1 |"} <= set(lines)
     assert "clinical" not in "\n".join(lines)
+
+
+def test_a_dry_run_says_what_the_gate_would_do_and_what_the_branch_changes_in_it(reports: Path) -> None:
+    judged = json.loads((reports / "registration.json").read_text()) | {
+        "gate": "dry-run", "passed": False, "keeps": "--dry-run was given",
+        "changes": ["--- origin/main", "+++ here", "@@ -9 +9 @@", "-  max_ece: 0.15", "+  max_ece: 0.95"],
+    }  # fmt: skip
+    (reports / "registration.json").write_text(json.dumps(judged))
+    pull_request.main()
+    told = (reports / "comment.md").read_text()
+    assert told.startswith("## Training: leukdetect version 7 would be refused by the gate\n")
+    assert "A dry run, since --dry-run was given." in told
+    assert "This branch changes `gate.yaml`. It was judged by the former one:" in told
+    assert "```diff\n--- origin/main\n+++ here\n@@ -9 +9 @@\n-  max_ece: 0.15\n+  max_ece: 0.95\n```" in told
+    assert "deploy.yml" not in told
 
 
 def test_a_training_that_did_not_reach_the_gate_is_told_of_too(reports: Path) -> None:

@@ -1,5 +1,6 @@
 """params.yaml: every mistake is named with its key and value."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline import params, presets
+from pipeline.registry import bounds
 from pipeline.stage import Problem
 
 PRESETS = sorted(Path("presets").glob("*.yaml"))
@@ -21,13 +23,15 @@ def recipe() -> dict[str, Any]:
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_every_preset_can_be_used(path: Path) -> None:
     params.load(path)
+    bounds.read((presets.GATES / path.name).read_text())
 
 
-def test_the_active_recipe_ships_as_the_demo() -> None:
+@pytest.mark.parametrize(("active", "preset"), [("params.yaml", "demo.yaml"), ("gate.yaml", "gates/demo.yaml")])
+def test_the_active_recipe_ships_as_the_demo(active: str, preset: str) -> None:
     # As committed: `make repro PRESET=…` changes the file on disk, and may.
     shipped, demo = (
         subprocess.run(["git", "show", f"HEAD:{name}"], check=True, capture_output=True).stdout
-        for name in ("params.yaml", "presets/demo.yaml")
+        for name in (active, f"presets/{preset}")
     )
     assert shipped == demo
 
@@ -39,8 +43,8 @@ def test_an_unknown_key_is_named_with_its_value(recipe: dict[str, Any]) -> None:
 
 
 def test_a_missing_key_is_named(recipe: dict[str, Any]) -> None:
-    del recipe["gate"]["max_ece"]
-    with pytest.raises(Problem, match=r"gate\.max_ece: missing"):
+    del recipe["export"]["int8_images"]
+    with pytest.raises(Problem, match=r"export\.int8_images: missing"):
         params.parse(recipe)
 
 
@@ -56,7 +60,6 @@ def test_a_missing_key_is_named(recipe: dict[str, Any]) -> None:
         ("fetch", "source", "archive", r"source: archive needs fetch\.archive, fetch\.sha256, fetch\.origin"),
         ("fetch", "thumbnails", False, r"source: demo says itself .* thumbnails must be null"),
         ("fine_tune", "trainable_from", "conv5_block1_1_relu", r"must be all when features\.weights is none"),
-        ("gate", "mode", "maybe", r"gate\.mode"),
     ],
 )
 def test_a_wrong_value_is_named(recipe: dict[str, Any], section: str, key: str, value: object, message: str) -> None:
@@ -65,10 +68,9 @@ def test_a_wrong_value_is_named(recipe: dict[str, Any], section: str, key: str, 
         params.parse(recipe)
 
 
-def test_the_digest_covers_what_builds_the_model_but_not_the_gate(recipe: dict[str, Any]) -> None:
+def test_the_digest_covers_what_builds_the_model(recipe: dict[str, Any]) -> None:
     before = params.digest(params.parse(recipe))
-    recipe["gate"]["max_ece"] = 0.01
-    assert params.digest(params.parse(recipe)) == before
+    assert params.digest(params.parse(dict(reversed(recipe.items())))) == before
     recipe["fine_tune"]["epochs"] += 1
     assert params.digest(params.parse(recipe)) != before
 
@@ -79,18 +81,25 @@ def test_no_file_says_where_to_run(tmp_path: Path) -> None:
 
 
 def test_a_preset_never_overwrites_unsaved_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "presets").mkdir()
-    for path in PRESETS:
-        (tmp_path / path).write_text(path.read_text())
+    shutil.copytree("presets", tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
     presets.activate(Path("presets/demo.yaml"))
     presets.activate(Path("presets/all4.yaml"))
     assert Path("params.yaml").read_text() == Path("presets/all4.yaml").read_text()
 
-    Path("params.yaml").write_text(Path("params.yaml").read_text() + "# mine\n")
-    with pytest.raises(Problem, match="edits that are in none"):
-        presets.activate(Path("presets/demo.yaml"))
-    assert Path("params.yaml").read_text().endswith("# mine\n")
+    assert Path("gate.yaml").read_text() == Path("presets/gates/all4.yaml").read_text()
+
+    for active in (Path("params.yaml"), Path("gate.yaml")):
+        before = active.read_text()
+        active.write_text(f"{before}# mine\n")
+        with pytest.raises(Problem, match=f"{active} has edits that are in none"):
+            presets.activate(Path("presets/demo.yaml"))
+        assert active.read_text().endswith("# mine\n")
+        active.write_text(before)
+    Path("presets/gates/cnmc2019.yaml").unlink()
+    with pytest.raises(Problem, match=r"presets/cnmc2019\.yaml has no bounds"):
+        presets.activate(Path("presets/cnmc2019.yaml"))
+    assert Path("params.yaml").read_text() == Path("presets/all4.yaml").read_text()
 
 
 def test_what_images_of_another_source_are_must_be_said(recipe: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from benchmarks.process import free_port
 from leukdetect import contract, images
 from pipeline import register
 from pipeline.registry import moved, tracking
+from pipeline.registry.promotions import PROMOTIONS
 from pipeline.stage import Problem
 from tests import measured, tiny_model
 from tests.project import ROOT
@@ -52,8 +54,11 @@ def write_recipe(**gate: object) -> None:
     recipe = yaml.safe_load((ROOT / "params.yaml").read_text())
     recipe["prepare"]["image_size"] = tiny_model.SIZE
     recipe["evaluate"]["bootstrap"] = 200
-    recipe["gate"] |= gate
     Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    bounds = yaml.safe_load((ROOT / "gate.yaml").read_text())
+    for key, value in gate.items():
+        (bounds["fp32"] if key in bounds["fp32"] else bounds)[key] = value
+    Path("gate.yaml").write_text(yaml.safe_dump(bounds))
 
 
 def write_data() -> None:
@@ -77,12 +82,7 @@ def write_data() -> None:
 
 
 def write_reports(balanced_accuracy: float = 0.9) -> None:
-    metrics = measured.plain({
-        "fp32.balanced_accuracy": balanced_accuracy,
-        "fp32.ece": 0.05,
-        "audit.cells_masked.balanced_accuracy": 0.25,
-        "int8_vs_fp32.balanced_accuracy_drop": 0.01,
-    })  # fmt: skip
+    metrics = measured.plain(measured.good({"fp32.balanced_accuracy": balanced_accuracy}))
     files = {
         "metrics.json": json.dumps(metrics),
         "history/train_head.csv": "epoch,loss,seconds\n0,1.5,3\n1,1.0,3\n",
@@ -135,7 +135,7 @@ def registration() -> dict[str, Any]:
 
 
 def promotions() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in register.PROMOTIONS.read_text().splitlines()]
+    return [json.loads(line) for line in PROMOTIONS.read_text().splitlines()]
 
 
 def test_the_first_model_that_passes_becomes_champion(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +328,7 @@ def test_a_refused_model_passes_later_when_the_bounds_allow_it(project: Path) ->
     write_model(BLIND_TO_PRO)
     with pytest.raises(Problem):
         register.main()
-    write_recipe(mode="off")
+    write_recipe(mode="off", reason="the ward needs it today")
     register.main()
     assert versions() == ["1", "2"]
     assert aliases() == {"champion": "2", "previous": "1"}
@@ -355,13 +355,65 @@ def test_a_dry_run_says_what_it_would_do_and_moves_nothing(
     assert len(promotions()) == 1
 
 
-def test_with_the_gate_off_the_champion_moves_and_it_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_recipe(mode="off")
+def test_with_the_gate_off_the_champion_moves_and_it_is_said_who_and_why(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTOR", "dr-who")
+    write_recipe(mode="off", reason="the ward needs it today")
     write_reports(balanced_accuracy=0.1)
     register.main()
     assert aliases() == {"champion": "1"}
-    assert "The gate is off: nothing was checked." in capsys.readouterr().out
+    assert "The gate is off: nothing was checked. The reason given: the ward needs it" in capsys.readouterr().out
     assert registration()["checks"] == []
+    tags = tracking.client().get_model_version("leukdetect", "1").tags
+    assert (tags["gate"], tags["gate.by"], tags["gate.reason"]) == ("off", "dr-who", "the ward needs it today")
+    (line,) = promotions()
+    assert (line["gate"], line["who"], line["why"]) == ("off", "dr-who", "the ward needs it today")
+
+    write_recipe(mode="enforce")
+    write_reports()
+    register.main()
+    tags = tracking.client().get_model_version("leukdetect", "1").tags
+    assert (tags["gate"], tags.get("gate.reason")) == ("passed", None)
+
+
+def test_the_gate_cannot_be_off_without_a_reason(project: Path) -> None:
+    write_recipe(mode="off")
+    with pytest.raises(Problem, match="mode: off needs a reason"):
+        register.main()
+    assert tracking.client().search_registered_models() == []
+
+
+def test_the_promotions_log_is_the_registrys_and_so_every_clones(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register.main()
+    colleague = tmp_path_factory.mktemp("colleague")
+    for path in ("models", "data", "reports"):
+        shutil.copytree(path, colleague / path)
+    for path in ("params.yaml", "gate.yaml"):
+        shutil.copy(path, colleague)
+    (colleague / PROMOTIONS).unlink()
+    monkeypatch.chdir(colleague)
+    write_model(BETTER)
+    register.main()
+    assert [line["version"] for line in promotions()] == ["1", "2"]
+
+
+def test_who_becomes_champion_meanwhile_is_not_overruled(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register.main()
+    write_model(BETTER)
+    compare = register.champion.compare
+
+    def slow(*arguments: Any) -> Any:
+        client = tracking.client()
+        client.set_registered_model_alias("leukdetect", "champion", "2")  # somebody else's run, of this very version
+        return compare(*arguments)
+
+    monkeypatch.setattr(register.champion, "compare", slow)
+    with pytest.raises(Problem, match="version 2 became champion while version 2 was judged; run this again"):
+        register.main()
+    assert len(promotions()) == 1
 
 
 def test_a_champion_of_another_image_size_answers_from_the_original_files(
@@ -461,8 +513,8 @@ def test_the_command_uses_the_embedded_mlflow_and_exits_1_when_refused(project: 
     command = [sys.executable, "-m", "pipeline.register"]
     result = subprocess.run(command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.returncode == 1
-    assert "balanced accuracy        0.5000  FAILS  ≥ 0.6000" in result.stdout
-    assert result.stderr.strip().startswith("error: params.gate refuses version 1.")
+    assert re.search("  balanced accuracy +0.5000  FAILS  ≥ 0.6000\n", result.stdout)
+    assert result.stderr.strip().startswith("error: gate.yaml refuses version 1.")
     assert len(result.stderr.strip().splitlines()) == 1
     assert aliases() == {"challenger": "1"}
 

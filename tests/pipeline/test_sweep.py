@@ -24,7 +24,7 @@ def test_a_queued_grid_reuses_the_views_and_is_compared_in_dvc_and_in_mlflow(tmp
     project.commit("first")
     try:
         grid = f"train_head.learning_rate={','.join(sorted(RATES))}"
-        project.dvc("exp", "run", "--queue", "-C", "data/features", "-S", "gate.mode=dry-run", "-S", grid)
+        project.dvc("exp", "run", "--queue", "-C", "data/features", "-S", grid)
         project.dvc("exp", "run", "--run-all")
         shown = list(csv.DictReader(io.StringIO(project.dvc("exp", "show", "--csv"))))
         experiments = [row for row in shown if row["State"] == "Success"]

@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import requests
+import yaml
 from PIL import Image
 
 from pipeline.data import smears
 from tests.conftest import require
-from tests.project import ROOT, TINY, Project
+from tests.project import LAX, NO_BOUNDS, ROOT, TINY, Project
 from tests.server import running
 
 SERVER_PYTHON = ROOT / ".venv-serving/bin/python"
@@ -50,9 +52,34 @@ def test_a_fresh_project_becomes_a_registered_champion(project: Project) -> None
     assert parity["argmax_differs"] == 0
 
 
-def test_with_nothing_changed_nothing_runs(project: Project) -> None:
-    assert "up to date" in project.dvc("repro")
-    assert json.loads(project.dvc("status", "--json")) == {}
+def test_with_nothing_changed_nothing_runs_but_the_look_at_the_registry(project: Project) -> None:
+    assert "up to date" in project.dvc("repro", "evaluate")
+    lock, state = (project.root / "dvc.lock").read_bytes(), registry_state(project)
+    assert project.dvc("repro").count("Running stage") == 1
+    assert (project.root / "dvc.lock").read_bytes() == lock
+    assert registry_state(project) == state
+    assert json.loads(project.dvc("status", "--json")) == {"register": ["always changed"]}
+
+
+def registry_state(project: Project) -> tuple[object, ...]:
+    """Aliases, versions, runs, and when artifacts were written."""
+    client = mlflow.MlflowClient(f"sqlite:///{project.root}/mlflow.db")
+    artifacts = sorted((path.as_posix(), path.stat().st_mtime_ns) for path in (project.root / "mlartifacts").rglob("*"))
+    versions = [(each.version, each.tags) for each in client.search_model_versions()]
+    return client.get_registered_model("leukdetect").aliases, versions, len(client.search_runs(["1"])), artifacts
+
+
+def test_an_emptied_registry_and_another_one_get_the_result(project: Project) -> None:
+    other = project.root / "other.db"
+    for uri, file in (("sqlite:///other.db", other), ("sqlite:///mlflow.db", project.root / "mlflow.db")):
+        kept = file.rename(file.with_suffix(".kept")) if file.exists() else None
+        done = project.run("env", f"MLFLOW_TRACKING_URI={uri}", "dvc", "repro")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Running stage") == 1
+        assert mlflow.MlflowClient(f"sqlite:///{file}").get_model_version_by_alias("leukdetect", "champion")
+        file.unlink()
+        if kept:
+            kept.rename(file)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +96,7 @@ def test_with_nothing_changed_nothing_runs(project: Project) -> None:
         ("calibrate", "components", 32, {"calibrate"}),
         ("export", "golden_images", 5, {"export"}),
         ("evaluate", "corner", 0.2, {"evaluate"}),
-        ("register", "name", "other", {"export", "register"}),
-        ("gate", "mode", "off", {"register"}),
+        ("register", "name", "other", {"export"}),
     ],
 )
 def test_a_parameter_reruns_only_what_reads_it(
@@ -85,7 +111,7 @@ def test_a_parameter_reruns_only_what_reads_it(
         status = json.loads(project.dvc("status", "--json"))
     finally:
         project.write(before)
-    assert set(status) == stages
+    assert set(status) == stages | {"register"}  # always: it asks the registry
 
 
 def test_the_file_runs_where_nothing_of_ours_is_installed(project: Project, tmp_path: Path) -> None:
@@ -141,9 +167,9 @@ def test_the_server_answers_for_a_held_out_image_from_the_registry(project: Proj
 
 def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) -> None:
     project.commit("first")
-    project.dvc("exp", "run", "-S", "gate.max_regression=0.5")  # the cheapest stage; test_sweep.py trains
+    project.dvc("exp", "run", "-S", "evaluate.prevalence=0.5")  # a cheap stage; test_sweep.py trains
     difference = json.loads(project.dvc("params", "diff", "--json"))
-    assert difference["params.yaml"]["gate.max_regression"] == {"old": 1.0, "new": 0.5, "diff": -0.5}
+    assert difference["params.yaml"]["evaluate.prevalence"] == {"old": 0.1, "new": 0.5, "diff": 0.4}
     assert "audit.corner_masked" in project.dvc("metrics", "diff", "--all")
     assert "workspace" in project.dvc("exp", "show", "--csv") or project.dvc("exp", "list")
     project.dvc("plots", "show")
@@ -153,9 +179,11 @@ def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) 
 @pytest.mark.slow
 def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
     recipe = project.read()
-    recipe["gate"]["min_balanced_accuracy"] = 1.0
     recipe["calibrate"]["components"] = 32  # another file than the champion's
     project.write(recipe)
+    strict = LAX | {"fp32": NO_BOUNDS | {"min_balanced_accuracy": 1.0}}
+    (project.root / "gate.yaml").write_text(yaml.safe_dump(strict))
+    project.commit("strict")
     result = project.run("dvc", "repro")
     assert result.returncode != 0
     assert "FAILS  ≥ 1.0000" in result.stdout

@@ -1,34 +1,34 @@
-"""The gate: every bound refuses on its own, and nothing that is unknown passes."""
+"""The gate: every bound of each file refuses on its own, and nothing that is unknown passes."""
 
+import json
 import math
+from typing import Any
 
 import pytest
+import yaml
 
-from pipeline.evaluation.metrics import Estimate
-from pipeline.params import Gate
-from pipeline.registry import gate
+from pipeline.evaluation.metrics import Estimate, wilson
+from pipeline.evaluation.report import Report
+from pipeline.registry import bounds, gate
 from pipeline.stage import Problem
 from tests import measured
+from tests.project import ROOT
 
-KEYS = ("benign", "pro")
-BOUNDS = Gate(
-    mode="enforce",
-    min_balanced_accuracy=0.60,
-    min_class_recall=0.40,
-    min_malignant_sensitivity=0.85,
-    max_ece=0.15,
-    min_margin_over_colour=0.20,
-    max_cells_masked=0.40,
-    max_int8_drop=0.03,
-    max_regression=0.02,
-)
-# Each check, with the number that it reads, exactly at its bound, and the side that fails.
-CHECKS = {
-    "balanced accuracy": ("fp32.balanced_accuracy", 0.60, -0.001),
-    "recall of benign": ("fp32.per_class.benign.recall", 0.40, -0.001),
-    "recall of pro": ("fp32.per_class.pro.recall", 0.40, -0.001),
-    "malignant sensitivity": ("fp32.malignant_sensitivity", 0.85, -0.001),
-    "ECE": ("fp32.ece", 0.15, 0.001),
+KEYS = measured.KEYS
+DEMO = (ROOT / "presets/gates/demo.yaml").read_text()
+BOUNDS = bounds.read(DEMO)
+# Each check of a file, with the number that it reads, exactly at its bound, and the side that fails.
+OF_A_FILE = {
+    "balanced accuracy": ("{file}.balanced_accuracy", 0.60, -0.001),
+    **{f"recall of {key}": (f"{{file}}.per_class.{key}.recall", 0.40, -0.001) for key in KEYS},
+    "malignant sensitivity": ("{file}.malignant_sensitivity", 0.85, -0.001),
+    "ECE": ("{file}.ece", 0.15, 0.001),
+    "referred": ("abstention.{file}.referred", 0.20, 0.001),
+    "unlikeness AUROC": ("abstention.{file}.foreign.textures.auroc", 0.90, -0.001),
+}
+CHECKS: dict[str, tuple[str, float, float]] = {
+    **{name: (path.format(file="fp32"), bound, change) for name, (path, bound, change) in OF_A_FILE.items()},
+    **{f"INT8 {name}": (path.format(file="int8"), bound, change) for name, (path, bound, change) in OF_A_FILE.items()},
     "margin over colour": ("margin_over_colour", 0.20, -0.001),
     "cells painted over": ("audit.cells_masked.balanced_accuracy", 0.40, 0.001),
     "INT8 drop": ("int8_vs_fp32.balanced_accuracy_drop", 0.03, 0.001),
@@ -36,9 +36,18 @@ CHECKS = {
 AT_BOUNDS = {path: bound for path, bound, _ in CHECKS.values()}
 
 
-def failed(values: dict[str, float], regression: Estimate | None = None) -> list[str]:
-    verdict = gate.verdict(measured.report(values), BOUNDS, regression, KEYS)
+def failed(values: dict[str, float], regression: Estimate | None = None, judge: bounds.Gate = BOUNDS) -> list[str]:
+    verdict = gate.verdict(measured.report(values), judge, regression, KEYS)
     return [check.name for check in verdict if not check.passed]
+
+
+def changed(**keys: Any) -> bounds.Gate:
+    """The demo's bounds but for some, each named as `fp32.max_ece` with `__` for the dot."""
+    raw = yaml.safe_load(DEMO)
+    for key, value in keys.items():
+        *section, last = key.split("__")
+        (raw[section[0]] if section else raw)[last] = value
+    return bounds.read(yaml.safe_dump(raw))
 
 
 def test_a_model_exactly_at_every_bound_passes() -> None:
@@ -49,6 +58,72 @@ def test_a_model_exactly_at_every_bound_passes() -> None:
 def test_a_hair_beyond_one_bound_fails_that_check_alone(name: str) -> None:
     path, bound, change = CHECKS[name]
     assert failed(AT_BOUNDS | {path: bound + change}) == [name]
+
+
+def test_bounds_of_the_two_files_are_their_own() -> None:
+    assert failed(AT_BOUNDS, judge=changed(int8__max_ece=0.1)) == ["INT8 ECE"]
+    assert failed(AT_BOUNDS, judge=changed(fp32__min_class_recall=0.5)) == [f"recall of {key}" for key in KEYS]
+
+
+@pytest.mark.parametrize(
+    ("key", "bound", "fails"),
+    [  # `measured` gives every estimate the interval 0.8 to 0.95 at least
+        ("fp32__min_balanced_accuracy", 0.85, "balanced accuracy"),
+        ("int8__min_balanced_accuracy", 0.85, "INT8 balanced accuracy"),
+        ("fp32__min_class_recall", 0.85, "recall of benign"),
+        ("int8__min_malignant_sensitivity", 0.85, "INT8 malignant sensitivity"),
+        ("fp32__max_ece", 0.9, "ECE"),
+        ("int8__max_referred", 0.9, "INT8 referred"),
+        ("fp32__min_unlikeness_auroc", 0.85, "unlikeness AUROC"),
+        ("min_margin_over_colour", 0.85, "margin over colour"),
+        ("max_cells_masked", 0.9, "cells painted over"),
+        ("max_int8_drop", 0.9, "INT8 drop"),
+    ],
+)
+def test_a_bound_holds_for_the_worse_end_of_the_interval_where_it_says_so(key: str, bound: float, fails: str) -> None:
+    values = measured.good({"abstention.int8.referred": 0.9})
+    assert failed(values, judge=changed(**{"int8__max_referred": 1.0, key: bound})) == []
+    strict = changed(**{"int8__max_referred": 1.0, key: {"bound": bound, "of": "interval"}})
+    assert failed(values, judge=strict)[0] == fails
+
+
+def test_the_interval_is_the_wider_one_of_the_bootstrap_and_wilsons() -> None:
+    """All of 60 images right: the bootstrap has no width, and Wilson's interval begins at 0.9398."""
+    plain = measured.plain(measured.good())
+    certain = {"value": 1.0, "low": 1.0, "high": 1.0}
+    by_wilson = {"value": 1.0, "low": wilson(60, 60).low, "high": 1.0}
+    judge = changed(fp32__min_malignant_sensitivity={"bound": 0.95, "of": "interval"})
+
+    def fails(bootstrap: dict[str, float], independent: dict[str, float]) -> bool:
+        plain["fp32"]["malignant_sensitivity"] = bootstrap
+        plain["fp32"]["wilson"]["malignant_sensitivity"] = independent
+        found = Report.model_validate_json(json.dumps(plain))
+        return any(c.name == "malignant sensitivity" and not c.passed for c in gate.verdict(found, judge, None, KEYS))
+
+    assert by_wilson["low"] == pytest.approx(0.9398, abs=1e-4)
+    assert fails(certain, by_wilson)
+    assert fails(by_wilson, certain)
+    assert not fails(certain, certain)
+
+
+def test_referrals_have_wilsons_interval_too() -> None:
+    """None of 60 images referred: by Wilson it may be 6 %."""
+    plain = measured.plain(measured.good())
+    plain["abstention"]["fp32"]["referred"] = {"value": 0.0, "low": 0.0, "high": 0.0}
+    plain["split"]["test"] = 60
+    judge = changed(fp32__max_referred={"bound": 0.05, "of": "interval"}, int8__max_referred=1.0)
+    verdict = gate.verdict(Report.model_validate_json(json.dumps(plain)), judge, None, KEYS)
+    [check] = [check for check in verdict if not check.passed]
+    assert (check.name, round(check.value, 4)) == ("referred", round(wilson(0, 60).high, 4))
+    assert "the upper end of 0.000 [0.000, 0.060]" in check.bound
+
+
+def test_another_laboratorys_smears_need_not_be_unlike() -> None:
+    plain = measured.plain(measured.good())
+    smears = plain["abstention"]["fp32"]["foreign"]["noise"] | {"auroc": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    plain["abstention"]["fp32"]["foreign"]["another laboratory"] = smears
+    verdict = gate.verdict(Report.model_validate_json(json.dumps(plain)), BOUNDS, None, KEYS)
+    assert [check.name for check in verdict if not check.passed] == []
 
 
 @pytest.mark.parametrize("unknown", [math.nan, math.inf])
@@ -75,15 +150,26 @@ def test_a_regression_is_a_large_drop_or_a_sure_one(difference: Estimate, passes
     assert failed(AT_BOUNDS, difference) == ([] if passes else ["balanced accuracy, new − champion"])
 
 
-def test_a_class_that_was_not_measured_is_named() -> None:
+@pytest.mark.parametrize("file", ["fp32", "int8"])
+def test_what_was_not_measured_is_named(file: str) -> None:
     with pytest.raises(Problem, match="no recall of other; `dvc repro"):
         gate.verdict(measured.report(), BOUNDS, None, (*KEYS, "other"))
+    plain = measured.plain()
+    del plain[file]["malignant_sensitivity"]
+    found = Report.model_validate_json(json.dumps(plain))
+    with pytest.raises(Problem, match=r"no (INT8 )?malignant sensitivity; `dvc repro"):
+        gate.verdict(found, BOUNDS, None, KEYS)
+    assert gate.verdict(found, BOUNDS, None, KEYS, malignancy=False)
+    plain = measured.plain()
+    plain["abstention"][file]["foreign"] = {}
+    with pytest.raises(Problem, match=r"no (INT8 )?unlikeness of images that are no smears; `dvc repro"):
+        gate.verdict(Report.model_validate_json(json.dumps(plain)), BOUNDS, None, KEYS)
 
 
 def test_the_table_marks_what_fell_short_and_nothing_else() -> None:
     checks = gate.verdict(measured.report(AT_BOUNDS | {"fp32.ece": 0.2}), BOUNDS, Estimate(-0.3, -0.4, -0.2), KEYS)
     lines = gate.table(checks).splitlines()
-    assert len(lines) == len(checks) == 9
+    assert len(lines) == len(checks) == 22
     assert [line.split("  ")[1] for line in lines if "FAILS" in line] == ["ECE", "balanced accuracy, new − champion"]
     assert "0.2000  FAILS  ≤ 0.1500" in gate.table(checks)
     assert "(-0.4000 to -0.2000)" in gate.table(checks)

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -61,11 +60,10 @@ def test_every_stage_of_a_pass_finds_the_same_run_until_it_is_finished(here: Pat
     assert tracking.run_id(recipe, DATA) != first
 
 
-def test_other_data_or_another_recipe_is_another_run_but_another_gate_is_not(here: Path, recipe: params.Params) -> None:
+def test_other_data_or_another_recipe_is_another_run(here: Path, recipe: params.Params) -> None:
     run = tracking.run_id(recipe, DATA)
     assert tracking.run_id(recipe, "e" * 64) != run
     assert tracking.run_id(changed("fine_tune", "epochs", 4), DATA) != run
-    assert tracking.run_id(changed("gate", "max_ece", 0.5), DATA) == run
 
 
 def test_a_run_says_what_made_it(here: Path, recipe: params.Params) -> None:
@@ -74,7 +72,6 @@ def test_a_run_says_what_made_it(here: Path, recipe: params.Params) -> None:
     assert data.params["prepare.fractions.test"] == "0.2"
     assert data.params["features.weights"] == "none"
     assert '"key": "benign"' in data.params["classes"]
-    assert not [key for key in data.params if key.startswith("gate")]
     assert data.tags["leukdetect.data_sha256"] == DATA
     assert data.tags["leukdetect.params_sha256"] == params.digest(recipe)
     assert data.tags["leukdetect.git_commit"] == "unknown"
@@ -154,32 +151,6 @@ def test_the_embedded_mlflow_needs_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert tracking.uri() == "sqlite:///mlflow.db"
     tracking.check()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_commit_is_dirty_when_a_tracked_file_changed_unless_the_pipeline_wrote_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
-
-    monkeypatch.chdir(tmp_path)
-    assert tracking.git_commit() == "unknown"
-    git("init", "-q")
-    (tmp_path / "reports").mkdir()
-    tracked = ["code.py", "dvc.lock", "reports/metrics.json"]
-    for name in tracked:
-        (tmp_path / name).write_text("a")
-    git("add", *tracked)
-    git("commit", "-qm", "first")
-    head = git("rev-parse", "HEAD")
-    assert tracking.git_commit() == head
-
-    for name in ("dvc.lock", "reports/metrics.json", "notes.txt"):
-        (tmp_path / name).write_text("b")
-    assert tracking.git_commit() == head
-    (tmp_path / "code.py").write_text("b")
-    assert tracking.git_commit() == f"{head}-dirty"
 
 
 def test_a_server_that_dies_while_training_costs_one_warning_and_nothing_else(

@@ -1,0 +1,97 @@
+"""What git says of this tree: its commit, branch, and the main branch that others see."""
+
+import getpass
+import os
+import subprocess
+from pathlib import Path
+
+# The first that exists is the main branch: where there is a remote, what it has, and not what this clone calls main.
+MAIN = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
+
+
+class GitError(Exception):
+    """git could not answer."""
+
+
+def ask(*arguments: str) -> str:
+    """What `git ARGUMENTS` prints. Raises GitError with what it says instead."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError as error:
+        raise GitError("git is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise GitError(error.stderr.strip()) from error
+    return done.stdout.strip()
+
+
+def is_repository() -> bool:
+    """Whether this folder is under git. Raises GitError where git refuses to say, as in another owner's."""
+    here = Path.cwd()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return False
+    ask("rev-parse", "--git-dir")
+    return True
+
+
+def git_commit() -> str:
+    """HEAD's 40 hex digits, with `-dirty` if tracked files differ from it, or `unknown` outside git.
+
+    dvc.lock and reports/ do not count: the pipeline itself rewrites them on every run.
+    """
+    try:
+        head = ask("rev-parse", "HEAD")
+        ours = (":/", ":(top,exclude)dvc.lock", ":(top,exclude)reports")
+        changes = ask("status", "--porcelain", "--untracked-files=no", "--", *ours)
+    except GitError:
+        return "unknown"
+    return f"{head}-dirty" if changes else head
+
+
+def branch() -> str:
+    """The branch's name; empty where HEAD is on none, and outside git."""
+    try:
+        return ask("branch", "--show-current")
+    except GitError:
+        return ""
+
+
+def remote() -> str:
+    """The address of `origin` without what may be a password in it, or empty."""
+    try:
+        address = ask("remote", "get-url", "origin")
+    except GitError:
+        return ""
+    scheme, _, rest = address.rpartition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else address
+
+
+def resolve(revision: str) -> str | None:
+    """A revision's commit, or None where there is no such revision."""
+    try:
+        return ask("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    except GitError:
+        return None
+
+
+def main_branch() -> str | None:
+    """The name of the main branch, such as `origin/main`, or None where no branch is one."""
+    found = next((revision for revision in MAIN if resolve(revision)), None)
+    return ask("rev-parse", "--abbrev-ref", found) if found else None
+
+
+def who() -> str:
+    """Who runs this: the person behind a workflow, else git's identity, else the system's user."""
+    try:
+        mail = ask("config", "user.email")
+    except GitError:
+        mail = ""
+    return os.environ.get("GITHUB_ACTOR") or mail or user()
+
+
+def user() -> str:
+    """The system's user, as MLflow's own clients name it; a container's may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
