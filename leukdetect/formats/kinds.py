@@ -51,23 +51,24 @@ _JPEG_FRAMES = {  # processes that libjpeg does not decode; ITU-T T.81, table B.
 
 def unsupported(data: bytes, formats: str) -> ImageError:
     """The error that names what the bytes are; `formats` are those to send instead."""
-    named = _named(data)
-    if named is None:
+    known = named(data)
+    if known is None:
         error = UnsupportedImage(f"the content is not an image of a known type; send {formats}")
         error.named = False
         return error
-    kind, remedy = named
+    kind, remedy = known
     if kind in formats:
         return ImageError(f"the image's header is broken: {kind} that cannot be read")
     return UnsupportedImage(f"the content is {kind}, which is not decoded; {remedy}, or send {formats}")
 
 
-def _named(data: bytes) -> tuple[str, str] | None:
+def named(data: bytes) -> tuple[str, str] | None:
+    """Kind and remedy of what these first bytes, 256 or more, begin; None: it is not known."""
     if data[4:8] == b"ftyp":
         brands = [data[at : at + 4] for at in (8, *range(16, min(len(data), int.from_bytes(data[:4]), 256), 4))]
         telling = [brand for brand in brands if brand not in _GENERAL]
-        known = next((_BRANDS[brand] for brand in telling if brand in _BRANDS), None)
-        return known or (("HEIF", _PHONE) if set(brands) & set(_GENERAL) else None)
+        found = next((_BRANDS[brand] for brand in telling if brand in _BRANDS), None)
+        return found or (("HEIF", _PHONE) if set(brands) & set(_GENERAL) else None)
     start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n") if data[:1] in b"\xef \t\r\n<" else data
     for magic, at, kind, remedy in _MAGIC:
         if start[at : at + len(magic)] == magic:

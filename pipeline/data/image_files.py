@@ -90,9 +90,7 @@ def _no_image(address: str, name: str) -> str | None:
         return why
     if walk.is_named_so(last):
         return None
-    if Path(last).suffix or not walk.starts_an_image(read(address, walk.HEAD)):
-        return walk.no_image(last)
-    return None
+    return walk.of_another_kind(last) if Path(last).suffix else walk.no_image(read(address, walk.HEAD), last)
 
 
 def _as_written_elsewhere(path: str) -> Path:

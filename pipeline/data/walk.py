@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from leukdetect.formats import kinds
 from pipeline.stage import Problem
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
-HEAD = 18  # bytes that tell an image from everything else
+HEAD = 256  # bytes that tell an image from everything else
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # JPEG, PNG, TIFF, BigTIFF
 
 # What file servers and systems put into folders, in lower case.
@@ -97,18 +98,21 @@ def is_named_so(name: str) -> bool:
     return Path(name).suffix.lower() in EXTENSIONS
 
 
-def starts_an_image(head: bytes) -> bool:
-    """Whether these `HEAD` bytes begin an image of a format that is read."""
+def no_image(head: bytes, name: str) -> str | None:
+    """Why a file with these first `HEAD` bytes is left out; None: it is an image of a format that is read."""
     if head[:2] == b"BM":  # two letters begin many a text: zeros, and the size of one of BMP's headers, follow
-        return head[6:10] == bytes(4) and head[14:18] in [bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 108, 124)]
-    in_boxes = head[:4] + head[8:12] == b"RIFFWEBP" or head[4:12] in (b"ftypavif", b"ftypavis")
-    return head.startswith(STARTS) or in_boxes
+        if head[6:10] == bytes(4) and head[14:18] in [bytes((size, 0, 0, 0)) for size in (12, 40, 52, 56, 108, 124)]:
+            return None
+    elif head.startswith(STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return None
+    if known := kinds.named(head):
+        return None if known[0] == "AVIF" else f"files that are not decoded, {known[0]}: {known[1]}"
+    return of_another_kind(name)
 
 
-def no_image(name: str) -> str:
-    """The reason for a file that is no image by name and content."""
-    extension = Path(name).suffix.lower() or " without extension"
-    return f"files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*{extension})"
+def of_another_kind(name: str) -> str:
+    """The reason for a file that is no image, by its name's end."""
+    return f"files that are no image (*{Path(name).suffix.lower() or ' without extension'})"
 
 
 def read(path: str | Path, most: int) -> bytes:
@@ -161,7 +165,7 @@ def _no_image(entry: os.DirEntry[str], kind: str) -> str | None:
     if kind == "nothing":
         return "links that lead nowhere"
     try:
-        return None if starts_an_image(read(entry.path, HEAD)) else no_image(entry.name)
+        return no_image(read(entry.path, HEAD), entry.name)
     except OSError:
         return "files that cannot be read"
 

@@ -245,7 +245,7 @@ def test_what_is_left_out_is_said_also_when_the_job_goes_on(
         run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model)
         assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")] == [
             "left out: 1 deleted files, in #recycle",
-            "left out: 1 files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*.txt)",
+            "left out: 1 files that are no image (*.txt)",
             "left out: 1 hidden files",
             "left out: 1 pipes, sockets and devices",
         ]

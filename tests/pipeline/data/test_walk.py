@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from leukdetect import images
 from pipeline.data import walk
 from pipeline.stage import Problem
 
@@ -31,7 +32,7 @@ def found(tree: Path) -> tuple[list[str], dict[str, int]]:
     return [path.relative_to(tree).as_posix() for path in walk.image_files(tree, left_out)], dict(left_out)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("format", images.FORMATS)
 @pytest.mark.parametrize("name", ["image", "image.001", "image.dat", "1.2.840.10008"])
 def test_an_image_is_known_by_its_content_whatever_its_name(tmp_path: Path, format: str, name: str) -> None:
     write(tmp_path / name, picture(format))
@@ -44,15 +45,29 @@ def test_what_is_named_as_an_image_is_listed_though_broken(tmp_path: Path, name:
     assert found(tmp_path) == ([name], {})
 
 
-@pytest.mark.parametrize("content", [b"", b"BM", b"BMI and age of the patients", b"RIFF....WAVEfmt ", b"GIF89a"])
+@pytest.mark.parametrize("content", [b"", b"BM", b"BMI and age of the patients", b"RIFF....WAVEfmt "])
 def test_what_is_no_image_is_counted_by_its_extension(tmp_path: Path, content: bytes) -> None:
     for name in ("a.txt", "b.TXT", "c"):
         write(tmp_path / name, content)
     assert found(tmp_path) == (
         [],
         {
-            "files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (*.txt)": 2,
-            "files that are no JPEG, PNG, BMP, TIFF, WebP or AVIF (* without extension)": 1,
+            "files that are no image (*.txt)": 2,
+            "files that are no image (* without extension)": 1,
+        },
+    )
+
+
+def test_an_image_that_is_not_decoded_is_counted_as_what_it_is(tmp_path: Path) -> None:
+    write(tmp_path / "IMG_1", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    write(tmp_path / "IMG_2.HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")
+    write(tmp_path / "1.2.840", bytes(128) + b"DICM")
+    assert found(tmp_path) == (
+        [],
+        {
+            "files that are not decoded, HEIC: send JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible), "
+            "or convert it to PNG": 2,
+            "files that are not decoded, a DICOM file: export its picture as PNG or TIFF": 1,
         },
     )
 
