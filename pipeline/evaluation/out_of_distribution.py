@@ -5,12 +5,14 @@ as the server would see them, and equal seeds give equal images.
 """
 
 import gzip
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leukdetect import images
+from pipeline.data import walk
 from pipeline.stage import Problem
 
 EACH = 60  # images a kind
@@ -46,11 +48,21 @@ def kinds(smears: np.ndarray, seed: int, other_laboratory: str | None = None) ->
 
 
 def folder(path: Path, size: int) -> np.ndarray:
-    """Another laboratory's images, decoded as the server does. Raises Problem if the folder has none, or is missing."""
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
-    if not files:
-        raise Problem(f"evaluate.other_laboratory: no image in {path}; name a folder of smears, or null for none")
-    return np.stack([images.resize(images.decode(file.read_bytes()), size) for file in files])
+    """Another laboratory's images, decoded as the server does.
+
+    Raises Problem if the folder has none or is missing, or one cannot be read.
+    """
+    left_out: Counter[str] = Counter()
+    pixels = []
+    for file in walk.image_files(path, left_out) if path.is_dir() else ():
+        try:
+            pixels.append(images.resize(images.decode(file.read_bytes()), size))
+        except images.ImageError as error:
+            raise Problem(f"evaluate.other_laboratory: {file} cannot be used: {error}. Take it away.") from error
+    if not pixels:
+        but = walk.but(left_out)
+        raise Problem(f"evaluate.other_laboratory: no image in {path}{but}; name a folder of smears, or null for none")
+    return np.stack(pixels)
 
 
 def _photographs() -> list[Image.Image]:

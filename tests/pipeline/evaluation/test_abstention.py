@@ -1,5 +1,6 @@
 """Risk–coverage, and the images that are no smears."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,12 @@ def test_another_laboratorys_folder_is_read_as_the_server_reads_it_and_an_empty_
     assert out_of_distribution.folder(tmp_path, 32).shape == (1, 32, 32, 3)
     with pytest.raises(Problem, match=r"evaluate\.other_laboratory: no image in .*nowhere"):
         out_of_distribution.folder(tmp_path / "nowhere", 32)
+    (tmp_path / "b.jpg").write_bytes(b"broken")
+    with pytest.raises(Problem, match=r"evaluate\.other_laboratory: .*b\.jpg cannot be used"):
+        out_of_distribution.folder(tmp_path, 32)
+    (tmp_path / "b.jpg").unlink()
+    os.mkfifo(tmp_path / "b.jpg")
+    assert len(out_of_distribution.folder(tmp_path, 32)) == 1
 
 
 def test_a_nucleus_stops_red_and_green_and_a_red_cell_of_any_colour_does_not() -> None:
