@@ -41,7 +41,7 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         UnsupportedImage, ImageError: as `images.decode`.
     """
     header, picture = images.read(data, lambda header: check(header, max_pixels))
-    return _seen(picture, header, size, hashlib.sha256(data).hexdigest())
+    return seen(picture, header, size, data)
 
 
 def look(source: Source, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -51,8 +51,8 @@ def look(source: Source, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         kind = (source.format if isinstance(source, Image.Image) else None) or "pixels"
         header = images.Header(kind, upright.width, upright.height, upright.mode)
         check(header, max_pixels)
-        return _seen(upright, header, size, None)
-    return decode(_bytes(source), size, max_pixels)
+        return seen(upright, header, size, None)
+    return decode(file_bytes(source), size, max_pixels)
 
 
 def picture(source: Source) -> Image.Image:
@@ -74,7 +74,7 @@ def picture(source: Source) -> Image.Image:
                 "red, green, blue from 0 to 255"
             )
         return Image.fromarray(source)
-    return images.decode(_bytes(source))
+    return images.decode(file_bytes(source))
 
 
 def check(header: images.Header, max_pixels: int = MAX_PIXELS) -> None:
@@ -90,7 +90,8 @@ def check(header: images.Header, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-def _bytes(source: object) -> bytes:
+def file_bytes(source: object) -> bytes:
+    """An image file's bytes, of a path or of themselves; raises ImageError for anything else, OSError for the path."""
     if isinstance(source, str | Path):
         return Path(source).read_bytes()
     if isinstance(source, bytes | bytearray | memoryview):
@@ -101,7 +102,9 @@ def _bytes(source: object) -> bytes:
     )
 
 
-def _seen(picture: Image.Image, header: images.Header, size: int, sha256: str | None) -> Decoded:
+def seen(picture: Image.Image, header: images.Header, size: int, data: bytes | None) -> Decoded:
+    """What the model sees of an upright RGB image, and the measures of it; `data`: the file that it came in."""
     with reading("the image cannot be resized"):
         pixels = images.resize(picture, size)
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
     return Decoded(pixels, header, sha256, *images.quality(pixels), images.stain(pixels))

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from leukdetect import answer, contract, decoding, explanation, images, similar
+from leukdetect import answer, apart, contract, decoding, explanation, images, similar
 from leukdetect.contract import ANSWER, FILES
 from leukdetect.registry import Located
 from leukdetect.runtime import cpus, open_session, run
@@ -82,7 +82,7 @@ class Model:
         )
 
     def _ask(self, image: decoding.Source, names: Sequence[str]) -> tuple[answer.Answer, dict[str, np.ndarray]]:
-        seen = decoding.look(image, self.contract.decode.size)
+        seen = apart.look(image, self.contract.decode.size)
         outputs = dict(zip(names, (each[0] for each in self.run(seen.pixels[None], names)), strict=True))
         return answer.answer(self.contract, seen, outputs), outputs
 

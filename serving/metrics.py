@@ -39,6 +39,9 @@ class Metrics:
             "stage_seconds", "A prediction's time in read, decode, queue, infer and respond", ["stage"], buckets=SECONDS
         )
         self.megapixels = histogram("image_megapixels", "Size of the images that were decoded", buckets=MEGAPIXELS)
+        self.decoded_apart = counter(
+            "decoded_apart", "Images that may cost much and were sent to a process of their own, by result", ["result"]
+        )
         # the engine
         self.batch_size = histogram("batch_size", "Images in one run of the model", buckets=BATCH)
         self.queue_depth = gauge("queue_depth", "Images admitted and not yet answered", ["lane"])

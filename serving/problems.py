@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from leukdetect import images
+from leukdetect.apart import CostlyError
 from leukdetect.decoding import TooLargeError
 
 MEDIA_TYPE = "application/problem+json"
@@ -74,6 +75,8 @@ def of_image(error: images.ImageError) -> ProblemError:
     if isinstance(error, images.UnsupportedImage):
         title = "Not a supported kind of image" if error.named else "Not an image of a known type"
         return ProblemError(415, "unsupported-image", title, error.sentence)
+    if isinstance(error, CostlyError):
+        return ProblemError(422, "costly-image", "The image costs too much", error.sentence)
     return ProblemError(422, "broken-image", "The image cannot be read", error.sentence)
 
 

@@ -36,7 +36,7 @@ class Service:
         self.draining = False
         self.since = time.monotonic()
         self.buffered = Buffered(settings.max_buffered_bytes)
-        self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels)
+        self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels, metrics.decoded_apart)
         sizes: dict[Lane, int] = {"predict": settings.queue_size, "explain": settings.explain_queue_size}
         self.engine = Engine(sizes | {"shadow": BATCH}, models.champion.seconds_an_image, metrics)
         self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)

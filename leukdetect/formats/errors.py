@@ -19,6 +19,10 @@ class UnsupportedImage(ImageError):
     named = True  # the message names the kind
 
 
+class NoMemoryError(ImageError):
+    """There is no memory for the image; elsewhere, or later, there may be."""
+
+
 @contextmanager
 def reading(complaint: str) -> Iterator[None]:
     """Whatever a parser raises on malformed bytes becomes ImageError: no list of its exceptions is ever complete."""
@@ -27,6 +31,6 @@ def reading(complaint: str) -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError as error:
-        raise ImageError(f"{complaint} (decoding it needs more memory than there is)") from error
+        raise NoMemoryError("decoding the image needs more memory than there is") from error
     except Exception as error:
         raise ImageError(f"{complaint} ({error})") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from leukdetect import decoding
+from leukdetect import apart
 from leukdetect.answer import answer
 from leukdetect.contract import ANSWER, Contract
 from leukdetect.decoding import Decoded
@@ -136,7 +136,7 @@ def _decode(path: str, job: Job, model: Model) -> Decoded | Unusable:
     if len(data) > job.max_body_bytes:
         return Unusable(f"At most {job.max_body_bytes / 1e6:g} MB are accepted.")
     try:
-        return decoding.decode(data, model.contract.decode.size, job.max_pixels)
+        return apart.decode(data, model.contract.decode.size, job.max_pixels)
     except ImageError as error:
         return Unusable(error.sentence, hashlib.sha256(data).hexdigest())
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 
-from leukdetect import explanation, images
+from leukdetect import explanation
 from leukdetect.contract import Contract
 from leukdetect.similar import CASES
 from serving import problems
@@ -91,9 +91,8 @@ async def explain(
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
             cam = explanation.scaled(scores.outputs["cam"][index])
             note = explanation.note(contract, index, empty=not cam.any())
-            png = await asyncio.get_running_loop().run_in_executor(
-                _drawing, lambda: explanation.overlay(images.decode(sent.data), cam, note)
-            )
+            picture = await service.pool.picture(sent.data, explanation.MAX_SIDE, sent.deadline)
+            png = await asyncio.get_running_loop().run_in_executor(_drawing, explanation.overlay, picture, cam, note)
     if _prefers_png(request.headers.get("accept", "")):
         return Response(png, media_type="image/png")
     answer = Explanation(

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from leukdetect import images
+from leukdetect import apart, images
 from leukdetect.decoding import Decoded, decode
 from serving.inference import examine as module
 from serving.inference.engine import Engine
 from serving.inference.examine import DecodePool, examine
 from serving.metrics import Metrics
 from serving.problems import ProblemError
-from tests import tiny_model
+from tests import bombs, tiny_model
 
 SECONDS = 10
 
@@ -48,7 +49,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
 
 @pytest.fixture
 def pool(decoder: Decoder) -> Iterator[DecodePool]:
-    pool = DecodePool(threads=1, waiting=2, max_pixels=1_000_000)
+    pool = DecodePool(1, 2, 1_000_000, Metrics().decoded_apart)
     yield pool
     decoder.gate.set()
     pool.close()
@@ -182,3 +183,59 @@ def test_where_the_models_thread_has_ended_an_image_is_refused(examined: Examine
     with pytest.raises(ProblemError) as refused:
         asyncio.run(examined(Model(), file(1)))
     assert refused.value.status == 503
+
+
+def results(metrics: Metrics) -> dict[str, float]:
+    [family] = metrics.decoded_apart.collect()
+    return {sample.labels["result"]: sample.value for sample in family.samples}
+
+
+def test_what_may_cost_much_has_few_places_and_ends_with_its_deadline_or_its_client() -> None:
+    bomb, honest = bombs.png_of_empty_chunks(1_600_000), bombs.saved("PNG", (1000, 1000), "RGBA", pnginfo=forty_texts())
+    metrics = Metrics()
+    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
+
+    async def main() -> None:
+        attacks = [asyncio.create_task(pool.decode(bomb, 32)) for _ in range(5)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(ProblemError, match="Too many images wait to be decoded") as refused:
+            await pool.decode(bomb, 32)
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
+        assert (await pool.decode(file(10), 32)).header.width == 48  # an ordinary one does not wait for them
+        for attack in attacks:
+            attack.cancel()
+        await asyncio.gather(*attacks, return_exceptions=True)
+        assert (await pool.decode(honest, 32)).header.width == 1000
+        with pytest.raises(ProblemError) as late:
+            await pool.decode(bomb, 32, time.perf_counter() + 0.3)
+        assert late.value.status == 504
+        assert (await pool.picture(honest, 64, time.perf_counter() + SECONDS)).size == (64, 64)
+        with pytest.raises(ProblemError) as broken:
+            await pool.decode(honest[:5000], 32)
+        assert broken.value.status == 422
+
+    try:
+        asyncio.run(asyncio.wait_for(main(), 3 * SECONDS))
+    finally:
+        pool.close()
+    assert results(metrics) == {"refused": 1, "abandoned": 5, "expired": 1, "decoded": 2, "unusable": 1}
+
+
+def forty_texts() -> PngInfo:
+    info = PngInfo()
+    for number in range(50):
+        info.add_text(f"text {number}", "…")
+    return info
+
+
+def test_over_its_budget_an_image_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart.Ask.__init__, "__defaults__", (1, apart.MEMORY))
+    metrics = Metrics()
+    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
+    try:
+        with pytest.raises(ProblemError, match="more than 1 s of processor time") as refused:
+            asyncio.run(pool.decode(bombs.png_of_profiles(3_000), 32))
+    finally:
+        pool.close()
+    assert (refused.value.status, refused.value.code) == (422, "costly-image")
+    assert results(metrics) == {"over_budget": 1}

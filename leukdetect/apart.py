@@ -1,0 +1,252 @@
+"""Decodes in a process that can be ended: what `cost` cannot prove to be cheap gets a budget, and is really stopped.
+
+A helper, started on demand and kept, forks a child for each image. The child has limits of its own on processor time
+and memory, writes no file, and gives way to others (nice). It ends when the image is decoded, when a limit is reached,
+or when whoever asked hangs up; whatever a decoder does to it, this process reads only sizes and pixels from it.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from leukdetect import cost, decoding, images
+from leukdetect.decoding import MAX_PIXELS, Decoded
+from leukdetect.formats.errors import NoMemoryError
+
+SECONDS = 5  # of processor time for one image; 40 megapixels, transparent and lossless, take one or two
+MEMORY = 1_000_000_000  # bytes for one image; these take 0.96 GB as WebP
+NICE = 5  # beside another process that wants a processor, the child gets a quarter of it
+
+Want = Literal["seen", "picture"]  # as the model sees it, or as a person does
+# whether a picture; pixels a side; at most so many pixels; seconds; memory; bytes of the file
+_QUESTION = struct.Struct("!?IQIQQ")
+_STATUS = struct.Struct("!i")
+_ERRORS = {each.__name__: each for each in (images.ImageError, images.UnsupportedImage, decoding.TooLargeError)}
+
+
+class CostlyError(images.ImageError):
+    """Decoding takes more time or memory than an image may."""
+
+
+class GivenUpError(Exception):
+    """Whoever asked has hung up."""
+
+
+class Ask:
+    """One image to decode apart. `answer` waits for it, in one thread; `hang_up` ends it, from any."""
+
+    def __init__(
+        self, data: bytes, want: Want, size: int, max_pixels: int, seconds: int = SECONDS, memory: int = MEMORY
+    ) -> None:
+        self._seconds, self._memory = seconds, memory
+        self._question = _QUESTION.pack(want == "picture", size, max_pixels, seconds, memory, len(data))
+        self._data = data
+        self._most = 3 * size * size + 65_536
+        self._ours: socket.socket | None = None
+        self._given_up = False
+
+    def hang_up(self) -> None:
+        """Ends the decoding, if it is under way; `answer` then raises."""
+        self._given_up = True
+        if self._ours:
+            with contextlib.suppress(OSError):  # it is over
+                self._ours.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, helper: "Helper") -> tuple[images.Header, np.ndarray]:
+        """The header and the pixels, uint8 RGB.
+
+        Raises:
+            ImageError: as the decoder says, or because the image costs too much, or because the decoder crashed on it.
+            GivenUpError: `hang_up` was called.
+        """
+        received = bytearray()
+        ours, theirs = socket.socketpair()
+        with ours, contextlib.suppress(OSError):  # where the child has ended, what there is to read says why
+            self._ours = ours
+            with theirs:
+                if not self._given_up:
+                    helper.send(theirs)
+            with contextlib.suppress(OSError):
+                ours.sendall(self._question)
+                ours.sendall(self._data)
+            while len(received) <= self._most and (part := ours.recv(2**18)):
+                received += part
+        if self._given_up:
+            raise GivenUpError
+        if len(received) < _STATUS.size:
+            raise images.ImageError("the image's decoder was ended; send the image again")
+        (status,) = _STATUS.unpack_from(received, len(received) - _STATUS.size)
+        if status == -signal.SIGXCPU:
+            raise _costly(f"{self._seconds} s of processor time")
+        head, _, pixels = received[: -_STATUS.size].partition(b"\n")
+        if status or not head:
+            raise images.ImageError("the image's decoder crashed on it")
+        told = json.loads(head)
+        if "error" not in told:
+            return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(told["rows"], -1, 3)
+        if told["error"] == "MemoryError":
+            raise _costly(f"{self._memory / 1e6:g} MB of memory")
+        raise _ERRORS.get(told["error"], images.ImageError)(told["message"])
+
+
+class Helper:
+    """The helper process. It takes one image after the other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def send(self, theirs: socket.socket) -> None:
+        """Hands it the connection of an `Ask`; starts it where it does not run."""
+        with self._lock:
+            if self._process and self._process.poll() is not None:
+                self._end()
+            if not self._process:
+                self._start()
+            assert self._control
+            socket.send_fds(self._control, [b"?"], [theirs.fileno()])
+
+    def close(self) -> None:
+        """Ends it, and what it decodes."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "leukdetect.apart"],
+                cwd=Path(__file__).parents[1],
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a process with threads cannot be forked safely
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def _end(self) -> None:
+        if self._control:
+            self._control.close()
+        if self._process:
+            self._process.wait()
+        self._control = self._process = None
+
+
+def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """As `decoding.decode`, within a budget: what may cost much is decoded apart.
+
+    Raises:
+        CostlyError: the budget does not suffice.
+        ImageError: as `decoding.decode`.
+    """
+    if cost.ordinary(data) or not hasattr(socket, "send_fds"):  # Windows
+        return decoding.decode(data, size, max_pixels)
+    header, pixels = Ask(data, "seen", size, max_pixels).answer(_helper)
+    return decoding.seen(Image.fromarray(pixels), header, size, data)
+
+
+def look(source: decoding.Source, size: int) -> Decoded:
+    """As `decoding.look`, with a file within the budget of `decode`."""
+    if isinstance(source, Image.Image | np.ndarray):
+        return decoding.look(source, size)
+    return decode(decoding.file_bytes(source), size)
+
+
+_helper = Helper()
+atexit.register(_helper.close)
+
+
+def _costly(than: str) -> CostlyError:
+    what_to_do = "Save it again as an ordinary JPEG or PNG, or make it smaller"
+    return CostlyError(f"decoding the image takes more than {than}. {what_to_do}")
+
+
+def _main() -> None:
+    """The helper: a child for each connection that comes over stdin, one after the other, until stdin is closed."""
+    control = socket.socket(fileno=0)
+    os.nice(NICE)
+    Image.init()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as connection:
+            status = _in_a_child(connection, control)
+            with contextlib.suppress(OSError):  # nobody is there to be told
+                connection.sendall(_STATUS.pack(status))
+
+
+def _in_a_child(connection: socket.socket, control: socket.socket) -> int:
+    """Forks a child that answers; ends it when one of the connections is closed. Returns its exit code, or -signal."""
+    alive, child_has = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            control.close()
+            _answer(connection)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    os.close(child_has)
+    poll = select.poll()
+    poll.register(alive, 0)  # closed when the child ends
+    poll.register(connection, 0)
+    poll.register(control, 0)
+    if any(descriptor != alive for descriptor, _ in poll.poll()):
+        os.kill(child, signal.SIGKILL)
+    os.close(alive)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _limit(seconds: int, memory: int) -> None:
+    import resource  # not on Windows, where nothing is decoded apart
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limits = {
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_AS: memory + pages * resource.getpagesize(),
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, most in limits.items():
+        with contextlib.suppress(ValueError):  # a lower one holds already, or the system does not have it (macOS)
+            resource.setrlimit(limit, (most, most + 1))
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection.makefile("rwb") as stream:
+        is_picture, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
+        _limit(seconds, memory)
+        data = stream.read(length)
+        pixels = b""
+        try:
+            header, picture = images.read(data, lambda header: decoding.check(header, max_pixels))
+            if is_picture:
+                picture.thumbnail((size, size))
+            else:
+                picture = Image.fromarray(images.resize(picture, size))
+            answer: dict[str, Any] = {"header": asdict(header), "rows": picture.height}
+            pixels = picture.tobytes()
+        except (MemoryError, NoMemoryError):
+            answer = {"error": "MemoryError"}
+        except Exception as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        stream.write(json.dumps(answer).encode() + b"\n" + pixels)
+
+
+if __name__ == "__main__":
+    _main()
