@@ -26,7 +26,7 @@ def main() -> None:
     except SettingsError as error:  # of a list, which must be JSON
         sys.exit(f"error: {error}: it must be JSON" + (f" ({error.__cause__})" if error.__cause__ else ""))
     logs.configure()
-    connections.allow_many()
+    most, backlog = connections.allow_many()
     # uvicorn drains, then raises the signal again for whoever was there before: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
@@ -51,6 +51,10 @@ def main() -> None:
         timeout_graceful_shutdown=settings.drain_seconds,
         proxy_headers=False,  # the client's address is used for nothing
         http=connections.Connection,
+        ws="none",
+        limit_concurrency=most,
+        backlog=backlog,
+        timeout_keep_alive=settings.keep_alive_seconds,
     )
     uvicorn.Server(config).run()
     sys.exit(0)

@@ -85,7 +85,9 @@ def create_app(settings: Settings, models: Models) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(Observe, metrics=metrics, stopping=lambda: app.state.service.draining)
+    app.add_middleware(
+        Observe, metrics=metrics, stopping=lambda: app.state.service.draining, prefix=settings.path_prefix or ""
+    )
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static/swagger-ui", StaticFiles(directory=SWAGGER_UI))

@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 problem details. No stack trace and nothing of the image is ever in one."""
+"""Errors as RFC 9457 problem details. No stack trace and nothing of the image is ever in one.
+
+Under /v2 they have the Open Inference Protocol's form {"error": "…"}, since its clients read nothing else.
+"""
 
 from http import HTTPStatus
 
@@ -94,16 +97,21 @@ def details(request_id: str, error: ProblemError) -> ProblemDetails:
 def answer(request: Request, error: ProblemError) -> JSONResponse:
     """The answer to a request that ended with a problem."""
     request.state.reason = error.code  # for the metrics
-    content = details(request.state.request_id, error).model_dump()
-    return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
+    return _response(request, details(request.state.request_id, error), error.headers)
 
 
-def plain(request_id: str, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem that its status says all of."""
-    problem = ProblemDetails(
-        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, request_id=request_id
-    )
-    return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)
+def plain(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer to a request that ended with a problem that its status says all of."""
+    request_id, title = request.state.request_id, HTTPStatus(status).phrase
+    problem = ProblemDetails(type="about:blank", title=title, status=status, detail=detail, request_id=request_id)
+    return _response(request, problem, headers)
+
+
+def _response(request: Request, problem: ProblemDetails, headers: dict[str, str] | None) -> JSONResponse:
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if path == "/v2" or path.startswith("/v2/"):
+        return JSONResponse({"error": problem.detail}, problem.status, headers)
+    return JSONResponse(problem.model_dump(), problem.status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -115,14 +123,18 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers) if error.headers else None
-        return plain(request.state.request_id, error.status_code, error.detail, headers)
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:
+            allowed = headers.get("Allow", "GET")  # of static files the framework tells none
+            # Every GET route answers HEAD: `middleware`.
+            headers["Allow"] = "GET, HEAD" if allowed in ("GET", "HEAD, GET") else allowed
+        return plain(request, error.status_code, error.detail, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Only where and what: pydantic's own report would repeat the input.
         faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return plain(request.state.request_id, 422, "; ".join(faults))
+        return plain(request, 422, "; ".join(faults))
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:

@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="the port to listen on")
     tls_certificate: Path | None = Field(default=None, description="a PEM file; with tls_key: serve https")
     tls_key: Path | None = Field(default=None, description="the certificate's private key, a PEM file")
+    path_prefix: str | None = Field(
+        default=None,
+        pattern=r"^(/[A-Za-z0-9._~-]+)+$",
+        description="where a proxy puts the server: /leukdetect. The proxy may pass it on or leave it out",
+    )
+    keep_alive_seconds: int = Field(
+        default=75, gt=0, description="how long a connection may wait for its next request; longer than a proxy's"
+    )
     cors_origins: list[str] = Field(
         default=[], description='other sites whose pages may call the API, as JSON: ["https://lis.example"]'
     )

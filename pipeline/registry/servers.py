@@ -118,7 +118,13 @@ class Server:
         try:
             with requests.Session() as session:
                 session.mount(url, HTTPAdapter(max_retries=RETRY))
-                answer = session.request(method, url, data=body, headers=headers, timeout=REQUEST_TIMEOUT)
+                # A redirect would take the key to whoever it names.
+                answer = session.request(
+                    method, url, data=body, headers=headers, timeout=REQUEST_TIMEOUT, allow_redirects=False
+                )
+            if answer.is_redirect:
+                to = answer.headers["Location"]
+                raise Problem(f"{method} {url} redirects to {to}, where keys are not taken. Give the server's address.")
             if not answer.ok:
                 absent = answer.status_code >= 500  # a load balancer says so of servers that are still starting
                 kind = UnreachableError if absent else Problem

@@ -28,7 +28,7 @@ class Label(BaseModel):
 
 @router.post(
     "/feedback",
-    responses=problems.documented(400, 401, 403, 404, 408, 413, 422, 429, 500, 503),
+    responses=problems.documented(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": Label.model_json_schema()}}}
     },

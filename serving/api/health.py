@@ -24,23 +24,24 @@ async def health(request: Request) -> Health:
     """The status a person wants: which model serves, and how it is doing."""
     service = of(request)
     models = service.models
-    contract = models.champion.contract
+    champion, previous, challenger = models.champion, models.previous, models.challenger
+    contract = champion.contract
     notes = [note for note in (models.note, _dead(service)) if note]
     return Health(
         status="stopping" if service.draining else "degraded" if notes else "ok",
         note=" ".join(notes) or None,
-        model=identity(models.champion),
-        previous=identity(models.previous) if models.previous else None,
-        challenger=identity(models.challenger) if models.challenger else None,
+        model=identity(champion),
+        previous=identity(previous) if previous else None,
+        challenger=identity(challenger) if challenger else None,
         classes=[{"key": each.key, "label": each.label, "malignant": each.malignant} for each in contract.classes],
         subject=contract.wording.subject,
         operating_point=contract.thresholds.malignant,
         uptime_seconds=round(time.monotonic() - service.since, 1),
         queue_depth=service.engine.depth,
         estimated_wait_ms=round(service.engine.estimated_wait * 1000, 1),
-        threads=models.champion.threads,
+        threads=champion.threads,
         intended_use=contract.intended_use,
-        disclaimer=disclaimer(models.champion.contract),
+        disclaimer=disclaimer(contract),
     )
 
 

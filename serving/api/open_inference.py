@@ -2,23 +2,20 @@
 
 https://github.com/kserve/open-inference-protocol, with Triton's binary tensor data extension. Here an image is
 already decoded and resized, by the client, as the contract at GET /model says; the answer is the model's own, with no
-decision. Errors have the protocol's form {"error": "…"} and not RFC 9457's, since its clients read nothing else.
+decision. Errors have the protocol's form {"error": "…"}: see `serving.problems`.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 
 from leukdetect.contract import OUTPUTS
 from leukdetect.model_file import Model
-from serving import problems
 from serving.api import tensors
 from serving.api.predict import BATCH_AT_ONCE
 from serving.api.schemas import ErrorAnswer, Live, ModelMetadata, ModelReady, Ready, ServerMetadata, TensorMetadata
@@ -36,22 +33,6 @@ VERSIONED = NAMED + "/versions/{version}"
 
 # One at a time: what holds the interpreter is milliseconds long, and must not line up before /livez.
 _packing = ThreadPoolExecutor(1, thread_name_prefix="tensors")
-
-
-class _Route(APIRoute):
-    """Tells problems in the protocol's form."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ProblemError as error:
-                request.state.reason = error.code  # for the metrics
-                return JSONResponse({"error": error.detail}, error.status, error.headers)
-
-        return answer
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, object]]:
@@ -78,7 +59,7 @@ Served = Annotated[Model, Depends(_model)]
 _KEY = Depends(auth.Required("predict"))
 _VERSION = Depends(_in_service)
 
-router = APIRouter(tags=["Open Inference Protocol"], route_class=_Route)
+router = APIRouter(tags=["Open Inference Protocol"])
 
 
 @router.get("/v2", dependencies=[_KEY], responses=_errors(401, 403, 429))
@@ -163,7 +144,7 @@ _LENGTH = {
 _INFER: dict[str, Any] = {
     "response_model": InferAnswer,
     "response_model_exclude_none": True,
-    "responses": _errors(400, 401, 403, 404, 408, 413, 415, 429, 503, 504) | problems.documented(500),
+    "responses": _errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
     "openapi_extra": {
         "parameters": [DEADLINE_PARAMETER, _LENGTH],
         "requestBody": {
@@ -188,9 +169,6 @@ async def infer(request: Request, model: Served) -> Response:
     service = of(request)
     settings = service.settings
     size = model.contract.decode.size
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise ProblemError(415, "compressed", "Compressed", "Send the body without Content-Encoding.")
     read_deadline(request, settings)  # a bad one is told before the work
     most = min(settings.max_batch_bytes, tensors.MAX_JSON_BYTES + settings.max_batch_files * math.prod((size, size, 3)))
     in_thread = asyncio.get_running_loop().run_in_executor

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from leukdetect.model_file import Model
 from serving import problems
 from serving.api.schemas import BatchAnswer, BatchItem
 from serving.inference.examine import examine
@@ -68,7 +69,11 @@ async def predict(request: Request) -> Response:
     JPEG, PNG, BMP, TIFF, WebP or AVIF, known by content. The image is not kept. The answer may be to refer.
     """
     async with one_image(request) as sent:
-        answered = await answer(of(request), request.state.request_id, sent.data, sent.deadline, sent.read_seconds)
+        service = of(request)
+        request_id = request.state.request_id
+        answered = await answer(
+            service, service.models.champion, request_id, sent.data, sent.deadline, sent.read_seconds
+        )
     request.state.decided = time.perf_counter()
     return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -94,6 +99,7 @@ async def predict_batch(request: Request) -> Response:
             detail = f"The form has {len(files)} fields named '{upload.FIELD}'; send 1 to {settings.max_batch_files}."
             raise problems.ProblemError(413 if files else 422, "batch-size", "Not that many images", detail)
         turn = asyncio.Semaphore(BATCH_AT_ONCE)
+        model = service.models.champion  # of them all, whatever is switched to meanwhile
 
         async def one(index: int, data: bytes) -> BatchItem:
             request_id = f"{request.state.request_id}-{index}"
@@ -102,7 +108,7 @@ async def predict_batch(request: Request) -> Response:
                     if len(data) > settings.max_body_bytes:
                         raise problems.body_too_large(settings.max_body_bytes)
                     deadline = read_deadline(request, settings)
-                    return BatchItem(index=index, prediction=await answer(service, request_id, data, deadline))
+                    return BatchItem(index=index, prediction=await answer(service, model, request_id, data, deadline))
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
                 except Exception:  # our own fault, of which the others know nothing
@@ -117,14 +123,13 @@ async def predict_batch(request: Request) -> Response:
 
 
 async def answer(
-    service: Service, request_id: str, data: bytes, deadline: float, read_seconds: float = 0.0
+    service: Service, model: Model, request_id: str, data: bytes, deadline: float, read_seconds: float = 0.0
 ) -> Prediction:
     """One image's way from bytes to answer.
 
     Raises:
         ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
     """
-    model = service.models.champion
     with service.engine.admitted(deadline):
         image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)
     answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)

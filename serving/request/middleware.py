@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import problems
@@ -32,15 +32,22 @@ log = logging.getLogger(__name__)
 class Observe:
     """Wraps the application; see the module's first line. Plain ASGI, since a base-class middleware costs a task."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, stopping: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, stopping: Callable[[], bool], prefix: str = "") -> None:
         self.app = app
         self.metrics = metrics
         self.stopping = stopping
+        self.prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # uvicorn, which leaves out the body of its answer, has a scope of its own
+            scope = {**scope, "method": "GET"}
+        if self.prefix:  # which a proxy may have taken off
+            path = scope["path"]
+            inside = path == self.prefix or path.startswith(self.prefix + "/")
+            scope = {**scope, "root_path": self.prefix, "path": path if inside else self.prefix + path}
         # Made here, never taken from the client: it names a prediction, so it must not repeat.
         request_id = os.urandom(16).hex()
         state = scope.setdefault("state", {})
@@ -54,6 +61,8 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = list(message["headers"])
+                if status == 307:  # the framework's, for a slash: it names whatever host the client has named
+                    headers = [(name, _relative(scope) if name == b"location" else value) for name, value in headers]
                 present = {name for name, _ in headers}
                 headers += [header for header in _HEADERS if header[0] not in present]
                 headers.append((b"x-request-id", request_id.encode()))
@@ -63,14 +72,16 @@ class Observe:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_on)
+            problem = state.pop("problem", None)  # the connection's: it was no request
+            app = problems.answer(Request(scope), problem) if problem else self.app
+            await app(scope, receive, send_on)
         except ClientDisconnect:
             pass  # nobody is there to answer; the log line below says so
         except Exception:
             log.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise  # half an answer is out: the server must cut the connection
-            await problems.plain(request_id, 500, problems.failed().detail)(scope, receive, send_on)
+            await problems.plain(Request(scope), 500, problems.failed().detail)(scope, receive, send_on)
         finally:
             now = time.perf_counter()
             seconds = now - started
@@ -85,3 +96,12 @@ class Observe:
             if route not in _PROBES or code >= 400:
                 fields = {"request_id": request_id, "route": route, "code": code, "ms": round(seconds * 1000, 1)}
                 log.info("request", extra=fields)
+
+
+def _relative(scope: Scope) -> bytes:
+    """The right path, with a slash less at its end or one more: relative, since a proxy may change all before it."""
+    path: bytes = scope["raw_path"]
+    right = path.rstrip(b"/")
+    last = right.rpartition(b"/")[2]
+    target = b"../" * (len(path) - len(right)) + last if path != right else b"./" + last + b"/"
+    return target + (b"?" + scope["query_string"] if scope["query_string"] else b"")

@@ -41,12 +41,14 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
     """The request's body, while the block lasts.
 
     Raises:
-        ProblemError: 413 when it is longer than `max_bytes`, declared or in fact; 408 when it takes the client longer
-            than `seconds` to send; 503 where too many bodies are held already.
+        ProblemError: 415 when it is compressed; 413 when it is longer than `max_bytes`, declared or in fact; 408 when
+            it takes the client longer than `seconds` to send; 503 where too many bodies are held already.
         ClientDisconnect: the client went away.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if any(value.strip().lower() not in ("", "identity") for value in request.headers.getlist("content-encoding")):
+        detail = "Send the body as it is, without Content-Encoding: image files are compressed already."
+        raise ProblemError(415, "compressed", "Compressed", detail, headers={"Accept-Encoding": "identity"})
+    if int(request.headers.get("content-length", 0)) > max_bytes:  # `heads` has checked that it is a number
         raise body_too_large(max_bytes)
     chunks: list[bytes] = []
     held = 0

@@ -1,16 +1,16 @@
 // The page: takes images, has each examined by POST /predict, and shows a card for each.
 
-import { ask } from "/static/ask.js";
-import { newCard, showAnswer, showProblem, showWait } from "/static/card.js";
-import { toCsv } from "/static/csv.js";
-import { $, element, nameOf, percent, terms } from "/static/dom.js";
+import { ask } from "./ask.js";
+import { newCard, showAnswer, showProblem, showWait } from "./card.js";
+import { toCsv } from "./csv.js";
+import { $, element, nameOf, percent, terms } from "./dom.js";
 
 const IN_FLIGHT = 2; // one is on its way while the other is computed; more would only crowd out other people
 const server = { classes: [], operatingPoint: null }; // classes: key and label of each, in the model's order
 
 async function describeServer() {
   try {
-    const health = await ask("/health");
+    const health = await ask("health");
     const { model } = health;
     server.classes = health.classes;
     server.operatingPoint = health.operating_point;
@@ -63,7 +63,7 @@ async function examine(file, before, signal) {
   const card = newCard(file);
   results.insertBefore(card, before);
   try {
-    const answer = await ask("/predict", { body: file, signal, say: (text) => showWait(card, text) });
+    const answer = await ask("predict", { body: file, signal, say: (text) => showWait(card, text) });
     found.set(card, { file, answer });
     showAnswer(card, file, answer, server);
   } catch (problem) {
@@ -138,7 +138,7 @@ $("#about").addEventListener("toggle", async () => {
   const about = $("#about div");
   if (!$("#about").open) return;
   try {
-    const { model, contract, model_card: card } = await ask("/model");
+    const { model, contract, model_card: card } = await ask("model");
     const { validation, provenance, thresholds } = contract;
     const facts = {
       Model: nameOf(model),
@@ -162,8 +162,8 @@ $("#about").addEventListener("toggle", async () => {
     }
     if (model.version) {
       for (const [href, what] of [
-        ["/model/report", "The evaluation: model card, plots, datasheet"],
-        ["/model/datasheet", "The data's sheet alone"],
+        ["model/report", "The evaluation: model card, plots, datasheet"],
+        ["model/datasheet", "The data's sheet alone"],
       ]) {
         const link = element("a", what);
         link.href = href;

@@ -1,8 +1,8 @@
 // A result card: the image, the answer in words, its scores, and what may be asked of it.
 
-import { ask } from "/static/ask.js";
-import { $, element, nameOf, percent, terms } from "/static/dom.js";
-import { offerMap } from "/static/map.js";
+import { ask } from "./ask.js";
+import { $, element, nameOf, percent, terms } from "./dom.js";
+import { offerMap } from "./map.js";
 
 /** A card for `file` that is being examined. */
 export function newCard(file) {
@@ -97,7 +97,7 @@ function offerFeedback(card, answer, classes) {
     event.preventDefault();
     try {
       const body = { request_id: answer.request_id, class: choice.value };
-      const { agrees } = await ask("/feedback", { body, say: (text) => { said.textContent = text; } });
+      const { agrees } = await ask("feedback", { body, say: (text) => { said.textContent = text; } });
       said.textContent = `Thank you. The model ${agrees ? "agreed" : `had ${answer.label} highest`}.`;
     } catch (problem) {
       said.textContent = `${problem.title}. ${problem.detail}`;

@@ -1,8 +1,8 @@
 // The class activation map of POST /explain, laid over the preview; its similar cases go beside it.
 
-import { ask } from "/static/ask.js";
-import { $, element, picture } from "/static/dom.js";
-import { showSimilar } from "/static/similar.js";
+import { ask } from "./ask.js";
+import { $, element, picture } from "./dom.js";
+import { showSimilar } from "./similar.js";
 
 // Viridis: its lightness rises evenly, so that it reads the same to colour-blind eyes; yellow stands out on purple nuclei.
 const RAMP = [
@@ -23,7 +23,7 @@ export function offerMap(card, file, answer, classes) {
     const waiting = "Asking the model where it looked…";
     note.textContent = waiting;
     try {
-      const path = `/explain?class=${encodeURIComponent(choice.value)}`;
+      const path = `explain?class=${encodeURIComponent(choice.value)}`;
       const map = await ask(path, { body: file, say: (text) => { note.textContent = text || waiting; } });
       if (map.class === choice.value) await lay(card, map); // else another was chosen meanwhile
       showSimilar(card, map.similar);

@@ -1,6 +1,6 @@
 // The training images that are nearest to the model, beside the map.
 
-import { $, element, picture } from "/static/dom.js";
+import { $, element, picture } from "./dom.js";
 
 /** Lists `cases` of an explanation; a model file from before there was an index has none. */
 export function showSimilar(card, cases) {

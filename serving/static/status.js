@@ -15,7 +15,7 @@ const words = (key) => key.replaceAll("_", " ").replace(/^./, (first) => first.t
 async function ask() {
   let note = "";
   try {
-    const response = await fetch("/status.json");
+    const response = await fetch("status.json");
     if (!response.ok) throw new Error(`it answers ${response.status}`);
     const status = await response.json();
     draw(status);

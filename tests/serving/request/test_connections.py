@@ -1,25 +1,39 @@
-"""Connections that never become a request, over real sockets."""
+"""Connections that never become a request, or whose client does not read, or that are too many, over real sockets."""
 
 import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
+import httpx
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
+from serving.metrics import Metrics
 from serving.request import connections
+from serving.request.middleware import Observe
 from tests.server import serve
 
+LARGE = 32_000_000  # far more than the system keeps of an answer that is not read
+MOST = 5
 HEAD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """Of a server that gives a head 0.2 s."""
+    """Of a server that gives a head 0.2 s, and has MOST connections."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     app = FastAPI()
+    app.add_middleware(Observe, metrics=Metrics(), stopping=lambda: False)
+
+    @app.get("/small")
+    async def small() -> str:
+        return "small"
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
 
     @app.post("/body")
     async def body(request: Request) -> int:
@@ -34,7 +48,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     async def refused() -> str:
         return "no"
 
-    with serve(app, http=connections.Connection) as client:
+    with serve(app, http=connections.Connection, limit_concurrency=MOST) as client:
         yield client.base_url.host, client.base_url.port or 0
 
 
@@ -93,3 +107,76 @@ def test_but_not_for_ever(address: tuple[str, int], monkeypatch: pytest.MonkeyPa
         assert connection.recv(1000).endswith(b'"no"')
         connection.sendall(bytes(100))  # ends uvicorn's own patience with an idle connection
         assert connection.recv(1) == b""
+
+
+def test_who_asks_and_does_not_read_is_cut_off_and_who_reads_slowly_is_not(address: tuple[str, int]) -> None:
+    ask = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(address, timeout=30) as deaf, socket.create_connection(address, timeout=30) as slow:
+        deaf.sendall(ask)
+        slow.sendall(ask)
+        received = 0
+        while received < LARGE // 8:  # for more than two looks
+            received += len(slow.recv(LARGE // 64))
+            time.sleep(0.1)
+        while received < LARGE:
+            data = slow.recv(2**20)
+            assert data
+            received += len(data)
+        received = 0
+        while data := deaf.recv(2**20):  # what the system had of it, and then the end
+            received += len(data)
+        assert received < LARGE
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+def test_a_stop_does_not_wait_for_clients_that_do_not_read(monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
+    monkeypatch.setattr(connections, "STOP_SECONDS", 0.2)
+    app = FastAPI()
+
+    @app.get("/large")
+    async def large() -> Response:
+        return Response(bytes(LARGE))
+
+    with serve(app, http=connections.Connection, timeout_graceful_shutdown=20) as client:
+        host = client.base_url.host, client.base_url.port or 0
+        asking = [socket.create_connection(host, timeout=30) for _ in range(20)]
+        for each in asking:
+            each.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+            assert each.recv(unread, socket.MSG_PEEK if unread else 0) == b"H" * unread
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 15  # and not 20
+    for each in asking:
+        each.close()
+
+
+def test_one_connection_too_many_ends_the_one_that_was_idle_longest(address: tuple[str, int]) -> None:
+    with ExitStack() as stack:
+        first, *others = (stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(MOST))
+        head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+        others[-1].sendall(head)
+        time.sleep(0.05)
+        with httpx.Client(base_url=f"http://{address[0]}:{address[1]}") as client:
+            assert client.get("/small").status_code == 200
+        assert first.recv(1) == b""
+        others[-1].sendall(bytes(10))
+        assert others[-1].recv(1000).endswith(b"10")
+
+
+def test_where_all_are_busy_there_is_room_for_probes(address: tuple[str, int]) -> None:
+    with ExitStack() as stack:
+        for _ in range(MOST):
+            busy = stack.enter_context(socket.create_connection(address, timeout=30))
+            busy.sendall(HEAD)
+        time.sleep(0.05)
+        for _ in range(2 * connections.RESERVED):
+            idle = stack.enter_context(socket.create_connection(address, timeout=30))
+            with httpx.Client(base_url=f"http://{address[0]}:{address[1]}") as client:
+                assert client.get("/small").status_code == 200
+                answer = client.post("/body", content=bytes(10), headers={"Connection": "close"})
+                assert (answer.status_code, answer.json()["detail"]) == (
+                    503,
+                    "Too many connections. Try again in a second.",
+                )
+        assert idle
+        busy.sendall(bytes(10))
+        assert busy.recv(1000).endswith(b"10")
