@@ -24,7 +24,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as name:
         work = Path(name)
         fetched = sources.BY_NAME[recipe.fetch.source](recipe, work)
-        images, left_out = class_folders.find_images(fetched.folder, recipe.classes)
+        images, left_out = class_folders.find_images(fetched.folder, recipe.classes, recipe.fetch)
         with stage.writing(RAW) as raw:
             digest, size = place(images, raw, move=fetched.folder == work)  # what is not ours is left as it is
             SOURCE.unlink(missing_ok=True)  # it describes the former images, which are replaced in the next moment

@@ -56,6 +56,9 @@ class Fetch(Section):
     archive: str | None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
     folder: str | None
+    label: str | None
+    table: str | None
+    leave_out: list[str]
     origin: str
     licence: str
     thumbnails: bool
@@ -78,6 +81,13 @@ class Fetch(Section):
         if absent := [f"fetch.{key}" for key in needed if key in values and values[key] is None]:
             raise ValueError(f"source: {source} needs {', '.join(absent)}; params.yaml says beside each what it means")
         return values
+
+    @model_validator(mode="after")
+    def _one_way_to_a_label(self) -> Self:
+        _check_pattern("label", self.label, "label")
+        if self.label is not None and self.table is not None:
+            raise ValueError("label and table both say which class an image has: one of them must be null")
+        return self
 
 
 class Demo(Section):
@@ -119,14 +129,19 @@ class Prepare(Section):
 
     @model_validator(mode="after")
     def _patterns_compile(self) -> Self:
-        for key, pattern in (("patient", self.patient), ("number", self.number)):
-            try:
-                groups = re.compile(pattern or "").groupindex
-            except re.error as error:
-                raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from error
-            if key == "patient" and pattern is not None and key not in groups:
-                raise ValueError(f"patient: {pattern!r} needs a group named (?P<patient>…)")
+        _check_pattern("patient", self.patient, "patient")
+        _check_pattern("number", self.number)
         return self
+
+
+def _check_pattern(key: str, pattern: str | None, group: str | None = None) -> None:
+    """Raises ValueError if a pattern is no regular expression, or lacks the named group."""
+    try:
+        groups = re.compile(pattern or "").groupindex
+    except re.error as error:
+        raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from error
+    if group and pattern is not None and group not in groups:
+        raise ValueError(f"{key}: {pattern!r} needs a group named (?P<{group}>…)")
 
 
 class Model(Section):

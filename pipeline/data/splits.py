@@ -8,6 +8,7 @@ near-duplicate images are never on two sides.
 import hashlib
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -66,11 +67,12 @@ def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
 
 
 def _find(pattern: str, group: str | int, path: str) -> str:
-    stem = path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    match = re.search(pattern, stem)
+    whole = str(PurePosixPath(path).with_suffix(""))
+    stem = whole.rpartition("/")[2]
+    match = re.search(pattern, stem) or re.search(pattern, whole)
     if match is None:
         raise Problem(
-            f"the file name {stem!r} does not match {pattern!r}. Change prepare.patient or prepare.number in "
+            f"neither {stem!r} nor {whole!r} matches {pattern!r}. Change prepare.patient or prepare.number in "
             "params.yaml to fit the names; with patient: null the split goes by file numbers."
         )
     return match[group]

@@ -296,7 +296,7 @@ def test_the_folder_nearest_the_file_decides_in_any_case(recipe: Recipe, tmp_pat
     files = plain() | {"BENIGN/session 2/pro/a.jpg": image(50), "BENIGN/session 2/b.jpg": image(51)}
     recipe(source="folder", folder=str(tree(tmp_path / "early", files)))
     fetch.main()
-    assert {"pro/a.jpg", "benign/b.jpg"} <= set(raw_files())
+    assert {"pro/a.jpg", "benign/session 2/b.jpg"} <= set(raw_files())
 
 
 def test_what_is_no_image_to_learn_from_is_left_out_and_said(
@@ -336,7 +336,7 @@ def test_accents_may_be_composed_or_apart_as_macos_has_them(recipe: Recipe, tmp_
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        pytest.param(b"Benign\\fall 2\\a.jpg", "benign/a.jpg", id="backslashes"),
+        pytest.param(b"Benign\\fall 2\\a.jpg", "benign/fall 2/a.jpg", id="backslashes"),
         pytest.param("Pro/Müller.jpg".encode(), "pro/Müller.jpg", id="UTF-8 that is not said to be"),
         pytest.param("Pro/Müller.jpg".encode("cp437"), "pro/Müller.jpg", id="MS-DOS"),
     ],
@@ -383,7 +383,7 @@ def test_two_different_images_of_one_name_are_an_error_that_names_both(recipe: R
     assert_nothing_left()
 
 
-@pytest.mark.parametrize(("path", "named"), [("T-ALL/x.png", "T-ALL"), ("x.png", "the top folder")])
+@pytest.mark.parametrize(("path", "named"), [("T-ALL/x.png", "T-ALL"), ("x.png", "x.png, which has none")])
 def test_images_in_an_unknown_folder_are_an_error_that_says_where_to_add_it(
     recipe: Recipe, tmp_path: Path, path: str, named: str
 ) -> None:
@@ -392,6 +392,60 @@ def test_images_in_an_unknown_folder_are_an_error_that_says_where_to_add_it(
         fetch.main()
     assert "benign: benign; early: early" in str(caught.value)
     assert "classes[].folders of params.yaml" in str(caught.value)
+    assert_nothing_left()
+
+
+def test_equal_names_in_folders_of_patients_are_all_kept(recipe: Recipe, tmp_path: Path) -> None:
+    files = plain() | {f"Pro/{patient}/image_0.png": image(number) for number, patient in enumerate(("AQK", "BCD"))}
+    recipe(source="folder", folder=str(tree(tmp_path / "f", files)))
+    fetch.main()
+    assert {"pro/AQK/image_0.png", "pro/BCD/image_0.png"} <= set(raw_files())
+
+
+def test_a_label_may_stand_in_the_file_name_and_classes_may_be_merged_or_left_out(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ALL-IDB's names: Im001_1.jpg is a patient's with ALL, Im002_0.jpg a healthy person's."""
+    classes = [
+        {"key": "healthy", "label": "Healthy", "malignant": False, "folders": ["0"]},
+        {"key": "ill", "label": "Ill", "malignant": True, "folders": ["1", "2"]},
+    ]
+    files = {f"all/Im{number:03d}_{number % 4}.jpg": image(number) for number in range(8)}
+    folder = str(tree(tmp_path / "f", files))
+    recipe(classes=classes, source="folder", folder=folder, label=r"_(?P<label>\d)\.", leave_out=["3"])
+    fetch.main()
+    kept = {f"{'healthy' if number % 4 == 0 else 'ill'}/all/Im{number:03d}_{number % 4}.jpg" for number in range(8)}
+    assert set(raw_files()) == {path for path in kept if not path.endswith("_3.jpg")}
+    assert "left out: 2 images in 3: fetch.leave_out names it" in capsys.readouterr().out
+
+
+def test_a_table_says_label_and_patient(recipe: Recipe, tmp_path: Path) -> None:
+    files = {f"scans/{number}.png": image(number) for number in range(8)}
+    folder = tree(tmp_path / "f", files)
+    labels = ["Benign", "Early", "Pre", "Pro"] * 2
+    rows = [f"{number}.png;{label};P {number // 4}/a" for number, label in enumerate(labels)]
+    (folder / "labels.csv").write_text("\n".join(["image;label;patient", *rows]))
+    recipe(source="folder", folder=str(folder), table="labels.csv")
+    fetch.main()
+    assert sorted(raw_files()) == sorted(
+        f"{label.lower()}/P {number // 4}%2Fa/scans/{number}.png" for number, label in enumerate(labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["0.png,Benign", "0.png,Pro"], r"line 3: 0\.png has two labels"),
+        (["0.png,Benign"], "belong to no class: 1.png, which has none"),
+        (["0.png,Other", "1.png,Pro"], "belong to no class: Other"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(recipe: Recipe, tmp_path: Path, rows: list[str], message: str) -> None:
+    folder = tree(tmp_path / "f", {f"{number}.png": image(number) for number in range(2)})
+    (folder / "labels.csv").write_text("\n".join(["image,label", *rows]))
+    recipe(source="folder", folder=str(folder), table="labels.csv")
+    with pytest.raises(Problem, match=message):
+        fetch.main()
     assert_nothing_left()
 
 
@@ -412,7 +466,7 @@ def test_a_folder_without_any_image_is_an_error(recipe: Recipe, tmp_path: Path) 
 def test_a_folder_name_that_two_classes_claim_is_an_error(recipe: Recipe, tmp_path: Path) -> None:
     classes = [CNMC_CLASSES[0], CNMC_CLASSES[1] | {"folders": ["all", "HEM"]}]
     recipe(classes=classes, source="folder", folder=str(tree(tmp_path / "f", cnmc())))
-    with pytest.raises(Problem, match="the folder 'HEM' belongs to both hem and all"):
+    with pytest.raises(Problem, match="'HEM' belongs to both hem and all"):
         fetch.main()
 
 

@@ -149,8 +149,14 @@ def test_near_duplicates_across_splits_keep_the_side_with_more_images() -> None:
     assert splits.EMBARGO in (a["split"], b["split"])
 
 
+def test_a_patient_may_be_named_by_a_folder() -> None:
+    frame = patients(1, 20).assign(path=lambda rows: rows["path"].str.replace(r"UID_(\d+)_", r"P\1/image_", regex=True))
+    by_folder = BY_NUMBER.model_copy(update={"patient": r"/(?P<patient>P\d+)/"})
+    assert set(splits.assign(frame, by_folder, seed=1)["patient"]) == {f"P{n}" for n in range(20)}
+
+
 def test_a_name_without_a_patient_says_which_pattern_it_misses() -> None:
-    with pytest.raises(Problem, match=r"'IMG-benign-0000' does not match"):
+    with pytest.raises(Problem, match=r"neither 'IMG-benign-0000' nor 'benign/IMG-benign-0000' matches"):
         splits.assign(manifest({"benign": 50, "pro": 50}), BY_PATIENT, 0)
 
 
