@@ -10,6 +10,7 @@ Exit:   0, or 3 where there is an alarm, so that a script can tell
 import argparse
 import io
 import json
+import re
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from leukdetect.runtime import cpus, open_session, run
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 ALARM = 3  # exit code
+DAY = 86_400  # seconds; the times of files that were copied together differ by less, and say nothing of the images
 REFERENCE, WINDOW, BAD = "#7f8ca3", "#2f5597", "#9b1c2e"
 NAMES = {signal: signal.replace("_", " ").capitalize() for signal in drift.MEANING} | {"class": "Predicted class"}
 UNITS = {
@@ -51,6 +53,7 @@ class Findings:
     promise: dict[str, Any]  # the contract as JSON, perhaps without its golden images: a server tells all but those
     windows: dict[str, Comparison]  # by name, in order of time
     unreadable: int = 0
+    order: str = "in the order of the answers"
 
     @property
     def reference(self) -> Reference:
@@ -70,15 +73,19 @@ class Findings:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, help="a folder; its images are taken in the order of their names")
+    source.add_argument("--images", type=Path, help="a folder")
     source.add_argument("--server", help="a running server's address")
     parser.add_argument("--model", type=Path, help="the model file, with --images")
+    parser.add_argument("--patient", help="a pattern in an image's path, whose images stay together, with --images")
     parser.add_argument("--out", type=Path, required=True, help="the page")
     options = parser.parse_args()
     if (options.images is None) != (options.model is None):
         parser.error("--images and --model go together")
     try:
-        found = of_folder(options.images, options.model) if options.images else of_server(options.server)
+        if options.images:
+            found = of_folder(options.images, options.model, options.patient)
+        else:
+            found = of_server(options.server)
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -88,12 +95,13 @@ def main() -> int:
     return ALARM if alarms else 0
 
 
-def of_folder(folder: Path, model: Path) -> Findings:
-    """Scores a folder's images as the server would, and compares each full window of them.
+def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings:
+    """Scores a folder's images as the server would, and compares windows of them that together hold every image.
 
     Raises:
         ReportError: the model file is none of ours, or there are too few images.
     """
+    paths, order = in_order([path for path in folder.rglob("*") if path.is_file()], patient)
     session = open_session(model, cpus())
     try:
         promise = contract.parse(session.get_modelmeta().custom_metadata_map)
@@ -103,7 +111,7 @@ def of_folder(folder: Path, model: Path) -> Findings:
     encode = drift.encoder(reference)
     rows: list[np.ndarray] = []
     unreadable = 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in paths:
         try:
             pixels = images.resize(images.decode(path.read_bytes()), promise.decode.size)
         except images.ImageError:
@@ -116,11 +124,38 @@ def of_folder(folder: Path, model: Path) -> Findings:
         needed = reference.windows[0].images
         raise ReportError(f"{folder} has {len(rows)} images that can be read; a comparison needs {needed}")
     windows = {}
-    for end in range(full[-1], len(rows) + 1, full[-1]):
-        start = end - full[-1]
+    for start in [*range(0, len(rows) - full[-1], full[-1]), len(rows) - full[-1]]:  # the last two may overlap
+        end = start + full[-1]
         if found := drift.compare(rows[start:end], reference):
             windows[f"{start + 1}–{end}"] = found
-    return Findings(f"{len(rows)} images of a folder", promise.model_dump(mode="json"), windows, unreadable)
+    return Findings(f"{len(rows)} images of a folder", promise.model_dump(mode="json"), windows, unreadable, order)
+
+
+def in_order(paths: Sequence[Path], patient: str | None) -> tuple[list[Path], str]:
+    """Files in the order of their times; in a random one where these tell nothing; and which it is, in words.
+
+    Never by name: files sorted by class would make windows of one class each, which drift by construction. Those of
+    which a pattern finds the same text in the path, such as a patient's, stay together.
+
+    Raises:
+        ReportError: the pattern is no regular expression, or finds nothing in a path.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        try:
+            found = re.search(patient, path.as_posix()) if patient else None
+        except re.error as error:
+            raise ReportError(f"--patient: {patient!r} is no regular expression ({error})") from error
+        if patient and not found:
+            raise ReportError(f"--patient: {patient!r} finds nothing in {path}")
+        groups.setdefault(found[0] if found else str(path), []).append(path)
+    since = {name: min(path.stat().st_mtime for path in members) for name, members in groups.items()}
+    if dated := bool(since) and max(since.values()) - min(since.values()) >= DAY:
+        names = sorted(groups, key=since.__getitem__)
+    else:
+        names = [list(groups)[i] for i in np.random.default_rng(0).permutation(len(groups))]
+    order = "in the order of the files' times" if dated else "in a random order, since the files' times tell none"
+    return [path for name in names for path in groups[name]], order + (", patient by patient" if patient else "")
 
 
 def of_server(url: str) -> Findings:

@@ -1,6 +1,7 @@
 """The drift report: of a folder of images, and of a running server."""
 
 import html
+import os
 import re
 import subprocess
 import sys
@@ -51,21 +52,53 @@ def test_a_folder_of_images_makes_a_page_that_stands_alone(folder: Path) -> None
     done = run("--images", folder / "alike", "--model", folder / "m.onnx", "--out", out)
     assert done.returncode == report.ALARM, done.stderr
     assert re.search(r"drift in .*brightness", done.stdout)
-    page = out.read_text()
+    page = html.unescape(out.read_text())
     assert not re.search(r"""(?:src|href)=["'](?!#)|@import|url\((?!#)""", page)  # within a plot, # is the plot itself
-    assert "60 images of a folder, against 200 validation images of 20 patients" in page
+    assert "60 images of a folder, in a random order, since the files' times tell none, against 200" in page
     assert "1 files could not be read" in page
     assert "no clinical meaning" in page
     assert "Not a medical device" in page
     for meaning in drift.MEANING.values():
         assert meaning in html.unescape(page)
-    assert page.count("<svg") == len(drift.SCALARS) + 1  # and the classes
+    assert page.count("<svg") == len(drift.SCALARS) + 2  # and the classes, and the course of two windows
 
 
 def test_several_windows_are_drawn_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report.of_folder(folder / "varied", folder / "m.onnx")
-    assert list(found.windows) == ["1–50", "51–100"]
+    assert list(found.windows) == ["1–50", "51–100", "61–110"]
     assert "Window by window" in report.page(found)
+
+
+def test_windows_are_not_of_one_class_though_the_names_are_sorted_by_class(folder: Path, tmp_path: Path) -> None:
+    """As many of each class as in validation: sorted by name, each window would hold one class alone."""
+    rng = np.random.default_rng(1)
+    for name, colour in {"a": (200, 60, 60), "b": (60, 200, 60), "c": (60, 60, 200), "d": (10, 10, 10)}.items():
+        for index in range(25):
+            noise = rng.normal(0, 4, (32, 32, 3))
+            path = tmp_path / name / f"{index:03d}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path)
+    found = report.of_folder(tmp_path, folder / "m.onnx")
+    assert list(found.windows) == ["1–50", "51–100"]
+    assert not any(window.alarm("class") for window in found.windows.values())
+
+
+def test_files_of_other_days_keep_their_order_and_patients_their_images_together(tmp_path: Path) -> None:
+    names = ["b/p1-2", "a/p2-1", "a/p1-1", "b/p2-2"]
+    for day, name in enumerate(names):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 86_400 * day))
+    paths = list(tmp_path.rglob("*-*"))
+    by_time, order = report.in_order(paths, None)
+    assert [path.relative_to(tmp_path).as_posix() for path in by_time] == names
+    assert order == "in the order of the files' times"
+    by_patient, order = report.in_order(paths, r"p\d+")
+    assert [path.name[:2] for path in by_patient] == ["p1", "p1", "p2", "p2"]
+    assert order.endswith("patient by patient")
+    with pytest.raises(report.ReportError, match="finds nothing in"):
+        report.in_order(paths, "q")
 
 
 def test_a_window_without_an_alarm_is_exit_code_0(folder: Path) -> None:
