@@ -36,13 +36,13 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
     name = recipe.register_.name
     with tracking.reachable():
         client = tracking.client()
+        present, other = champion.load(client, name, model)
         run_id, version = versions.register(client, recipe, model, measured, source, dry_run=bool(keeps))
-        present = versions.aliases(client, name).get("champion")
         if version != present:
             versions.move(client, name, "challenger", version)
         checks, note = [], f"The gate is off: nothing was checked. The reason given: {judge.gate.reason}"
         if mode != "off":
-            regression, note = champion.compare(recipe, model, version, present)
+            regression, note = champion.compare(recipe, model, version, present, other)
             checks = gate.verdict(
                 measured, judge.gate, regression, [c.key for c in recipe.classes], recipe.tells_malignancy
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from mlflow import MlflowClient
 
 from leukdetect import images
 from pipeline import params, stage
@@ -14,16 +15,41 @@ from pipeline.evaluation import metrics as measures
 from pipeline.evaluation.compare import sentence
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, OnnxModel
-from pipeline.registry import tracking, versions
+from pipeline.registry import versions
+from pipeline.stage import Problem
+
+
+def load(client: MlflowClient, name: str, model: OnnxModel) -> tuple[str | None, OnnxModel | None]:
+    """The champion's version and FP32 file; no file where it is this very one, no version where there is no champion.
+
+    Raises:
+        Problem: it has other classes than the model: a name is one label set's, and clients know its classes.
+    """
+    registered = client.search_registered_models(f"name = '{name}'")
+    champion = versions.aliases(client, name).get("champion") if registered else None
+    if champion is None or versions.is_of(client, name, champion, stage.sha256(model.path)):
+        return champion, None
+    with tempfile.TemporaryDirectory() as folder:
+        other = onnx_model.load(versions.download(name, champion, Path(folder), FP32.name))
+    keys, others = ([each.key for each in m.contract.classes] for m in (model, other))
+    if keys != others:
+        raise Problem(
+            f"the champion of {name}, version {champion}, has the classes {', '.join(others)}, and this model "
+            f"{', '.join(keys)}. Nothing was registered: choose another register.name in params.yaml"
+        )
+    return champion, other
 
 
 def compare(
-    recipe: params.Params, model: OnnxModel, version: str, champion: str | None
+    recipe: params.Params, model: OnnxModel, version: str, champion: str | None, other: OnnxModel | None
 ) -> tuple[measures.Estimate | None, str]:
     """How much better in balanced accuracy than the champion, each at its own image size, and a sentence on it.
 
     A champion that was trained on another split may have seen some of these images, and then looks better than
     it is: the comparison errs on the strict side.
+
+    Args:
+        champion, other: its version and file, of `load`.
 
     Returns:
         None in place of the difference where the two cannot be compared.
@@ -32,13 +58,8 @@ def compare(
         return None, "There is no champion to compare with."
     if champion == version:
         return None, "It is the champion: nothing to compare it with."
-    if versions.is_of(tracking.client(), recipe.register_.name, champion, stage.sha256(model.path)):
+    if other is None:
         return None, f"It is the very file of champion version {champion}, whose files are gone: nothing to compare."
-    with tempfile.TemporaryDirectory() as folder:
-        other = onnx_model.load(versions.download(recipe.register_.name, champion, Path(folder), FP32.name))
-    keys, other_keys = [[c.key for c in m.contract.classes] for m in (model, other)]
-    if keys != other_keys:
-        return None, f"Not compared with champion version {champion}: its classes are {', '.join(other_keys)}."
     pixels, rows = prepared.read("test")
     new, old = [
         m.predict(_at_size(pixels, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, other)

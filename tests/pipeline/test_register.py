@@ -429,13 +429,13 @@ def test_a_champion_of_another_image_size_answers_from_the_original_files(
     assert "-0.2500" in capsys.readouterr().out
 
 
-def test_a_champion_of_other_classes_is_not_compared_with(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_set_never_takes_over_the_name_of_another(project: Path) -> None:
     write_model(GOOD, classes=tiny_model.CLASSES[::-1])
     register.main()
-    write_model(BLIND_TO_PRO)
-    register.main()
-    assert "Not compared with champion version 1: its classes are pro, pre, early, benign." in capsys.readouterr().out
-    assert aliases() == {"champion": "2", "previous": "1"}
+    write_model(BETTER)
+    with pytest.raises(Problem, match=r"has the classes pro, pre, early, benign, .*choose another register\.name"):
+        register.main()
+    assert (aliases(), versions()) == ({"champion": "1"}, ["1"])
 
 
 def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
@@ -444,7 +444,7 @@ def test_a_champion_whose_files_are_gone_is_named(project: Path) -> None:
     write_model(BETTER)
     with pytest.raises(Problem, match="the files of leukdetect version 1 could not be fetched"):
         register.main()
-    assert aliases() == {"champion": "1", "challenger": "2"}
+    assert aliases() == {"champion": "1"}
 
 
 def test_a_version_whose_files_are_gone_is_registered_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
