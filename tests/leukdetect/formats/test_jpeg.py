@@ -143,9 +143,7 @@ def test_exif_that_pillow_cannot_write_again_is_no_fault_of_the_image() -> None:
     np.testing.assert_array_equal(images.decode(data), np.rot90(shown_by_pillow(plain), -1))
 
 
-@pytest.mark.parametrize(
-    "raised", [AttributeError("no such thing"), RecursionError("too deep"), MemoryError(), zlib.error()]
-)
+@pytest.mark.parametrize("raised", [AttributeError("no such thing"), RecursionError("too deep"), zlib.error()])
 def test_whatever_a_decoder_raises_is_the_images_fault(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise raised
