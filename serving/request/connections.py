@@ -52,8 +52,9 @@ class _Answers(asyncio.Transport):
         self.written = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += len(data)
-        self._connection.transport.write(data)
+        if not self.is_closing():  # uvloop's would raise
+            self.written += len(data)
+            self._connection.transport.write(data)
 
     def is_closing(self) -> bool:
         return self._connection.transport.is_closing()
@@ -67,7 +68,6 @@ class Connection(HttpToolsProtocol):
 
     - A head that does not come ends it; a timer looks every HEAD_SECONDS, so that may take twice as long.
     - What is no request gets an answer of the application's own, in its turn, and ends it.
-    - Requests are parsed one after the other, the next when the one before is answered.
     - Upgrade is ignored (RFC 9110, 7.8), trailers too.
     - An answer that comes before its request's end is not lost: the rest is read and dropped, within limits.
     - A client that does not read is cut off.
@@ -81,6 +81,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed = memoryview(b"")
         self._fed = self._body = self._body_left = 0  # bytes of this request
         self._in_head = False
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the newest, whose turn may not have come
         self._deaf = False  # nothing that comes is parsed any more
         self._dropped = 0  # bytes of what was answered already
         self._sent: int | None = None  # bytes that the client had taken when an answer was last seen to wait
@@ -97,6 +98,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         self._unparsed = memoryview(b"")
+        if self._answering is not None and not self._answering.response_complete:  # uvicorn tells only the newest
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -226,6 +230,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = self._answers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
         super()._start_asgi_task(cycle, _closing(cycle, app) if cycle.waiting_for_100_continue else app)
 
     def _refuse(self, problem: ProblemError) -> None:
@@ -250,6 +255,8 @@ class Connection(HttpToolsProtocol):
 
     def linger(self) -> None:
         """Ends the connection, but where the client still sends it reads on, since a reset would lose the answer."""
+        if self.transport.is_closing():
+            return
         if not (self._deaf or self._unparsed or self.pipeline or self.cycle.more_body):
             self.transport.close()
             return

@@ -1,6 +1,7 @@
 """Connections that never become a request, or whose client does not read, or that are too many, over real sockets."""
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 
 from serving.metrics import Metrics
 from serving.request import connections
+from serving.request.deadline import while_connected
 from serving.request.middleware import Observe
 from tests.server import serve
 
@@ -43,6 +45,13 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     async def slow() -> str:
         await asyncio.sleep(1)
         return "done"
+
+    @app.get("/watching")
+    async def watching(request: Request) -> str:
+        await request.body()
+        with while_connected(request):
+            await asyncio.sleep(60)
+        return "nobody left"
 
     @app.post("/refused")
     async def refused() -> str:
@@ -84,6 +93,22 @@ def test_neither_a_slow_body_nor_a_slow_answer_is_cut(address: tuple[str, int]) 
         assert connection.recv(1000).endswith(b"10")
         connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(1000).endswith(b'"done"')
+
+
+@pytest.mark.parametrize("path", [b"slow", b"watching"])
+@pytest.mark.parametrize("then", [b"", b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n", b"no request\r\n\r\n"])
+def test_a_client_that_leaves_ends_its_requests_also_the_one_before_the_last(
+    address: tuple[str, int], path: bytes, then: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_connection(address, timeout=30) as leaving:
+        leaving.sendall(b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n%s" % (path, then))
+        time.sleep(0.1)
+    until = time.monotonic() + 30
+    while not [each for each in caplog.records if each.message == "request"]:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 REFUSED = HEAD.replace(b"/body", b"/refused").replace(b"10", b"1000")
