@@ -465,3 +465,22 @@ def test_a_server_that_went_away_is_said_in_words(page: webdriver.Chrome, images
     [card] = cards(page, 1)
     assert text(card, ".verdict") == "No answer"
     assert "cannot be reached" in text(card, ".wording")
+
+
+def test_behind_a_proxys_prefix_the_page_its_maps_and_the_docs_work(
+    page: webdriver.Chrome, images: Path, tmp_path: Path
+) -> None:
+    tiny_model.write(tmp_path / "m.onnx", bias=70.0)
+    with running(tmp_path, "--model", str(tmp_path / "m.onnx"), "--path-prefix", "/lab/leukdetect") as server:
+        page.get(f"{server.url}/lab/leukdetect")  # the slash comes by a redirect
+        choose(page, images / "smear.jpg")
+        [card] = cards(page, 1)
+        assert text(card, ".verdict") == "Pro-B ALL"
+        show_map(card)
+        page.find_element(By.LINK_TEXT, "API").click()
+        assert page.current_url == f"{server.url}/lab/leukdetect/docs"
+        assert "LeukDetect" in wait_for(page, "#swagger-ui .title").text
+        assert wait_for(page, "#swagger-ui .servers option").get_attribute("value") == "/lab/leukdetect"
+        page.get(f"{server.url}/lab/leukdetect/status")
+        page.find_element(By.LINK_TEXT, "Page").click()
+        assert page.current_url == f"{server.url}/lab/leukdetect/"

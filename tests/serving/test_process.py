@@ -1,6 +1,7 @@
 """The server as a process: how it starts, what it logs, how it stops."""
 
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -219,3 +220,14 @@ def test_help_describes_every_setting() -> None:
         assert f"--{name.replace('_', '-')}" in run.stdout
         assert setting.description
         assert setting.description in run.stdout
+
+
+def test_a_connection_waits_for_its_next_request_as_long_as_the_setting_says(model_file: Path, tmp_path: Path) -> None:
+    with running(tmp_path, "--model", str(model_file), "--keep-alive-seconds", "1") as server:
+        client = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=9)  # a head would have 10 s
+        for _ in range(3):
+            client.request("GET", "/livez")
+            assert client.getresponse().read() == b'{"status":"ok"}'
+            time.sleep(0.2)
+        assert client.sock.recv(1) == b""
+        client.close()

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,11 @@ def test_with_a_certificate_the_server_speaks_https_and_nothing_else(
         assert server.url.startswith("https://127.0.0.1:")
         assert httpx.get(f"{server.url}/readyz").json() == {"status": "ok"}
         assert httpx.post(f"{server.url}/predict", content=tiny_model.jpeg((60, 60, 200))).json()["class"] == "pre"
+
+        for _ in range(5):  # an answer that comes early is not lost here either
+            request = urllib.request.Request(f"{server.url}/predict", bytes(25_000_000))
+            with pytest.raises(urllib.error.HTTPError, match="413"):
+                urllib.request.urlopen(request, timeout=20)
 
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url.replace("https", "http") + "/readyz")
