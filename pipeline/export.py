@@ -6,7 +6,6 @@ Run:    python -m pipeline.export
 """
 
 import datetime
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONN
 
 def main() -> None:
     recipe, source, whole = params.load(), read_source(), trained.load_model()
-    calibration = json.loads(CALIBRATION.read_text())
+    calibration = stage.read_json(CALIBRATION, "calibrate")
     with np.load(UNLIKENESS) as arrays:
         space = dict(arrays)
     pixels, train = prepared.read("train")

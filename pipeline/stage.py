@@ -105,6 +105,17 @@ def require(path: Path, made_by: str) -> Path:
     return path
 
 
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """What `write_json` wrote. Raises Problem if it is missing or damaged, which names the stage that makes it."""
+    try:
+        found = json.loads(require(path, made_by).read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise Problem(f"{path} is damaged ({error}); `dvc repro --force {made_by}` makes it anew") from error
+    return found
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON that diffs well: sorted keys, two spaces, a final newline."""
     with writing(path) as temporary:

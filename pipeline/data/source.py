@@ -1,6 +1,5 @@
 """What `pipeline.fetch` writes: the images as they came, and a record of where they are from."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,5 +11,4 @@ SOURCE = Path("data/source.json")
 
 def read_source() -> dict[str, Any]:
     """Origin, licence, counts and digest of the images; whether they are rendered; whether small copies may travel."""
-    source: dict[str, Any] = json.loads(stage.require(SOURCE, "fetch").read_text())
-    return source
+    return stage.read_json(SOURCE, "fetch")

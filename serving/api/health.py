@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
@@ -70,7 +71,7 @@ async def model(request: Request) -> ModelAnswer:
     return ModelAnswer(
         model=identity(champion),
         contract=champion.contract.model_dump(mode="json", exclude={"golden"}),
-        metrics=json.loads(metrics) if metrics else None,
+        metrics=_json(metrics) if metrics else None,
         model_card=card,
     )
 
@@ -98,6 +99,14 @@ def _dead(service: Service) -> str | None:
     return f"Background threads that have ended: {names}. Restart the server." if names else None
 
 
+def _json(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):  # what came with the model is another's
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _page(model: Model, file: str, what: str) -> HTMLResponse:
     found = _text(_folder(model) / file)
     if found is None:
@@ -116,5 +125,5 @@ def _folder(model: Model) -> Path:
 def _text(path: Path) -> str | None:
     try:
         return path.read_text()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None

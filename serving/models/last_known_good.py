@@ -11,14 +11,28 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from leukdetect.registry import DOWNLOAD, Located, is_alias, parse
 from serving.settings import Settings
 
 LAST_KNOWN_GOOD = "last_known_good.json"
+MOST_BYTES = 100_000  # of the note; one has a few hundred
 STALE_SECONDS = 3600  # an older download was interrupted by the end of its process
 
 log = logging.getLogger(__name__)
+
+
+class _Entry(BaseModel):
+    version: str
+    folder: str = Field(pattern=r"^[\w-][\w.-]*$")  # one of CACHE_DIR/NAME, and none elsewhere
+
+
+class _Note(_Entry):
+    model: str
+    before: _Entry | None = None
 
 
 def remember(settings: Settings, located: Located) -> None:
@@ -80,15 +94,23 @@ def _entry(located: Located) -> dict[str, str | None]:
     return {"version": located.version, "folder": located.path.name}
 
 
-def _noted(settings: Settings, key: str | None = None) -> Located | None:
+def _noted(settings: Settings, key: Literal["before"] | None = None) -> Located | None:
     if not is_alias(settings.model):
         return None
     folder = _folder(settings)
     try:
-        note = json.loads((folder / LAST_KNOWN_GOOD).read_text())
-        entry = note[key] if key else note
-        located = Located(folder / entry["folder"], entry["version"], parse(settings.model)[1])
-        of_this_alias = note["model"] == settings.model
-    except (OSError, ValueError, KeyError, TypeError):
+        with (folder / LAST_KNOWN_GOOD).open("rb") as file:
+            note = _Note.model_validate_json(file.read(MOST_BYTES))
+    except FileNotFoundError:
         return None
-    return located if of_this_alias and located.path.is_dir() else None
+    except (OSError, ValueError) as error:  # a disk's damage, or somebody's editing
+        log.warning("what served last cannot be read, as if it were not there", extra={"error": _brief(error)})
+        return None
+    entry = note.before if key else note
+    if entry is None or note.model != settings.model or not (folder / entry.folder).is_dir():
+        return None
+    return Located(folder / entry.folder, entry.version, parse(settings.model)[1])
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0]

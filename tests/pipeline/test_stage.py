@@ -95,3 +95,10 @@ def test_a_recipe_may_be_of_an_editor_that_marks_its_encoding(tmp_path: Path, en
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_bytes(text.encode(encoding))
     assert params.load(tmp_path / "params.yaml") == params.load(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe\x00"])
+def test_a_file_of_another_stage_that_is_damaged_names_that_stage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "source.json").write_bytes(content)
+    with pytest.raises(Problem, match=r"source\.json is damaged .*; `dvc repro --force fetch` makes it anew"):
+        stage.read_json(tmp_path / "source.json", "fetch")

@@ -192,12 +192,33 @@ def test_notes_about_another_alias_do_not_count(a_registry: Registry, settings: 
     assert last_known_good.last_known_good(other) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "models:/leukdetect@champion", "folder": 1}'])
-def test_a_broken_note_counts_as_none(a_registry: Registry, settings: Settings, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"model": "models:/leukdetect@champion", "folder": 1}',
+        '{"model": "models:/leukdetect@champion", "folder": "../elsewhere", "version": "1"}',
+        '{"model": "models:/leukdetect@champion", "folder": "1-1", "version": "1", "before": 3}',
+        "[" * 90_000,
+        '{"a":' * 15_000,
+        "9" * 90_000,
+        "\x00\udcff",
+    ],
+    ids=lambda text: f"{text[:10]}-{len(text)}",
+)
+def test_a_broken_note_counts_as_none_and_is_logged(
+    a_registry: Registry, settings: Settings, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     a_registry.add()
     start(settings)
-    (settings.cache_dir / "leukdetect" / last_known_good.LAST_KNOWN_GOOD).write_text(text)
+    note = settings.cache_dir / "leukdetect" / last_known_good.LAST_KNOWN_GOOD
+    note.write_bytes(text.encode("utf-8", "surrogateescape"))
+    (settings.cache_dir / "elsewhere").mkdir()
     assert last_known_good.last_known_good(settings) is None
+    assert last_known_good.one_before(settings) is None
+    assert "what served last cannot be read" in caplog.text
     assert start(settings).note is None
 
 
