@@ -40,7 +40,7 @@ def allow_many() -> tuple[int, int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     files = most if most != resource.RLIM_INFINITY else 2**20
     backlog = max(8, min(2048, files // 8))  # all of these may be accepted before one of them is looked at
-    return max(4, min(MOST, files - OWN_FILES - backlog)), backlog
+    return max(4, min(MOST, (files - OWN_FILES - backlog) // 2)), backlog  # one may be sent a page: a file, too
 
 
 class _Answers(asyncio.Transport):

@@ -299,14 +299,19 @@ def test_a_body_may_come_byte_by_byte(server: Server) -> None:
     assert answers(server, CHUNKED + chunks + b"0\r\n\r\n") == [200, 200]
 
 
+LARGE_PAGE = LIVE.replace(b"/livez", b"/static/swagger-ui/swagger-ui-bundle.js")
+
+
 def test_idle_connections_leave_descriptors_for_probes_and_predictions(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nulimit -n 64\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     with running(tmp_path, "--model", str(tmp_path / "m.onnx"), python=python) as server, ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(socket.create_connection(address(server), timeout=20))
+        for number in range(100):
+            idle = stack.enter_context(socket.create_connection(address(server), timeout=20))
+            if number % 2:  # is sent a page, a file more, and does not read it
+                idle.sendall(LARGE_PAGE)
         for _ in range(10):
             begun = time.monotonic()
             assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
