@@ -19,6 +19,8 @@ from serving.settings import Settings
 
 
 def main() -> None:
+    if any(flag.startswith("--webhook-secret") for flag in sys.argv[1:]):
+        sys.exit("error: webhook_secret: others see a flag in the process list; set LEUKDETECT_WEBHOOK_SECRET instead")
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

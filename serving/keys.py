@@ -5,6 +5,7 @@ which holds only the key's hash. With --append it adds the line itself; a runnin
 """
 
 import argparse
+import fcntl
 import os
 import secrets
 import shutil
@@ -37,20 +38,33 @@ def main() -> None:
 
 
 def append(file: Path, line: str) -> None:
-    """Adds a line to the keys file, made where there is none; a server that reads it never sees half of it.
+    """Adds a line to the keys file, made where there is none (0600); a server that reads it never sees half of it.
+
+    One process at a time: of two at once, each would else write the file as it was before the other.
 
     Raises:
         KeysError: the file would be broken; it is left as it was.
     """
     file = file.resolve()  # a link stays a link
-    before = file.read_text() if file.exists() else ""
-    text = before + ("\n" if before and not before.endswith("\n") else "") + line + "\n"
-    auth.parse(text)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    if file.exists():
-        shutil.copymode(file, temporary)
-    temporary.replace(file)
+    folder = os.open(file.parent, os.O_RDONLY)  # the lock, since the file itself is replaced
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        before = file.read_text("utf-8-sig") if file.exists() else ""
+        text = before + ("\n" if before and not before.endswith("\n") else "") + line + "\n"
+        auth.parse(text)
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as new:  # noqa: PTH123
+                new.write(text)
+                new.flush()
+                os.fsync(new.fileno())  # the key is printed next, and is nowhere else
+            if file.exists():
+                shutil.copymode(file, temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    finally:
+        os.close(folder)
 
 
 if __name__ == "__main__":

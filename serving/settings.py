@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         default=None,
         min_length=1,  # with an empty one anybody could sign
-        description="the secret of the registry's webhook on POST /admin/webhook",
+        description="the secret of the registry's webhook on POST /admin/webhook; by its variable, never as a flag",
     )
 
     # limits

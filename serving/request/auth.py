@@ -184,7 +184,7 @@ def _parse(fields: list[str]) -> Key:
 
 def _read(file: Path) -> list[Key]:
     try:
-        keys = parse(file.read_text())
+        keys = parse(file.read_text("utf-8-sig"))  # Notepad marks its encoding
     except OSError as error:
         raise KeysError(f"the keys file {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

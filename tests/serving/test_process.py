@@ -163,6 +163,7 @@ def test_the_metrics_tell_the_memory_and_the_threads_of_the_process(model_file: 
             ["--tls-certificate", "params.yaml", "--tls-key", "nothing.pem"],
             "error: params.yaml and nothing.pem make no certificate",
         ),
+        (["--webhook-secret=s"], "error: webhook_secret: others see a flag in the process list"),
         (["--port", "http"], "error: port: Input should be a valid integer"),
         (["--feedback-db", ""], "error: feedback_db: is empty; give it a value, or unset it for its default"),
         (["--feedback-db", "tests"], "error: feedback_db: must be a file's path and not a folder's (it is 'tests')"),

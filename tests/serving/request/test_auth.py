@@ -304,6 +304,22 @@ def test_the_command_refuses_what_the_file_could_not_hold(wrong: list[str]) -> N
     assert made.stderr.startswith("error: line 1: ")
 
 
+def test_keys_that_are_made_at_once_are_all_in_the_file_which_only_its_owner_reads(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    command = [sys.executable, "-m", "serving.keys"]
+    makers = [
+        subprocess.Popen(
+            [*command, f"ward-{number}", "--role", "predict", "--append", file], cwd=ROOT, stdout=subprocess.PIPE
+        )
+        for number in range(6)
+    ]
+    printed = [maker.communicate(timeout=60)[0].decode().strip() for maker in makers]
+    assert file.stat().st_mode & 0o777 == 0o600
+    keys = Access(file)
+    assert [keys.check("predict", key) for key in printed] == [f"ward-{number}" for number in range(6)]
+    assert [path.name for path in tmp_path.iterdir()] == ["keys"]
+
+
 def test_the_api_says_that_it_takes_keys(keys_file: Path) -> None:
     with guarded(keys_file) as client:
         schema = client.get("/openapi.json").json()
