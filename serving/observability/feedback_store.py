@@ -42,6 +42,8 @@ INSERT OR IGNORE INTO predictions SELECT value ->> 0, value ->> 1, value ->> 2, 
 _COUNTS = """
 SELECT confirmed, confirmed = class, count(*) FROM feedback JOIN predictions USING (request_id) GROUP BY 1, 2
 """
+# What a person confirmed is never deleted by age: a clock that is ahead would take it all.
+_DELETE = "DELETE FROM predictions WHERE at < ? AND request_id NOT IN (SELECT request_id FROM feedback)"
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class _Question:
 
 
 class Feedback:
-    """Remembers answers and what was confirmed about them, for `days`.
+    """Remembers answers for `days`, and those that people confirmed for good.
 
     One thread owns the file, and nobody else waits for it: where it cannot be written (full, locked, not allowed),
     predictions go on, answers are dropped and counted in `dropped`, and the log says so once, and once more when it
@@ -85,6 +87,7 @@ class Feedback:
         self._queue: queue.SimpleQueue[_Row | _Question] = queue.SimpleQueue()
         self._closed = False
         self._failing = False
+        self._jumped = False
         self._prune_at = time.monotonic()
         self._db: sqlite3.Connection | None = None
         self.periodic = Periodic("feedback", BATCH_SECONDS, self._turn)
@@ -168,7 +171,14 @@ class Feedback:
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         too_old = int(time.time()) - self._days * 24 * 3600
         with suppress(sqlite3.Error, OSError), self._transaction() as db:
-            db.execute("DELETE FROM predictions WHERE at < ?", (too_old,))
+            (newest,) = db.execute("SELECT max(at) FROM predictions").fetchone()
+            if not self._jumped and newest is not None and newest < too_old:
+                self._jumped = True
+                log.warning(
+                    "no answer is younger than feedback_days: is the clock right? None is deleted until a restart"
+                )
+            if not self._jumped:
+                db.execute(_DELETE, (too_old,))
             self._show(db)
 
     def _show(self, db: sqlite3.Connection) -> None:

@@ -144,7 +144,7 @@ def test_after_closing_answers_are_counted_as_dropped_and_a_label_is_refused(pat
         store.confirm("a", "pre")
 
 
-def test_what_is_too_old_is_deleted_with_its_feedback(path: Path) -> None:
+def test_what_waits_too_long_is_deleted_and_what_is_confirmed_stays(path: Path) -> None:
     with opened(path) as store:
         for request_id in "abcdef":
             store.feedback.record(request_id, "pre", "7")
@@ -153,10 +153,23 @@ def test_what_is_too_old_is_deleted_with_its_feedback(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE predictions SET at = at - 11 * 86400 WHERE request_id <> 'f'")
     with opened(path, days=10) as store:
-        eventually(lambda: store.counts == {("pre", "true"): 1}, "the old count is still there")
-        eventually(lambda: rows(path) == {("f", "pre", "7")}, "the old rows are still there")
+        eventually(lambda: rows(path) == {("a", "pre", "7"), ("f", "pre", "7")}, "the old rows are still there")
+        assert store.counts == {("pre", "true"): 2}
         with closing(sqlite3.connect(path)) as db:
-            assert db.execute("SELECT request_id FROM feedback").fetchall() == [("f",)]
+            assert db.execute("SELECT request_id FROM feedback").fetchall() == [("a",), ("f",)]
+
+
+def test_a_clock_that_is_far_ahead_deletes_nothing_and_is_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(path) as store:
+        for request_id in "abc":
+            store.feedback.record(request_id, "pre", "7")
+        store.confirm("a", "pre")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE predictions SET at = at - 100 * 86400")
+    with opened(path) as store:
+        eventually(lambda: "is the clock right?" in caplog.text, "the jump was not told of")
+        store.feedback.record("d", "pre", "7")
+        eventually(lambda: len(rows(path)) == 4, "a row is missing")
 
 
 def test_a_locked_file_costs_answers_but_never_waits_and_is_reported_once(
