@@ -6,8 +6,12 @@
 No web framework, no TensorFlow, nothing of `pipeline` or `serving`.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Before onnxruntime is imported anywhere: it would ask for a host by DNS, and write a device's id under the home.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from leukdetect.model_file import Model
