@@ -68,7 +68,7 @@ class Registry:
         Raises:
             RegistryError: the registry could not be asked.
         """
-        self._refuse_missing_database()
+        self.refuse_missing_database()
         try:
             mlflow = _mlflow()
             from mlflow.exceptions import MlflowException
@@ -135,7 +135,8 @@ class Registry:
         """Its address without a password."""
         return _safe(self.tracking_uri)
 
-    def _refuse_missing_database(self) -> None:
+    def refuse_missing_database(self) -> None:
+        """Raises RegistryError where the registry is a file of this machine, and there is none."""
         path = Path(self.tracking_uri.removeprefix("sqlite:///"))
         if self.tracking_uri.startswith("sqlite:///") and not path.is_file():  # MLflow would create an empty one
             raise RegistryError(

@@ -8,6 +8,7 @@ import uvicorn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, SettingsError
+from starlette.types import ASGIApp
 
 from leukdetect.model_file import RefusedError
 from leukdetect.registry import RegistryError
@@ -16,6 +17,7 @@ from serving.app import application
 from serving.request import connections
 from serving.request.auth import KeysError
 from serving.settings import Settings
+from serving.waiting import Waiting, may_come
 
 
 def main() -> None:
@@ -38,9 +40,13 @@ def main() -> None:
         except OSError as error:  # a fault of TLS is one too
             sys.exit(f"error: {settings.tls_certificate} and {settings.tls_key} make no certificate: {error}")
     try:
-        app = application(settings)
-    except (RegistryError, RefusedError, KeysError) as error:
+        app: ASGIApp = application(settings)
+    except KeysError as error:
         sys.exit(f"error: {error}")
+    except (RegistryError, RefusedError) as error:
+        if not may_come(settings):
+            sys.exit(f"error: {error}")
+        app = Waiting(settings, error)
     config = uvicorn.Config(
         app,
         host=settings.host,

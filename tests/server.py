@@ -38,14 +38,17 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, python: str | Path = sys.executable) -> Iterator[Server]:
-    """Runs `python -m serving FLAGS` on a free loopback port until the block ends; its log goes to `folder`."""
+def running(folder: Path, *flags: str, python: str | Path = sys.executable, probe: str = "/readyz") -> Iterator[Server]:
+    """Runs `python -m serving FLAGS` on a free loopback port until the block ends; its log goes to `folder`.
+
+    `probe`: what must answer first; /livez for a server that waits for a model.
+    """
     log_file = folder / "server.log"
     command = [python, "-m", "serving", "--port", "0", "--cache-dir", str(folder / "cache"), *flags]
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, stderr=log, cwd=ROOT)
     try:
-        yield Server(_url(process, log_file), process, log_file)
+        yield Server(_url(process, log_file, probe), process, log_file)
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -68,14 +71,14 @@ def serve(app: FastAPI, **options: Any) -> Iterator[httpx.Client]:
             thread.join()
 
 
-def _url(process: subprocess.Popen[bytes], log_file: Path) -> str:
+def _url(process: subprocess.Popen[bytes], log_file: Path, probe: str) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         for line in log_file.read_text().splitlines():
             if "Uvicorn running on" in line:
                 url = json.loads(line)["message"].split()[3]
                 try:
-                    if httpx.get(f"{url}/readyz").status_code == 200:
+                    if httpx.get(f"{url}{probe}").status_code == 200:
                         return url
                 except httpx.ConnectError:
                     pass  # the port is bound a moment before it listens

@@ -70,7 +70,7 @@ class Server:
                         raise Problem(f"{self.url}: {answer['note'] or 'the registry could not be asked'}")
                 health = self._ask("GET", "/health")
                 served, state = health["model"]["version"], health["note"] or "it looks seldom, or has not looked yet"
-            except UnreachableError as error:  # a first deployment is what its servers wait for to start
+            except UnreachableError as error:  # a first deployment is what its servers wait for
                 served, state = None, str(error)
             in_a_row = in_a_row + 1 if served == version else 0
             if in_a_row == 0:

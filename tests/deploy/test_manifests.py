@@ -324,7 +324,8 @@ def test_every_selector_finds_the_pods() -> None:
 def test_probes_ask_the_server_what_it_answers() -> None:
     assert CONTAINER["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
     assert CONTAINER["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
-    assert CONTAINER["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    # Not /readyz: a pod that waits for a first model would be killed.
+    assert CONTAINER["startupProbe"]["httpGet"] == {"path": "/livez", "port": "http"}
     for container in (CONTAINER, *RUNTIME["containers"]):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             if probe in container:
