@@ -44,7 +44,7 @@ def eight_bits(samples: np.ndarray, bits: int, said: Range, remedy: str, colours
     if white is None:
         white = 1.0 if floats else float(2**bits - 1)
         fits = samples.dtype.kind != "i" and low >= 0 and white * _LIGHTEST <= high <= white
-        if not fits and (floats or bits > 8):
+        if not fits and (floats or bits > 8 or low < 0):
             kind = "floats" if floats else f"{bits}-bit {'signed ' * (samples.dtype.kind == 'i')}numbers"
             raise ImageError(
                 f"the image's pixels are {kind} from {low:g} to {high:g}, of a range that is not stated; {remedy}"

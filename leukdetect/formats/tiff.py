@@ -120,7 +120,8 @@ class Tiff:
         if self._samples == 1:
             return self._format == 1 and self.bits[0] in (1, 2, 4, 8)
         side_by_side = self._page.whole(tag.PLANES, 1) == 1 and self._format == 1 and self.bits[0] == 8
-        return side_by_side and self._photometric != 0 and self._samples - self._colours() == len(self._extra) <= 1
+        known = [[], [0]] if self._photometric == _CMYK else [[], [0], [1], [2]]
+        return side_by_side and self._photometric != 0 and self._samples - self._colours() <= 1 and self._extra in known
 
     def _range(self) -> depth.Range:
         """What the file says of its samples' range; of 8 bits nobody heeds it."""

@@ -66,10 +66,13 @@ class Errand:
 
 
 def schema(contract: Contract) -> pa.Schema:
-    """The columns of a part: what `POST /predict` answers, or `error` and nothing of it."""
+    """The columns of a part: what `POST /predict` answers, or `error` and nothing of it.
+
+    `note` says what of a file was left out, such as a broken colour profile.
+    """
     text, number = pa.string(), pa.float64()
     columns = {
-        **dict.fromkeys(("sha256", "error", "class"), text),
+        **dict.fromkeys(("sha256", "error", "note", "class"), text),
         **dict.fromkeys((*(f"p_{each.key}" for each in contract.classes), "p_malignant"), number),
         **{"malignant": pa.bool_(), "decision": text, "reasons": pa.list_(text)},
         **dict.fromkeys(("unlikeness", "brightness", "sharpness"), number),
@@ -160,6 +163,7 @@ def _rows(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list
             row
             | {f"p_{key}": share for key, share in found.probabilities.items()}
             | {
+                "note": image.header.note,
                 "class": found.key,
                 "p_malignant": found.p_malignant,
                 "malignant": found.malignant,

@@ -128,6 +128,7 @@ def test_one_odd_image_never_ends_a_job(tmp_path: Path, model: Path, monkeypatch
         "deep.tif": tiff(deep),
         "dark.tif": tiff(Page(np.asarray(photograph())[..., 0] * np.uint16(16))),
         "gif.jpg": encoded(photograph().quantize(8), "GIF"),
+        "profile.png": encoded(photograph(), "PNG", icc_profile=b"no profile"),
     }
     for name, content in odd.items():
         (folder / name).write_bytes(content)
@@ -135,6 +136,7 @@ def test_one_odd_image_never_ends_a_job(tmp_path: Path, model: Path, monkeypatch
     scored = rows(tmp_path / "out")
     assert scored["exif.jpg"]["p_pre"] == pytest.approx(scored["plain.jpg"]["p_pre"], abs=1e-3)
     assert scored["deep.tif"]["error"] is None
+    assert "its colour profile is broken" in scored["profile.png"]["note"]
     assert "of a range that is not stated" in scored["dark.tif"]["error"]
     assert scored["gif.jpg"]["error"].startswith("The content is a GIF")
 

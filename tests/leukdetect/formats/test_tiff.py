@@ -146,6 +146,21 @@ def test_a_range_that_nobody_states_is_told_with_how_to_state_it(
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize("extra", [[0], [2], [0, 2]])
+def test_more_samples_than_colours_need_cost_no_answer(extra: list[int]) -> None:
+    samples = np.concatenate([COLOURS >> 8, COLOURS >> 8], axis=2).astype(np.uint8)
+    ink = tiff(Page(samples[..., : 4 + len(extra)], photometric=5, extra=extra))
+    plain = tiff(Page(samples[..., :4], photometric=5))
+    np.testing.assert_array_equal(images.decode(ink), images.decode(plain))
+    bright = tiff(Page(np.concatenate([samples[..., :1], samples[..., :1]], axis=2), photometric=0, extra=[0]))
+    np.testing.assert_array_equal(np.asarray(images.decode(bright))[..., 0], 255 - samples[..., 0])
+
+
+def test_signed_numbers_below_zero_are_of_no_known_range() -> None:
+    with pytest.raises(images.ImageError, match="8-bit signed numbers from -128 to 127"):
+        images.decode(tiff(Page((GREY >> 8).astype(np.uint8).view(np.int8))))
+
+
 def test_what_is_no_number_is_refused() -> None:
     floats = (GREY / 65535).astype(np.float32)
     floats[3, 3] = np.nan
