@@ -18,6 +18,7 @@ import yaml
 
 from serving.metrics import Metrics
 from tests import tiny_model
+from tests.bombs import saved
 from tests.conftest import require
 from tests.registry import Registry
 from tests.server import Server, running
@@ -182,6 +183,7 @@ def everything(server: Server) -> None:
             time.sleep(0.05)  # the shadow has its turn only when nobody waits
             client.post("/feedback", json={"request_id": answer["request_id"], "class": "benign"})
         client.post("/predict", content=b"no image")
+        client.post("/predict", content=saved("TIFF", (100, 80), compression="lzma"))  # not known to be cheap
         client.get("/nowhere")
         client.post("/explain", content=good)
         client.post("/predict/batch", files=[("file", good), ("file", dark)])
