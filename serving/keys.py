@@ -54,7 +54,7 @@ def append(file: Path, line: str) -> None:
         auth.parse(text)
         temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as new:  # noqa: PTH123
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as new:
                 new.write(text)
                 new.flush()
                 os.fsync(new.fileno())  # the key is printed next, and is nowhere else

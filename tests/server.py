@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from tests.project import ROOT
 
@@ -55,7 +55,7 @@ def running(folder: Path, *flags: str, python: str | Path = sys.executable, prob
 
 
 @contextmanager
-def serve(app: FastAPI, **options: Any) -> Iterator[httpx.Client]:
+def serve(app: Starlette, **options: Any) -> Iterator[httpx.Client]:
     """Runs `app` in a thread, on a free loopback port. `options`: uvicorn's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, **options))

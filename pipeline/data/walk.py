@@ -122,7 +122,7 @@ def read(path: str | Path, most: int) -> bytes:
         OSError: it cannot be read, or is a pipe, a socket or a device, where reading might never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or opening a pipe would wait for whoever writes to it
-    with open(descriptor, "rb") as file:  # noqa: PTH123  (Path.open opens paths alone)
+    with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "It is no file, but a folder, a pipe, a socket or a device")
         return file.read(most)

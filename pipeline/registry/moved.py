@@ -64,7 +64,7 @@ def _rename(db: sqlite3.Connection, former: str, now: str) -> None:
             columns = db.execute(f'PRAGMA table_info("{table}")').fetchall()
             for column in [name for _, name, kind, *_ in columns if "CHAR" in kind.upper() or "TEXT" in kind.upper()]:
                 db.execute(
-                    f'UPDATE "{table}" SET "{column}" = ?2 || substr("{column}", length(?1) + 1) '  # noqa: S608
+                    f'UPDATE "{table}" SET "{column}" = ?2 || substr("{column}", length(?1) + 1) '  # noqa: S608  (names from the database itself)
                     f'WHERE "{column}" = ?1 OR substr("{column}", 1, length(?1) + 1) = ?1 || \'/\'',
                     (former, now),
                 )

@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._sent: int | None = None  # bytes that the client had taken when an answer was last seen to wait
         self._every = HEAD_SECONDS
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
         self._answers = _Answers(self)
         self._since = self.loop.time()  # when it began to wait for what it waits for

@@ -280,7 +280,7 @@ def gateway(server: httpx.Client, at_first_prediction: Callable[[], None] = lamb
         return Response(answer.content, answer.status_code, media_type=answer.headers["content-type"])
 
     app = Starlette(routes=[Route("/{path:path}", pass_on, methods=["GET", "POST"])])
-    with serve(app) as client:  # type: ignore[arg-type]  # FastAPI is a Starlette; either is served
+    with serve(app) as client:
         yield str(client.base_url)
 
 

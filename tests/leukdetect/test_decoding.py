@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,8 +79,9 @@ def test_a_file_a_path_a_pillow_image_and_an_array_look_the_same(tmp_path: Path)
     (tmp_path / "x.png").write_bytes(data)
     image = Image.open(io.BytesIO(data))
     expected = decode(data, 32)
-    for source in (data, bytearray(data), tmp_path / "x.png", str(tmp_path / "x.png"), image, np.asarray(image)):
-        seen = look(source, 32)  # type: ignore[arg-type]  # a bytearray will do
+    sources: list[Any] = [data, bytearray(data), tmp_path / "x.png", str(tmp_path / "x.png"), image, np.asarray(image)]
+    for source in sources:
+        seen = look(source, 32)
         np.testing.assert_array_equal(seen.pixels, expected.pixels)
         assert (seen.brightness, seen.stain) == (expected.brightness, expected.stain)
         assert seen.sha256 in (None, expected.sha256)
@@ -99,9 +101,9 @@ def test_a_file_a_path_a_pillow_image_and_an_array_look_the_same(tmp_path: Path)
     ],
     ids=["floats", "grey", "a batch", "alpha", "empty", "float image", "nothing", "a number"],
 )
-def test_what_is_no_image_is_refused_and_the_message_says_what_is_one(source: object) -> None:
+def test_what_is_no_image_is_refused_and_the_message_says_what_is_one(source: Any) -> None:
     with pytest.raises(images.ImageError, match=r"uint8 \[height, width, 3\]|0\.\.255"):
-        look(source, 32)  # type: ignore[arg-type]  # on purpose
+        look(source, 32)
 
 
 def test_a_pillow_image_stays_as_it_is() -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -82,12 +82,19 @@ def asking(
                     ask(connection, expected)
                     time.sleep(pause)
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
+    with threads(client, clients, done):
+        yield tally
+
+
+@contextmanager
+def threads(work: Callable[[], None], count: int, done: threading.Event) -> Iterator[None]:
+    """So many threads at one work, which ends when `done` is set, at the block's end."""
+    started = [threading.Thread(target=work) for _ in range(count)]
+    for thread in started:
         thread.start()
     try:
-        yield tally
+        yield
     finally:
         done.set()
-        for thread in threads:
+        for thread in started:
             thread.join()

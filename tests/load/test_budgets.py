@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from tests import bombs, tiny_model
-from tests.load.clients import asking
+from tests.load.clients import asking, threads
 from tests.project import ROOT
 from tests.server import Server, running
 
@@ -47,15 +47,8 @@ def sending(server: Server, route: str, content: bytes, clients: int, timeout: f
             except httpx.TransportError:
                 statuses[0] += 1
 
-    threads = [threading.Thread(target=send) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
+    with threads(send, clients, done):
         yield statuses
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
 
 
 def family(pid: int) -> list[int]:

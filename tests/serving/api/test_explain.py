@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -217,10 +218,10 @@ def test_drawing_blocks_neither_probes_nor_predictions_and_cannot_pile_up(
 ) -> None:
     draws, gate, overlay = threading.Event(), threading.Event(), explanation.overlay
 
-    def held(*args: object) -> bytes:
+    def held(*args: Any) -> bytes:
         draws.set()
         assert gate.wait(10)
-        return overlay(*args)  # type: ignore[arg-type]  # passed on as they came
+        return overlay(*args)
 
     monkeypatch.setattr(explanation, "overlay", held)
     tiny_model.write(tmp_path / "m.onnx")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -27,10 +28,11 @@ PAGES = ["/", "/docs", "/status", "/openapi.json", "/static/app.js", "/static/sw
 
 
 @contextmanager
-def serving(folder: Path, **settings: str) -> Iterator[tuple[httpx.Client, Models]]:
+def serving(folder: Path, settings: Settings | None = None) -> Iterator[tuple[httpx.Client, Models]]:
     tiny_model.write(folder / "m.onnx")
     models = Models(load(Located(folder / "m.onnx", "7", "champion"), "fp32", 2))
-    with serve(create_app(Settings(feedback_db=folder / "feedback.db", **settings), models)) as client:  # type: ignore[arg-type]
+    own = (settings or Settings()).model_copy(update={"feedback_db": folder / "feedback.db"})
+    with serve(create_app(own, models)) as client:
         yield client, models
 
 
@@ -127,12 +129,18 @@ def test_no_path_redirects_to_another_host(client: httpx.Client) -> None:
         assert found.netloc in ("hospital.example", "evil.example" if path.startswith("//e") else "hospital.example")
 
 
+class Proxy(http.server.ThreadingHTTPServer):
+    """Takes the prefix off."""
+
+    upstream: str
+
+
 class Stripping(http.server.BaseHTTPRequestHandler):
-    """A proxy that takes the prefix off."""
+    server: Proxy
 
     def do_GET(self) -> None:
         assert self.path.startswith(PREFIX + "/")
-        url = self.server.upstream + self.path.removeprefix(PREFIX)  # type: ignore[attr-defined]
+        url = self.server.upstream + self.path.removeprefix(PREFIX)
         answer = httpx.request(self.command, url, content=self.rfile.read(int(self.headers.get("Content-Length", 0))))
         self.send_response(answer.status_code)
         for name in ("Content-Type", "Location"):
@@ -142,7 +150,8 @@ class Stripping(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
 
-    do_POST = do_GET  # noqa: N815
+    def do_POST(self) -> None:
+        self.do_GET()
 
     def log_message(self, *args: object) -> None:
         pass
@@ -151,12 +160,12 @@ class Stripping(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module", params=["the proxy takes the prefix off", "the proxy passes it on"])
 def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server behind a proxy, as its clients know it."""
-    with serving(tmp_path_factory.mktemp("server"), path_prefix=PREFIX) as (client, _):
+    with serving(tmp_path_factory.mktemp("server"), Settings(path_prefix=PREFIX)) as (client, _):
         if request.param == "the proxy passes it on":
             yield str(client.base_url).rstrip("/") + PREFIX
             return
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stripping) as proxy:
-            proxy.upstream = str(client.base_url).rstrip("/")  # type: ignore[attr-defined]
+        with Proxy(("127.0.0.1", 0), Stripping) as proxy:
+            proxy.upstream = str(client.base_url).rstrip("/")
             threading.Thread(target=proxy.serve_forever).start()
             yield f"http://127.0.0.1:{proxy.server_address[1]}{PREFIX}"
             proxy.shutdown()
@@ -206,8 +215,8 @@ def test_a_batch_is_answered_by_one_model(tmp_path: Path, monkeypatch: pytest.Mo
         other = load(Located(tmp_path / "m.onnx", "8", "champion"), "fp32", 2)
         answer = predict.answer
 
-        async def switching(*args: object) -> object:
-            answered = await answer(*args)  # type: ignore[arg-type]
+        async def switching(*args: Any) -> Any:
+            answered = await answer(*args)
             models.switch(other)
             return answered
 

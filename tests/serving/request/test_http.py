@@ -204,6 +204,10 @@ EARLY = [
 ]
 
 
+class Http10(http.client.HTTPConnection):
+    _http_vsn_str = "HTTP/1.0"
+
+
 @pytest.mark.parametrize(("path", "headers", "code"), EARLY)
 def test_clients_that_read_when_all_is_sent_get_the_answer(
     server: Server, path: str, headers: dict[str, str], code: int
@@ -215,8 +219,7 @@ def test_clients_that_read_when_all_is_sent_get_the_answer(
         assert raised.value.code == code
         raised.value.close()
         assert httpx.post(server.url + path, content=OVER_LONG, headers=headers).status_code == code
-        old = http.client.HTTPConnection(*address(server), timeout=20)
-        old._http_vsn_str = "HTTP/1.0"  # type: ignore[attr-defined]
+        old = Http10(*address(server), timeout=20)
         old.request("POST", path, OVER_LONG, headers)
         assert old.getresponse().status == code
         old.close()
