@@ -113,3 +113,10 @@ def test_what_images_of_another_source_are_must_be_said(recipe: dict[str, Any]) 
         params.parse(recipe)
     recipe["fetch"] |= {"source": "folder", "synthetic": False}
     assert params.parse(recipe).fetch.licence == "none"
+
+
+def test_what_the_demo_says_of_its_images_is_said_of_no_others(recipe: dict[str, Any]) -> None:
+    said = {"source": "folder", "folder": "ward", "thumbnails": True, "synthetic": True}
+    recipe["fetch"] |= said | {key: params.DEMO[key] for key in ("origin", "licence")}
+    with pytest.raises(Problem, match="source: folder needs its own origin and licence, not the demo's"):
+        params.parse(recipe)
