@@ -236,6 +236,16 @@ def test_so_do_clients_without_a_key_or_over_their_rate(with_keys: Server) -> No
     assert codes == [413, 429, 401]
 
 
+def test_so_do_clients_that_find_no_room(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    with running(tmp_path, "--model", str(tmp_path / "m.onnx"), "--max-buffered-bytes", "1000000") as server:
+        for _ in range(5):
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                urllib.request.urlopen(f"{server.url}/predict", bytes(15_000_000), timeout=20)
+            assert raised.value.code == 503
+            raised.value.close()
+
+
 def test_the_answer_to_a_head_that_is_too_long_is_not_lost_either(server: Server) -> None:
     with socket.create_connection(address(server), timeout=20) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 20_000_000)
