@@ -1,7 +1,4 @@
-"""Connections: one HTTP parser (httptools), and a bound on everything that one client can make the server keep.
-
-uvicorn has settings for none of this.
-"""
+"""Connections: one HTTP parser (httptools) and a bound on what a client can make the server keep, beyond uvicorn's."""
 
 import asyncio
 import fcntl
@@ -34,7 +31,7 @@ RESERVED = 8  # connections beyond all others, for requests without a body: prob
 def allow_many() -> tuple[int, int]:
     """How many connections there may be, and how many may wait to be accepted, so that descriptors do not run out.
 
-    First raises the soft limit of open files, often 1024, to the hard one: each connection is an open file.
+    First raises the soft limit of open files, often 1024, to the hard one.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -71,7 +68,8 @@ class Connection(HttpToolsProtocol):
     - Upgrade is ignored (RFC 9110, 7.8), trailers too.
     - An answer that comes before its request's end is not lost: the rest is read and dropped, within limits.
     - A client that does not read is cut off.
-    - One connection too many ends the one that has been idle longest. (`limit_concurrency` tells how many.)
+    - One connection too many ends the one that has been idle longest, or else the one whose answer has waited longest
+      to be read. (`limit_concurrency` tells how many.)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -115,9 +113,11 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         assert self._most is not None
-        others = [each for each in self.connections if isinstance(each, Connection) and each is not self and each._idle]
-        if others:
-            longest = min(others, key=lambda each: each._since)
+        others = [each for each in self.connections if isinstance(each, Connection) and each is not self]
+        idle = [each for each in others if each._idle]
+        idle = idle or [each for each in others if each.transport.get_write_buffer_size()]
+        if idle:
+            longest = min(idle, key=lambda each: each._since)
             self.connections.discard(longest)  # at once: many may come before it is told that it is lost
             longest.transport.abort()
             self._spare = len(self.connections) > self._most
