@@ -4,8 +4,12 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from fastapi import Request
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 _JSON = json.JSONEncoder(ensure_ascii=False, default=str)
+
+log = logging.getLogger(__name__)
 
 
 class JsonLines(logging.Formatter):
@@ -22,6 +26,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return _JSON.encode(line)
+
+
+def audit(request: Request, act: str, **fields: str | None) -> None:
+    """Logs what somebody did to the server or its records; `key` is the name of whose key it was (None: no key)."""
+    who = {"key": getattr(request.state, "key", None), "request_id": request.state.request_id}
+    log.info("audit", extra={"audit": act} | who | fields)
 
 
 def configure() -> None:

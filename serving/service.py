@@ -8,6 +8,7 @@ from functools import partial
 
 from fastapi import Request
 
+from leukdetect.model_file import Model
 from leukdetect.registry import is_alias
 from leukdetect.runtime import cpus
 from serving.inference.engine import BATCH, Engine, Lane
@@ -94,6 +95,13 @@ def of(request: Request) -> Service:
     """The service that answers this request."""
     service: Service = request.app.state.service
     return service
+
+
+def champion(request: Request) -> Model:
+    """The model in service, which this request keeps to its end, and which its line in the log names."""
+    model = of(request).models.champion
+    request.state.model_version = model.located.version or "file"
+    return model
 
 
 @asynccontextmanager

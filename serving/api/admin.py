@@ -10,7 +10,7 @@ from typing import Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from serving import problems
+from serving import logs, problems
 from serving.inference.prediction import ModelIdentity, identity
 from serving.models.updates import Result, Updates
 from serving.request import auth
@@ -64,7 +64,7 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
     A version that was refused gets another chance. Where the alias moved back, the version before is in memory still.
     202: it takes longer; see `/health`.
     """
-    service = of(request)
+    service, before = of(request), of(request).models.champion.located.version
     done = asyncio.wrap_future(_updates(service).reload())
     outcome: Outcome
     try:
@@ -72,6 +72,7 @@ async def reload(request: Request, response: Response) -> ReloadAnswer:
     except TimeoutError:
         outcome, response.status_code = "under-way", 202
     models = service.models
+    logs.audit(request, "reload", result=outcome, before=before, after=models.champion.located.version)
     return ReloadAnswer(result=outcome, model=identity(models.champion), note=models.note)
 
 
@@ -94,6 +95,7 @@ async def webhook(request: Request) -> WebhookAnswer:
     async with received(request, MAX_WEBHOOK_BYTES) as content:
         _check_signature(request, content, secret.get_secret_value())
     _updates(service).reload()
+    logs.audit(request, "webhook", delivery=request.headers[DELIVERY][:100])
     return WebhookAnswer()
 
 

@@ -18,7 +18,7 @@ from serving.inference.examine import examine
 from serving.inference.prediction import Prediction, prediction
 from serving.request import auth
 from serving.request.deadline import DEADLINE_PARAMETER
-from serving.service import of
+from serving.service import champion, of
 
 # One at a time: pictures are not to take the processors from predictions.
 _drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")
@@ -80,7 +80,7 @@ async def explain(
     service = of(request)
     engine = service.engine
     async with predict.one_image(request) as sent:
-        model = service.models.champion
+        model = champion(request)
         contract = model.contract
         wanted = None if key is None else _index(key, contract)
         # The place is kept until the picture is drawn, so that pictures cannot pile up either.

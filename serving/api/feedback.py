@@ -5,7 +5,7 @@ import sqlite3
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving import problems
+from serving import logs, problems
 from serving.observability.feedback_store import Confirmed
 from serving.request import auth
 from serving.service import of, received
@@ -44,7 +44,7 @@ async def confirm(request: Request) -> Confirmed:
         detail = f"class: must be one of {', '.join(classes)}."
         raise problems.ProblemError(422, "unknown-class", "No class of this model", detail)
     try:
-        return await service.feedback.confirm(label.request_id, label.class_)
+        confirmed = await service.feedback.confirm(label.request_id, label.class_)
     except KeyError as error:
         detail = "No prediction of this request id is known. They are remembered for some time only."
         raise problems.ProblemError(404, "unknown-prediction", "No such prediction", detail) from error
@@ -52,6 +52,8 @@ async def confirm(request: Request) -> Confirmed:
         detail = "Feedback cannot be kept now. Try again later."
         title = "Feedback is unavailable"
         raise problems.ProblemError(503, "feedback-unavailable", title, detail, retry_after=60) from error
+    logs.audit(request, "feedback", prediction=label.request_id)
+    return confirmed
 
 
 def _label(content: bytes) -> Label:

@@ -24,7 +24,7 @@ from serving.inference.engine import Lane, Scores
 from serving.problems import ProblemError
 from serving.request import auth
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
-from serving.service import Service, of, received
+from serving.service import Service, champion, of, received
 
 SERVER, SERVER_VERSION = "leukdetect", "0.1.0"
 
@@ -41,11 +41,11 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 async def _model(request: Request, name: str) -> Model:
     """The champion of this moment, if it has this name."""
-    champion = of(request).models.champion
-    if name != champion.contract.name:
-        detail = f"No model of that name is served here; '{champion.contract.name}' is."
+    model = champion(request)
+    if name != model.contract.name:
+        detail = f"No model of that name is served here; '{model.contract.name}' is."
         raise ProblemError(404, "unknown-model", "No such model", detail)
-    return champion
+    return model
 
 
 async def _in_service(model: Annotated[Model, Depends(_model)], version: str) -> None:

@@ -17,7 +17,7 @@ from serving.inference.prediction import Prediction, prediction
 from serving.observability.counts import count
 from serving.request import auth, upload
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
-from serving.service import Service, of, received
+from serving.service import Service, champion, of, received
 
 BATCH_AT_ONCE = 4  # of one client's batch: enough to keep the model busy, and others find room
 
@@ -71,9 +71,7 @@ async def predict(request: Request) -> Response:
     async with one_image(request) as sent:
         service = of(request)
         request_id = request.state.request_id
-        answered = await answer(
-            service, service.models.champion, request_id, sent.data, sent.deadline, sent.read_seconds
-        )
+        answered = await answer(service, champion(request), request_id, sent.data, sent.deadline, sent.read_seconds)
     request.state.decided = time.perf_counter()
     return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -99,7 +97,7 @@ async def predict_batch(request: Request) -> Response:
             detail = f"The form has {len(files)} fields named '{upload.FIELD}'; send 1 to {settings.max_batch_files}."
             raise problems.ProblemError(413 if files else 422, "batch-size", "Not that many images", detail)
         turn = asyncio.Semaphore(BATCH_AT_ONCE)
-        model = service.models.champion  # of them all, whatever is switched to meanwhile
+        model = champion(request)  # of them all, whatever is switched to meanwhile
 
         async def one(index: int, data: bytes) -> BatchItem:
             request_id = f"{request.state.request_id}-{index}"

@@ -65,18 +65,25 @@ class Access:
             self._seen = _stamp(keys_file)
             self._keys = _read(keys_file)
 
-    def check(self, role: Role, key: str | None) -> str | None:
-        """Lets a request with this key (None: without any) pass, and returns the key's name (None: no keys in use).
+    def known(self, key: str | None) -> Key | None:
+        """Whose key it is (None: no keys are in use).
 
         Raises:
-            ProblemError: 401 without a key or with an unknown one, 403 for the wrong role, 429 over the key's rate.
+            ProblemError: 401 without a key or with an unknown one.
         """
-        if self._file is None:
+        return None if self._file is None else self._find(key)
+
+    def allow(self, role: Role, found: Key | None) -> None:
+        """Lets a request with this key pass.
+
+        Raises:
+            ProblemError: 403 for the wrong role, 429 over the key's rate.
+        """
+        if found is None:
             if role == "admin":
                 detail = "Nobody is admin here: set LEUKDETECT_KEYS_FILE to a file that has a key of role admin."
                 raise ProblemError(403, "forbidden", "Not allowed", detail)
-            return None
-        found = self._find(key)
+            return
         if found.role not in (role, "admin"):
             detail = f"This needs a key of role {role}; {found.name} has role {found.role}."
             raise ProblemError(403, "forbidden", "Not allowed", detail)
@@ -85,7 +92,6 @@ class Access:
             if wait := bucket.take():
                 detail = f"{found.name} may send {found.per_minute} requests a minute. Try again in {wait} s."
                 raise ProblemError(429, "too-many-requests", "Too many requests", detail, retry_after=wait)
-        return found.name
 
     def _find(self, key: str | None) -> Key:
         """Takes as long whichever key it is, or none: every entry is compared, in constant time."""
@@ -108,6 +114,7 @@ class Access:
         if seen == self._seen:
             return
         self._seen = seen  # a broken file, too, is read and reported once
+        before = self._keys
         try:
             self._keys = keys = _read(self._file)
         except KeysError as error:
@@ -115,7 +122,8 @@ class Access:
             return
         # A key that stays must not get a full bucket because of its neighbour.
         self._buckets = {key: self._buckets[key] for key in keys if key in self._buckets}
-        log.info("keys read", extra={"names": [key.name for key in keys]})
+        added, removed = ([key.name for key in new if key not in old] for new, old in ((keys, before), (before, keys)))
+        log.info("keys read", extra={"audit": "keys", "added": added, "removed": removed})
 
 
 class Required(SecurityBase):
@@ -133,7 +141,10 @@ class Required(SecurityBase):
     async def __call__(self, request: Request) -> str | None:
         access: Access = request.app.state.access
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        return access.check(self._role, key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
+        found = access.known(key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
+        request.state.key = found.name if found else None  # for the log, of one that is refused too
+        access.allow(self._role, found)
+        return found.name if found else None
 
 
 def digest_of(key: str) -> bytes:

@@ -95,7 +95,8 @@ class Observe:
             self.metrics.request_seconds.labels(route).observe(seconds)
             if route not in _PROBES or code >= 400:
                 fields = {"request_id": request_id, "route": route, "code": code, "ms": round(seconds * 1000, 1)}
-                log.info("request", extra=fields)
+                known = {name: state[name] for name in ("key", "model_version") if state.get(name)}
+                log.info("request", extra=fields | known)
 
 
 def _relative(scope: Scope) -> bytes:

@@ -52,6 +52,8 @@ def test_the_log_is_json_that_names_requests_and_nothing_of_an_upload_and_no_key
         lines = [line for line in server.log() if line["message"] == "request"]
     routes = [(line["route"], line["code"]) for line in lines]
     assert routes == [("/predict", 200), ("/predict", 422), ("/predict", 401), ("/explain", 422), ("other", 404)]
+    assert [line.get("key") for line in lines] == ["ward", "ward", None, "ward", None]  # by its name
+    assert [line.get("model_version") for line in lines] == ["file", "file", None, "file", None]
     assert lines[0]["request_id"] == answer.json()["request_id"] == answer.headers["x-request-id"]
     assert "Jane" not in server.log_file.read_text()
 

@@ -442,6 +442,28 @@ def test_only_an_administrator_may_reload(a_registry: Registry, settings: Settin
         assert client.post("/admin/reload", headers={"X-API-Key": "lis"}).status_code == 403
 
 
+def test_the_log_says_who_had_it_reloaded_and_what_came_of_it_and_who_was_refused(
+    a_registry: Registry, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        client.post("/admin/reload", headers={"X-API-Key": "lis"})
+        a_registry.add()
+        done = client.post("/admin/reload")
+        stamp = int(time.time())
+        client.post("/admin/webhook", content="{}", headers=signature("{}", stamp))
+    records = [vars(each) for each in caplog.records]
+    requests = [(each["key"], each["code"]) for each in records if each["message"] == "request" and "key" in each]
+    assert requests == [("lis", 403), ("ops", 200)]
+    reload, webhook = (each for each in records if each["message"] == "audit")
+    assert reload["request_id"] == done.headers["X-Request-Id"]
+    assert [reload[name] for name in ("audit", "key", "result", "before", "after")] == (
+        ["reload", "ops", "switched", "1", "2"]
+    )
+    assert [webhook[name] for name in ("audit", "key", "delivery")] == ["webhook", None, "d"]
+
+
 def test_mlflows_own_webhook_is_understood(
     a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

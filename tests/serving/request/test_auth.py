@@ -60,6 +60,11 @@ def line(name: str, role: auth.Role, key: str, per_minute: int | None = None) ->
     return Key(name, role, auth.digest_of(key), per_minute).line()
 
 
+def whose(keys: Access, key: str) -> str | None:
+    found = keys.known(key)
+    return found.name if found else None
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
@@ -146,13 +151,13 @@ def test_who_waits_as_long_as_told_is_let_in(tmp_path: Path) -> None:
     passed, wait = 0, None
     while wait is None:
         try:
-            keys.check("predict", CLIENT)
+            keys.allow("predict", keys.known(CLIENT))
             passed += 1
         except problems.ProblemError as refused:
             wait = int(refused.headers["Retry-After"])
     assert 2 <= passed <= 2 + 0.4 * (time.monotonic() - started)  # five seconds' worth at once, then the rate
     time.sleep(wait)
-    assert keys.check("predict", CLIENT) == "busy"
+    keys.allow("predict", keys.known(CLIENT))
 
 
 def eventually(client: httpx.Client, key: str, status: int) -> None:
@@ -168,9 +173,12 @@ def test_keys_change_without_a_restart_and_a_broken_file_changes_nothing(
 ) -> None:
     monkeypatch.setattr(auth, "LOOK_SECONDS", 0.2)
     fresh = "f" * 43
+    caplog.set_level(logging.INFO)
     with guarded(keys_file) as client:
         keys_file.write_text(line("lis-2", "predict", fresh))
         eventually(client, fresh, 200)
+        [told] = [vars(each) for each in caplog.records if each.getMessage() == "keys read"]
+        assert (told["audit"], told["added"], told["removed"]) == ("keys", ["lis-2"], ["lis", "ops"])
         assert client.get("/predict", headers=bearer(CLIENT)).status_code == 401
         for broken in (lambda: keys_file.write_text("lis predict"), lambda: keys_file.write_text(""), keys_file.unlink):
             caplog.clear()
@@ -271,7 +279,7 @@ def test_the_command_prints_a_key_and_a_line_that_lets_it_in(tmp_path: Path) -> 
     assert len(key) == 43  # 256 bits in base64
     assert key not in its_line
     (tmp_path / "keys").write_text(its_line)
-    assert Access(tmp_path / "keys").check("predict", key) == "lis"
+    assert whose(Access(tmp_path / "keys"), key) == "lis"
     assert its_line.endswith(" 600")
 
 
@@ -283,7 +291,7 @@ def test_the_command_adds_to_a_file_and_leaves_one_it_would_break_alone(tmp_path
     file.chmod(0o640)
     [second] = make_key("ops", "--role", "admin", "--append", link).stdout.splitlines()
     keys = Access(file)
-    assert (keys.check("predict", first), keys.check("admin", second)) == ("lis", "ops")
+    assert (whose(keys, first), whose(keys, second)) == ("lis", "ops")
     assert file.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink()
     before = file.read_bytes()
@@ -316,7 +324,7 @@ def test_keys_that_are_made_at_once_are_all_in_the_file_which_only_its_owner_rea
     printed = [maker.communicate(timeout=60)[0].decode().strip() for maker in makers]
     assert file.stat().st_mode & 0o777 == 0o600
     keys = Access(file)
-    assert [keys.check("predict", key) for key in printed] == [f"ward-{number}" for number in range(6)]
+    assert [whose(keys, key) for key in printed] == [f"ward-{number}" for number in range(6)]
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
 
 
