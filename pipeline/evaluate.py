@@ -2,8 +2,9 @@
 
 Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/,
         reports/cross_validation.json (of pipeline.cross_validate; left out if it is of another recipe or other images)
-Writes: reports/metrics.json, reports/predictions.csv, reports/plots/ (for `dvc plots`), reports/figures/,
-        reports/model_card.md, reports/datasheet.md, reports/datasheet.html, reports/report.html
+Writes: reports/metrics.json, reports/headline.json (for `dvc metrics`), reports/predictions.csv, reports/plots/ (the
+        figures' numbers), reports/figures/ (for `dvc plots`), reports/model_card.md, reports/datasheet.md,
+        reports/datasheet.html, reports/report.html
 Run:    python -m pipeline.evaluate
 """
 
@@ -30,7 +31,7 @@ from pipeline.evaluation import (
     shortcuts,
     slices,
 )
-from pipeline.evaluation.report import METRICS, Both, Measured, Report, split_sizes
+from pipeline.evaluation.report import HEADLINE, METRICS, Both, Measured, Report, split_sizes
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8
 from pipeline.reporting import datasheet, html_page, model_card, tables
@@ -92,6 +93,7 @@ def main() -> None:
         draw.write_explanations(folder, report)
 
     stage.write_json(METRICS, report.plain())
+    stage.write_json(HEADLINE, report.headline())
     with stage.writing(REPORTS / "plots") as folder:
         folder.mkdir()
         for name, table in tables.plots(test, malignant, ours, keys, history=history, slices=by_slice).items():

@@ -48,7 +48,7 @@ class Project:
             ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout
         for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and name not in ("dvc.lock", "reports/metrics.json"):
+            if (ROOT / name).is_file() and name not in ("dvc.lock", "reports/headline.json"):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, root / name)
         recipe = yaml.safe_load((root / f"presets/{preset}.yaml").read_text())

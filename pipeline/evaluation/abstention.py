@@ -12,6 +12,7 @@ from leukdetect.decision import ReasonCode
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers, Sample, answer
 from pipeline.evaluation.metrics import Count, Estimate, Section
+from pipeline.evaluation.out_of_distribution import OTHER_LABORATORY
 from pipeline.model_file.onnx_model import OnnxModel
 
 # The reasons for a referral by check. The order matters: `AddedBy` counts what each check adds to those before it.
@@ -53,6 +54,11 @@ class Abstention(Referrals):
     risk_reported: Estimate
     aurc: Estimate
     foreign: dict[str, Foreign]
+
+    def unlikeness_auroc(self) -> Estimate:
+        """Of the kind that is told from smears worst: the lowest value, in an interval of the lowest ends."""
+        found = [kind.auroc for name, kind in self.foreign.items() if name != OTHER_LABORATORY]
+        return Estimate(min(e.value for e in found), min(e.low for e in found), min(e.high for e in found))
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """reports/metrics.json: the part of the model card for machines. Each section's class is beside what measures it.
 
+reports/headline.json has the few of its figures that people compare: DVC's metrics file, and MLflow's metrics.
+
 `metrics.schema.json`, beside this file, says the same as a JSON Schema, but for `low <= value <= high`. A figure that
 no class names cannot be written, so that every figure can be looked up.
 """
@@ -21,6 +23,7 @@ from pipeline.evaluation.shortcuts import Shortcuts
 from pipeline.stage import Problem
 
 METRICS = Path("reports/metrics.json")
+HEADLINE = Path("reports/headline.json")
 SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
 
 Each = TypeVar("Each", bound=Section)
@@ -73,16 +76,15 @@ class Report(Measured):
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
     explanations: Explanations
 
-    def headline(self) -> dict[str, Estimate]:
-        """The figures that a registered version is tagged with."""
-        figures = {
-            "balanced_accuracy": self.fp32.balanced_accuracy,
-            "malignant_sensitivity": self.fp32.malignant_sensitivity,
-            "ece": self.fp32.ece,
-            "margin_over_colour": self.margin_over_colour,
-            "int8_drop": self.int8_vs_fp32.balanced_accuracy_drop,
+    def headline(self) -> dict[str, Any]:
+        """reports/headline.json: what gate.yaml has bounds for, as single numbers, without what these classes lack."""
+        return {
+            "fp32": _of_file(self.fp32, self.abstention.fp32),
+            "int8": _of_file(self.int8, self.abstention.int8),
+            "margin_over_colour": round(self.margin_over_colour.value, 6),
+            "cells_masked": round(self.audit.cells_masked.balanced_accuracy.value, 6),
+            "int8_drop": round(self.int8_vs_fp32.balanced_accuracy_drop.value, 6),
         }
-        return {name: figure for name, figure in figures.items() if figure is not None}
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it, without what was not measured."""
@@ -109,3 +111,16 @@ def split_sizes(frame: pd.DataFrame) -> Split:
         test_groups=test["group"].nunique(),
         fewest_test_groups=int(test.groupby("class")["group"].nunique().min()),
     )
+
+
+def _of_file(file: WholeHeadline, declines: Abstention) -> dict[str, float]:
+    figures = {
+        "balanced_accuracy": file.balanced_accuracy.value,
+        "lowest_recall": min(each.recall.value for each in file.per_class.values()),  # of a class
+        "ece": file.ece.value,
+        "referred": declines.referred.value,
+        "unlikeness_auroc": declines.unlikeness_auroc().value,
+    }
+    if file.malignant_sensitivity is not None:
+        figures["malignant_sensitivity"] = file.malignant_sensitivity.value
+    return {name: round(value, 6) for name, value in figures.items()}

@@ -75,7 +75,6 @@ def _of_file(prefix: str, file: WholeHeadline, declines: Abstention, images: int
     def wider(name: str, bootstrap: Estimate) -> Estimate:
         return _wider(bootstrap, file.wilson[name])
 
-    kinds = [kind.auroc for name, kind in declines.foreign.items() if name != OTHER_LABORATORY]
     referred = _wider(declines.referred, metrics.wilson(round(declines.referred.value * images), images))
     sensitivity = file.malignant_sensitivity
     floors = {
@@ -94,7 +93,7 @@ def _of_file(prefix: str, file: WholeHeadline, declines: Abstention, images: int
         *(_floor(f"{prefix}{name}", *each) for name, each in floors.items()),
         _ceiling(f"{prefix}ECE", file.ece, gate.max_ece),
         _ceiling(f"{prefix}referred", referred, gate.max_referred),
-        _floor(f"{prefix}unlikeness AUROC", _worst(kinds), gate.min_unlikeness_auroc),
+        _floor(f"{prefix}unlikeness AUROC", declines.unlikeness_auroc(), gate.min_unlikeness_auroc),
     ]
 
 
@@ -114,13 +113,6 @@ def _wider(bootstrap: Estimate, wilson: Estimate) -> Estimate:
     independent: neither alone is safe.
     """
     return Estimate(bootstrap.value, min(bootstrap.low, wilson.low), max(bootstrap.high, wilson.high))
-
-
-def _worst(found: Sequence[Estimate]) -> Estimate:
-    """The lowest value of any kind, in an interval of the lowest ends."""
-    return Estimate(
-        min(each.value for each in found), min(each.low for each in found), min(each.high for each in found)
-    )
 
 
 def _floor(name: str, measured: Estimate, bound: Bound) -> Check:

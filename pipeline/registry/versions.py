@@ -25,7 +25,7 @@ from pipeline.stage import Problem
 
 LOGGED = (  # of reports/, to the run
     *("figures", "plots", "history"),
-    *("metrics.json", "predictions.csv", "parity.json", "report.html", "validation.json"),
+    *("headline.json", "metrics.json", "predictions.csv", "parity.json", "report.html", "validation.json"),
     *("model_card.md", "datasheet.md", "datasheet.html"),
 )
 TOP = (REPORTS, SOURCE.parent, params.PARAMS_FILE.parent)  # folders whose files lie at the top of the run's artifacts
@@ -60,7 +60,7 @@ def register(
         The run's id and the version.
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
-    headline = {tag: f"{estimate.value:.4f}" for tag, estimate in measured.headline().items()}
+    headline = {tag: f"{value:.4f}" for tag, value in tracking.flat(measured.headline(), ".").items()}
     registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     known = [each for each in registered if _has_files(client, name, str(each.version))]
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
@@ -194,8 +194,7 @@ def _logged() -> list[Path]:
 def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: Report, source: dict[str, Any]) -> None:
     for history in sorted((REPORTS / "history").glob("*.csv")):
         tracking.replay(run_id, history.stem, history)
-    numbers = {key: value for key, value in tracking.flat(measured.plain(), "/").items() if type(value) in (int, float)}
-    tracking.log_new(run_id, numbers)
+    tracking.log_new(run_id, tracking.flat(measured.headline(), "/"))  # metrics.json has the rest
     dataset = Dataset(
         name=source["source"],
         digest=model.contract.provenance.data_sha256[:16],  # MLflow takes 36 at most

@@ -10,6 +10,7 @@ import csv
 import json
 import subprocess
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 from leukdetect import page
@@ -20,7 +21,7 @@ from pipeline.stage import Problem
 TEMPLATE = Path(__file__).with_name("comment.md.jinja")
 REPORTS = Path("reports")
 COMMENT = REPORTS / "comment.md"
-MOST_CHARACTERS = 65_000  # GitHub takes 65,536
+MOST_CHARACTERS = 25_000  # of a table; GitHub takes 65,536 in all
 
 
 def main() -> None:
@@ -34,13 +35,13 @@ def main() -> None:
         registration=json.loads(judged.read_text()) if judged.is_file() else None,
         synthetic=judged.is_file() and report.read().synthetic,
         base=base,
-        changes={what: _changes(what, base) for what in ("params", "metrics")},
+        changes={what: _within(_changes(what, base)) for what in ("params", "metrics")},
         history=_rows("history.csv"),
         classes=list(dict.fromkeys(actual for actual, _ in counts)),
         counts=counts,
     )
     with stage.writing(COMMENT) as temporary:
-        temporary.write_text(text[:MOST_CHARACTERS])
+        temporary.write_text(text)
 
 
 def _changes(what: str, base: str) -> list[str]:
@@ -49,6 +50,13 @@ def _changes(what: str, base: str) -> list[str]:
     if done.returncode != 0:
         raise Problem(f"`dvc {what} diff {base}` says: {done.stderr.strip()}")
     return [line for line in done.stdout.splitlines() if line]
+
+
+def _within(lines: list[str]) -> tuple[int, list[str], int]:
+    """How many rows a table has, the lines that a comment has room for, and how many rows it has none for."""
+    ends = accumulate(len(line) + 1 for line in lines)
+    shown = [line for line, end in zip(lines, ends, strict=True) if end <= MOST_CHARACTERS]
+    return max(len(lines) - 2, 0), shown, len(lines) - len(shown)
 
 
 def _rows(name: str) -> list[dict[str, str]]:

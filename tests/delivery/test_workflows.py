@@ -185,17 +185,20 @@ stages:
   evaluate:
     cmd: >-
       echo trained >> times && cp params.yaml model &&
-      python measure.py > reports/metrics.json
+      python measure.py
     deps: [value]
     params: [epochs]
-    outs: [model]
-    metrics: [reports/metrics.json: {cache: false}]
+    outs: [model, reports/metrics.json]
+    metrics: [reports/headline.json: {cache: false}]
 """
 MEASURE = """
-import json, pathlib
+import pathlib
+from pipeline import stage
+from pipeline.evaluation import report
 from tests import measured
-recall = float(pathlib.Path("value").read_text())
-print(json.dumps(measured.plain({"fp32.per_class.pro.recall": recall})))
+found = measured.report({"fp32.per_class.pro.recall": float(pathlib.Path("value").read_text())})
+stage.write_json(report.METRICS, found.plain())
+stage.write_json(report.HEADLINE, found.headline())
 """
 PACKAGE = "from pkgutil import extend_path; __path__ = extend_path(__path__, __name__)"  # before the project's own
 GATE = """
@@ -226,7 +229,7 @@ class Project:
         for name, content in {
             "dvc.yaml": DVC_YAML, "pipeline/register.py": GATE, "pipeline/__init__.py": PACKAGE, "measure.py": MEASURE,
             "params.yaml": "epochs: 1\n", "value": "0.95\n",
-            ".gitignore": "/model\n/times\n/reports/*\n!/reports/metrics.json\n",
+            ".gitignore": "/model\n/times\n/reports/*\n!/reports/headline.json\n",
         }.items():  # fmt: skip
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(content)
@@ -279,7 +282,7 @@ def test_a_training_pulls_pushes_and_is_judged_and_a_later_one_repeats_nothing(t
     told = (again.folder / "reports/comment.md").read_text()
     assert told.startswith("## Training: leukdetect version 7 was refused by the gate\n")
     assert "| recall of pro | 0.8000 | ≥ 0.9000 | **FAILS** |" in told
-    assert re.search(r"\| reports/metrics.json \| fp32.per_class.pro.recall.value +\| 0.95 +\| 0.8 +\| -0.15", told)
+    assert re.search(r"\| reports/headline.json \| fp32.lowest_recall +\| 0.9 +\| 0.8 +\| -0.1 ", told)
     assert re.search(r"\| params.yaml \| epochs +\| 1 +\| 2 ", told)
     assert "no clinical meaning" in told
     assert again.step("nonsense") == 2
@@ -344,9 +347,16 @@ def test_a_training_that_did_not_reach_the_gate_is_told_of_too(reports: Path) ->
 
 
 def test_the_comment_fits_what_github_takes(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pull_request, "_changes", lambda what, base: ["x" * 100_000] * 3)
+    rows = [f"| register.name | {'x' * number} |" for number in range(1000)]
+    monkeypatch.setattr(pull_request, "_changes", lambda what, base: ["| a | b |", "|---|---|", *rows])
     pull_request.main()
-    assert len((reports / "comment.md").read_text()) < 65_536
+    told = (reports / "comment.md").read_text()
+    assert len(told) < 65_536
+    lines = told.splitlines()
+    assert "<details><summary>metrics: 1000 changed since origin/main</summary>" in lines
+    shown = sum(line in rows for line in lines)
+    assert f"{1000 - shown // 2} more: `dvc params diff origin/main`" in lines
+    assert told.count("<details>") == told.count("</details>") == 2
 
 
 def test_a_revision_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,7 @@ class TestFiles:
         assert {path.relative_to(done).as_posix() for path in files} == {
             "reports/history/fine_tune.csv",
             "reports/history/train_head.csv",
+            "reports/headline.json",
             "reports/metrics.json",
             "reports/datasheet.html",
             "reports/datasheet.md",

@@ -82,9 +82,10 @@ def write_data() -> None:
 
 
 def write_reports(balanced_accuracy: float = 0.9) -> None:
-    metrics = measured.plain(measured.good({"fp32.balanced_accuracy": balanced_accuracy}))
+    found = measured.report(measured.good({"fp32.balanced_accuracy": balanced_accuracy}))
     files = {
-        "metrics.json": json.dumps(metrics),
+        "metrics.json": json.dumps(found.plain()),
+        "headline.json": json.dumps(found.headline()),
         "history/train_head.csv": "epoch,loss,seconds\n0,1.5,3\n1,1.0,3\n",
         "figures/roc.png": "png",
         "plots/roc.csv": "fpr,tpr\n",
@@ -160,8 +161,10 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     run = client.get_run(registration()["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["gate"] == "passed"
-    assert run.data.metrics["fp32/balanced_accuracy/value"] == 0.9
-    assert "synthetic" not in run.data.metrics
+    assert run.data.metrics["fp32/balanced_accuracy"] == 0.9
+    shown = set(run.data.metrics) - {"train_head/loss", "train_head/seconds"}
+    assert shown == set(tracking.flat(json.loads(Path("reports/headline.json").read_text()), "/"))
+    assert len(shown) == 15
     assert run.data.params["fine_tune.optimizer"] == "adam"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "train_head/loss")] == [1.5, 1.0]
     assert run.inputs
@@ -169,7 +172,15 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
         *("figures", "plots", "history", "validation.json", "params.yaml", "source.json"),
-        *("metrics.json", "model_card.md", "datasheet.md", "datasheet.html", "report.html", "predictions.csv"),
+        *(
+            "headline.json",
+            "metrics.json",
+            "model_card.md",
+            "datasheet.md",
+            "datasheet.html",
+            "report.html",
+            "predictions.csv",
+        ),
     }
 
     version = client.get_model_version("leukdetect", "1")
@@ -177,7 +188,7 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     assert str(version.description).startswith("Trained on rendered images: its numbers have no clinical meaning.")
     assert version.tags["leukdetect.data_sha256"] == "0" * 64  # what the file says of itself
     assert version.tags["leukdetect.git_commit"] == "0" * 40
-    assert (version.tags["balanced_accuracy"], version.tags["int8_drop"]) == ("0.9000", "0.0100")
+    assert (version.tags["fp32.balanced_accuracy"], version.tags["int8_drop"]) == ("0.9000", "0.0100")
 
 
 def test_the_run_that_the_model_file_names_is_used_with_what_it_holds_already(project: Path) -> None:
@@ -319,7 +330,7 @@ def test_registering_the_same_file_again_changes_nothing(project: Path) -> None:
     before = (aliases(), versions(), len(promotions()), registration()["run_id"])
     register.main()
     assert (aliases(), versions(), len(promotions()), registration()["run_id"]) == before
-    points = tracking.client().get_metric_history(before[3], "fp32/balanced_accuracy/value")
+    points = tracking.client().get_metric_history(before[3], "fp32/balanced_accuracy")
     assert len(points) == 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation import report
+from pipeline.registry.bounds import FileBounds
 from pipeline.stage import Problem
 from tests import measured
 
@@ -55,3 +56,23 @@ def test_what_was_not_measured_is_left_out_and_numbers_have_six_decimals() -> No
     assert str(plain["margin_over_colour"]["value"]) == "0.0"
     assert "cross_validation" not in plain
     assert "cell" not in plain["explanations"]
+
+
+def test_the_headline_is_what_the_gate_has_bounds_for_and_short() -> None:
+    found = measured.report({"int8.per_class.pre.recall": 0.123456789, "abstention.fp32.foreign.noise.auroc": 0.7})
+    headline = found.headline()
+    of_a_file = {f"{end}_{name}" for end, name in (("min", "balanced_accuracy"), ("max", "ece"), ("max", "referred"))}
+    of_a_file |= {"min_class_recall", "min_malignant_sensitivity", "min_unlikeness_auroc"}
+    assert of_a_file == set(FileBounds.model_fields)
+    names = {"balanced_accuracy", "ece", "referred", "lowest_recall", "malignant_sensitivity", "unlikeness_auroc"}
+    assert set(headline["fp32"]) == set(headline["int8"]) == names
+    assert set(headline) == {"fp32", "int8", "margin_over_colour", "cells_masked", "int8_drop"}
+    assert headline["int8"]["lowest_recall"] == 0.123457
+    assert headline["fp32"]["unlikeness_auroc"] == 0.7  # of the kind that is told from smears worst
+
+
+def test_the_headline_lacks_what_means_nothing_for_the_classes() -> None:
+    plain = measured.plain()
+    for file in ("fp32", "int8"):
+        plain[file]["malignant_sensitivity"] = None
+    assert "malignant_sensitivity" not in report.Report.model_validate(plain, strict=False).headline()["fp32"]
