@@ -18,8 +18,9 @@ from serving.request import auth
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m serving.keys", description="Makes an API key.")
+    roles = "reviewer: confirm also what other keys asked; admin: all of it"
     parser.add_argument("name", help="whose key it is, as logs will name it")
-    parser.add_argument("--role", required=True, choices=get_args(auth.Role), help="admin may predict, too")
+    parser.add_argument("--role", required=True, choices=get_args(auth.Role), help=roles)
     parser.add_argument("--per-minute", type=int, help="how many requests a minute it may send (no limit)")
     parser.add_argument("--append", type=Path, metavar="FILE", help="add its line to this file instead of printing it")
     asked = parser.parse_args()

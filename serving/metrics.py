@@ -55,6 +55,9 @@ class Metrics:
             "unlikeness", "Distance from the training images; 1 is the referral threshold", buckets=UNLIKENESS
         )
         self.feedback = gauge("feedback", "Confirmed labels, and whether the answer agreed", ["class", "agrees"])
+        self.feedback_labels = counter("feedback_labels", "Labels given: the first, changed, or repeated", ["kind"])
+        for kind in ("first", "changed", "repeated"):
+            self.feedback_labels.labels(kind)
         self.feedback_dropped = counter("feedback_dropped", "Answers that could not be kept for feedback")
         # the model
         self.model_info = gauge(

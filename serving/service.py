@@ -42,7 +42,7 @@ class Service:
         self.engine = Engine(sizes | {"shadow": BATCH}, models.champion.seconds_an_image, metrics)
         self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)
         file = settings.feedback_db or settings.cache_dir / "feedback.db"
-        self.feedback = Feedback(file, settings.feedback_days, metrics.feedback, metrics.feedback_dropped)
+        self.feedback = Feedback(file, settings.feedback_days, metrics)
         self.window, self.history = Window(metrics), History(metrics)
         self._periodic = (
             Periodic("drift", drift_window.SECONDS, self.window.compare),

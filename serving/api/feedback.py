@@ -28,26 +28,23 @@ class Label(BaseModel):
 
 @router.post(
     "/feedback",
-    responses=problems.documented(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503),
+    responses=problems.documented(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 500, 503),
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": Label.model_json_schema()}}}
     },
 )
 async def confirm(request: Request) -> Confirmed:
-    """Keeps a confirmed label for a prediction, by the prediction's request id. The last one counts."""
+    """Keeps a confirmed label for a prediction, by the prediction's request id. The last one counts.
+
+    For the key that asked, or one of role reviewer. The class is one of the version's that answered.
+    """
     service = of(request)
     # Not a parameter of the function: the framework would read a body of any size.
     async with received(request, MAX_BODY_BYTES) as content:
         label = _label(content)
-    classes = [each.key for each in service.models.champion.contract.classes]
-    if label.class_ not in classes:
-        detail = f"class: must be one of {', '.join(classes)}."
-        raise problems.ProblemError(422, "unknown-class", "No class of this model", detail)
+    served = [each.key for each in service.models.champion.contract.classes]
     try:
-        confirmed = await service.feedback.confirm(label.request_id, label.class_)
-    except KeyError as error:
-        detail = "No prediction of this request id is known. They are remembered for some time only."
-        raise problems.ProblemError(404, "unknown-prediction", "No such prediction", detail) from error
+        confirmed = await service.feedback.confirm(label.request_id, label.class_, request.state.api_key, served)
     except (sqlite3.Error, OSError) as error:
         detail = "Feedback cannot be kept now. Try again later."
         title = "Feedback is unavailable"

@@ -71,7 +71,8 @@ async def predict(request: Request) -> Response:
     async with one_image(request) as sent:
         service = of(request)
         request_id = request.state.request_id
-        answered = await answer(service, champion(request), request_id, sent.data, sent.deadline, sent.read_seconds)
+        model, by = champion(request), request.state.key
+        answered = await answer(service, model, request_id, by, sent.data, sent.deadline, sent.read_seconds)
     request.state.decided = time.perf_counter()
     return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -97,7 +98,7 @@ async def predict_batch(request: Request) -> Response:
             detail = f"The form has {len(files)} fields named '{upload.FIELD}'; send 1 to {settings.max_batch_files}."
             raise problems.ProblemError(413 if files else 422, "batch-size", "Not that many images", detail)
         turn = asyncio.Semaphore(BATCH_AT_ONCE)
-        model = champion(request)  # of them all, whatever is switched to meanwhile
+        model, by = champion(request), request.state.key  # of them all, whatever is switched to meanwhile
 
         async def one(index: int, data: bytes) -> BatchItem:
             request_id = f"{request.state.request_id}-{index}"
@@ -106,7 +107,8 @@ async def predict_batch(request: Request) -> Response:
                     if len(data) > settings.max_body_bytes:
                         raise problems.body_too_large(settings.max_body_bytes)
                     deadline = read_deadline(request, settings)
-                    return BatchItem(index=index, prediction=await answer(service, model, request_id, data, deadline))
+                    answered = await answer(service, model, request_id, by, data, deadline)
+                    return BatchItem(index=index, prediction=answered)
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
                 except Exception:  # our own fault, of which the others know nothing
@@ -121,9 +123,15 @@ async def predict_batch(request: Request) -> Response:
 
 
 async def answer(
-    service: Service, model: Model, request_id: str, data: bytes, deadline: float, read_seconds: float = 0.0
+    service: Service,
+    model: Model,
+    request_id: str,
+    by: str | None,
+    data: bytes,
+    deadline: float,
+    read_seconds: float = 0.0,
 ) -> Prediction:
-    """One image's way from bytes to answer.
+    """One image's way from bytes to answer; `by`: the name of whose key asks.
 
     Raises:
         ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
@@ -132,7 +140,7 @@ async def answer(
         image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)
     answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
     count(service.metrics, answered)
-    service.feedback.record(request_id, answered.class_, answered.model.version)
+    service.feedback.record(request_id, answered.class_, answered.model.version, list(answered.probabilities), by)
     service.shadow.offer(image.pixels, answered)
     service.window.add(model, image, scores)
     return answered

@@ -1,6 +1,7 @@
 """The SQLite file that remembers each answer's class, and what people confirmed about it.
 
-Kept of an answer are its request id, class, model version and time: no image, and nothing of the client.
+Kept of an answer are its request id, class, model version, that version's classes, time, and the name of the key that
+asked: no image, and nothing else of the client. Of its labels the first and each change, with the key's name and time.
 """
 
 import asyncio
@@ -9,41 +10,46 @@ import logging
 import queue
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, Field
 
+from serving.metrics import Metrics
+from serving.observability import feedback_file
 from serving.periodic import Periodic
+from serving.problems import ProblemError
+from serving.request.auth import Key
 
 BATCH_SECONDS = 0.2  # answers of this time are written together
 MOST_WAITING = 10_000  # answers in memory; a disk that is slower than this loses some
-BUSY_SECONDS = 2.0  # how long another process, a back-up say, may hold the file
 CONFIRM_SECONDS = 10.0
 PRUNE_SECONDS = 3600.0
+MOST_CHANGES = 20  # of one answer's label, so that nobody fills the disk
+JUMP_SECONDS = 3600.0  # by which the clock may differ from the time that has passed
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS predictions (
-    request_id TEXT PRIMARY KEY, class TEXT NOT NULL, version TEXT, at INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS predictions_at ON predictions (at);
-CREATE TABLE IF NOT EXISTS feedback (
-    request_id TEXT PRIMARY KEY REFERENCES predictions ON DELETE CASCADE, confirmed TEXT NOT NULL, at INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
-# One statement for all: SQLite releases the interpreter's lock for each statement, and so switches threads.
-_KEEP = """
-INSERT OR IGNORE INTO predictions SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
+# Few statements for all: SQLite releases the interpreter's lock for each statement, and so switches threads.
+_KEEP = (
+    "INSERT OR IGNORE INTO label_sets (classes) SELECT DISTINCT value ->> 4 FROM json_each(?)",
+    """
+INSERT OR IGNORE INTO predictions (request_id, class, version, at, label_set, asked_by)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3,
+    (SELECT id FROM label_sets WHERE classes = value ->> 4), value ->> 5 FROM json_each(?)
+""",
+)
+_ANSWER = """
+SELECT class, version, asked_by, classes FROM predictions LEFT JOIN label_sets ON id = label_set WHERE request_id = ?
 """
 _COUNTS = """
-SELECT confirmed, confirmed = class, count(*) FROM feedback JOIN predictions USING (request_id) GROUP BY 1, 2
+SELECT confirmed, confirmed = class, count(*) FROM labels JOIN predictions USING (request_id)
+WHERE id IN (SELECT max(id) FROM labels GROUP BY request_id) GROUP BY 1, 2
 """
 # What a person confirmed is never deleted by age: a clock that is ahead would take it all.
-_DELETE = "DELETE FROM predictions WHERE at < ? AND request_id NOT IN (SELECT request_id FROM feedback)"
+_DELETE = "DELETE FROM predictions WHERE at < ? AND request_id NOT IN (SELECT request_id FROM labels)"
 log = logging.getLogger(__name__)
 
 
@@ -57,14 +63,16 @@ class Confirmed(BaseModel):
     version: str | None = Field(description="of the model that answered; null for a file that was named directly")
 
 
-_Row = tuple[str, str, str | None, int]  # of an answer: request id, class, version, time
+_Row = tuple[str, str, str | None, int, str, str | None]  # request id, class, version, time, its classes, who asked
 
 
 @dataclass(frozen=True)
 class _Question:
     request_id: str
     class_key: str
-    future: Future[Confirmed | None] = field(default_factory=Future)
+    key: Key | None
+    served: str
+    future: Future[Confirmed] = field(default_factory=Future)
 
 
 class Feedback:
@@ -74,48 +82,51 @@ class Feedback:
     predictions go on, answers are dropped and counted in `dropped`, and the log says so once, and once more when it
     works again. A file that is corrupt is moved aside to `….corrupt` (in place of an earlier one), logged as an
     error, and a new one begun: a server that refused to serve would cost more than the counts.
-
-    `counts` has the labels class (the confirmed one) and agrees ("true", "false").
     """
 
-    def __init__(self, path: Path, days: int, counts: Gauge, dropped: Counter) -> None:
+    def __init__(self, path: Path, days: int, metrics: Metrics) -> None:
         self._path = path
         self._days = days
-        self._counts = counts
-        self._dropped = dropped
+        self._counts, self._given, self._dropped = metrics.feedback, metrics.feedback_labels, metrics.feedback_dropped
         self._shown: set[tuple[str, bool]] = set()
         self._queue: queue.SimpleQueue[_Row | _Question] = queue.SimpleQueue()
         self._closed = False
         self._failing = False
         self._jumped = False
+        self._behind = _behind()
         self._prune_at = time.monotonic()
         self._db: sqlite3.Connection | None = None
         self.periodic = Periodic("feedback", BATCH_SECONDS, self._turn)
         self.periodic.start()
 
-    def record(self, request_id: str, class_key: str, version: str | None) -> None:
-        """Remembers an answer. Returns at once; it is written a moment later."""
+    def record(
+        self, request_id: str, class_key: str, version: str | None, classes: Sequence[str], by: str | None
+    ) -> None:
+        """Remembers an answer, its version's classes, and whose key asked. It is written a moment later."""
         if self._closed or self._queue.qsize() >= MOST_WAITING:
             self._dropped.inc()
         else:
-            self._queue.put((request_id, class_key, version, int(time.time())))
+            self._queue.put((request_id, class_key, version, int(time.time()), " ".join(classes), by))
 
-    async def confirm(self, request_id: str, class_key: str) -> Confirmed:
-        """Keeps a confirmed label, in place of an earlier one for the same answer.
+    async def confirm(self, request_id: str, class_key: str, key: Key | None, served: Sequence[str]) -> Confirmed:
+        """Keeps a confirmed label; the last one counts.
+
+        Args:
+            request_id: of the answer.
+            class_key: the class that was confirmed.
+            key: whose word it is; None where no keys are in use.
+            served: the classes of the present model, for answers from before their own were kept.
 
         Raises:
-            KeyError: no answer of this id is known (any more).
+            ProblemError: 404, 403, 422 or 409: no such answer, not this key's to confirm, no such class, changed often.
             sqlite3.Error, OSError: it cannot be kept now.
         """
         if self._closed:
             raise OSError("the server is stopping")
-        question = _Question(request_id, class_key)
+        question = _Question(request_id, class_key, key, " ".join(served))
         self._queue.put(question)  # behind the answers that wait, so that they are written first
         self.periodic.wake()
-        confirmed = await asyncio.wait_for(asyncio.wrap_future(question.future), CONFIRM_SECONDS)
-        if confirmed is None:
-            raise KeyError(request_id)
-        return confirmed
+        return await asyncio.wait_for(asyncio.wrap_future(question.future), CONFIRM_SECONDS)
 
     def close(self) -> None:
         """Writes what waits, and ends."""
@@ -139,47 +150,42 @@ class Feedback:
             return
         try:
             with self._transaction() as db:
-                db.execute(_KEEP, [json.dumps(rows)])
+                for statement in _KEEP:
+                    db.execute(statement, [json.dumps(rows)])
         except (sqlite3.Error, OSError):
             self._dropped.inc(len(rows))
 
     def _settle(self, question: _Question) -> None:
         try:
             with self._transaction() as db:
-                confirmed = self._confirm(db, question.request_id, question.class_key)
-        except (sqlite3.Error, OSError) as error:
+                confirmed, kind = _confirm(db, question)
+                self._show(db)
+        except (sqlite3.Error, OSError, ProblemError) as error:
             question.future.set_exception(error)
         else:
+            self._given.labels(kind).inc()
             question.future.set_result(confirmed)
-
-    def _confirm(self, db: sqlite3.Connection, request_id: str, class_key: str) -> Confirmed | None:
-        row = db.execute("SELECT class, version FROM predictions WHERE request_id = ?", (request_id,)).fetchone()
-        if row is None:
-            return None
-        predicted, version = row
-        db.execute("INSERT OR REPLACE INTO feedback VALUES (?, ?, ?)", (request_id, class_key, int(time.time())))
-        self._show(db)
-        return Confirmed(
-            request_id=request_id,
-            predicted=predicted,
-            confirmed=class_key,
-            agrees=class_key == predicted,
-            version=version,
-        )
 
     def _prune(self) -> None:
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         too_old = int(time.time()) - self._days * 24 * 3600
         with suppress(sqlite3.Error, OSError), self._transaction() as db:
             (newest,) = db.execute("SELECT max(at) FROM predictions").fetchone()
-            if not self._jumped and newest is not None and newest < too_old:
-                self._jumped = True
-                log.warning(
-                    "no answer is younger than feedback_days: is the clock right? None is deleted until a restart"
-                )
+            jump, self._behind = _behind() - self._behind, _behind()
+            if abs(jump) > JUMP_SECONDS:
+                self._told("the clock has jumped by %.1f hours", jump / 3600)
+            elif newest is not None and newest < too_old:
+                self._told("no answer is younger than feedback_days: is the clock right?")
+            elif newest is not None and newest > time.time() + JUMP_SECONDS:
+                self._told("answers are from the future: is the clock right?")
             if not self._jumped:
                 db.execute(_DELETE, (too_old,))
             self._show(db)
+
+    def _told(self, what: str, *numbers: float) -> None:
+        if not self._jumped:
+            log.warning(what + "; no answer is deleted until a restart", *numbers)
+        self._jumped = True
 
     def _show(self, db: sqlite3.Connection) -> None:
         """Sets the gauge; a count that was shown and is no more becomes 0."""
@@ -194,7 +200,7 @@ class Feedback:
         """The database, until the block ends; after an error the next block begins with opening it again."""
         try:
             if self._db is None:
-                self._db = _open(self._path)
+                self._db = feedback_file.opened(self._path)
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
@@ -205,49 +211,48 @@ class Feedback:
             if self._db:
                 self._db.close()
                 self._db = None
-                if _is_corrupt(error):
-                    _move_aside(self._path)
+                if feedback_file.is_corrupt(error):
+                    feedback_file.move_aside(self._path)
             raise
         if self._failing:
             log.info("answers are kept for feedback again")
             self._failing = False
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Opens the file, or begins a new one; one that is corrupt is moved aside."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        if not _is_corrupt(error):
-            raise
-        _move_aside(path)
-        return _connect(path)
+def _confirm(db: sqlite3.Connection, asked: _Question) -> tuple[Confirmed, Literal["first", "changed", "repeated"]]:
+    """Keeps the label, if that may be, and says whether it is the first, another than before, or the same again."""
+    row = db.execute(_ANSWER, (asked.request_id,)).fetchone()
+    if row is None:
+        detail = "No prediction of this request id is known. They are remembered for some time only."
+        raise ProblemError(404, "unknown-prediction", "No such prediction", detail)
+    predicted, version, asked_by, classes = row
+    if asked.key and not asked.key.may("reviewer") and asked.key.name != asked_by:
+        detail = "Only the key that asked for this prediction may confirm its class, or a key of role reviewer."
+        raise ProblemError(403, "not-yours", "Not allowed", detail)
+    if asked.class_key not in (keys := (classes or asked.served).split()):
+        detail = f"class: must be one of {', '.join(keys)}."
+        raise ProblemError(422, "unknown-class", "No class of the model that answered", detail)
+    labels = db.execute("SELECT confirmed FROM labels WHERE request_id = ? ORDER BY id", (asked.request_id,)).fetchall()
+    kind: Literal["first", "changed", "repeated"] = "first"
+    if labels:
+        kind = "repeated" if labels[-1] == (asked.class_key,) else "changed"
+    if len(labels) > MOST_CHANGES and kind == "changed":
+        detail = f"The class of this prediction was changed {MOST_CHANGES} times; the last one stands."
+        raise ProblemError(409, "changed-too-often", "Changed too often", detail)
+    if kind != "repeated":
+        db.execute(
+            "INSERT INTO labels (request_id, confirmed, confirmed_by, at) VALUES (?, ?, ?, ?)",
+            (asked.request_id, asked.class_key, asked.key and asked.key.name, int(time.time())),
+        )
+    return Confirmed(
+        request_id=asked.request_id,
+        predicted=predicted,
+        confirmed=asked.class_key,
+        agrees=asked.class_key == predicted,
+        version=version,
+    ), kind
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level None: transactions are ours to begin. The thread that closes it is not the one that opened it.
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last rows, and never the file
-        db.execute("PRAGMA foreign_keys = ON")
-        db.executescript(_TABLES)
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
-def _is_corrupt(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the rest says where exactly
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _move_aside(path: Path) -> None:
-    log.error("the feedback file is corrupt: it is moved aside, and a new one begun", extra={"file": path.name})
-    for suffix in ("", "-wal", "-shm"):  # a process that still has the old file open shares its own two
-        aside = Path(f"{path}.corrupt{suffix}")
-        aside.unlink(missing_ok=True)
-        if (part := Path(f"{path}{suffix}")).exists():
-            part.replace(aside)
+def _behind() -> float:
+    """Seconds from the machine's start to 1970, by its clock: it changes where the clock is set."""
+    return time.time() - time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,7 +1,7 @@
 """Who may do what: API keys from a file of hashes, as a dependency of routes: `Depends(auth.Required("predict"))`.
 
 A line of the file is `NAME ROLE SHA256HEX [REQUESTS_PER_MINUTE]`; `python -m serving.keys` makes it. `#` begins a
-comment. Without a file anyone may predict, and nobody is admin.
+comment. Without a file anyone may predict and confirm, and nobody is admin.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
@@ -20,7 +20,7 @@ from fastapi.security.base import SecurityBase
 
 from serving.problems import ProblemError
 
-Role = Literal["predict", "admin"]
+Role = Literal["predict", "reviewer", "admin"]  # each may do what those before it may
 
 LOOK_SECONDS = 1.0  # how often to look whether the file has changed
 BURST_SECONDS = 5.0  # of its rate, a key may use this much at once
@@ -40,6 +40,10 @@ class Key:
     role: Role
     digest: bytes = field(repr=False)  # SHA-256 of the key
     per_minute: int | None = None
+
+    def may(self, role: Role) -> bool:
+        """Whether it has this role's rights."""
+        return get_args(Role).index(self.role) >= get_args(Role).index(role)
 
     def line(self) -> str:
         """As the file has it."""
@@ -84,7 +88,7 @@ class Access:
                 detail = "Nobody is admin here: set LEUKDETECT_KEYS_FILE to a file that has a key of role admin."
                 raise ProblemError(403, "forbidden", "Not allowed", detail)
             return
-        if found.role not in (role, "admin"):
+        if not found.may(role):
             detail = f"This needs a key of role {role}; {found.name} has role {found.role}."
             raise ProblemError(403, "forbidden", "Not allowed", detail)
         if found.per_minute is not None:
@@ -142,6 +146,7 @@ class Required(SecurityBase):
         access: Access = request.app.state.access
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         found = access.known(key.strip() if scheme.lower() == "bearer" else request.headers.get("X-API-Key"))
+        request.state.api_key = found
         request.state.key = found.name if found else None  # for the log, of one that is refused too
         access.allow(self._role, found)
         return found.name if found else None
@@ -185,12 +190,12 @@ def _parse(fields: list[str]) -> Key:
     if not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,39}", name, re.ASCII):
         raise KeysError("the name must be of at most 40 letters, digits and . _ - @")
     if role not in get_args(Role):
-        raise KeysError(f"the role must be {' or '.join(get_args(Role))}")
+        raise KeysError(f"the role must be one of {', '.join(get_args(Role))}")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise KeysError("the hash must be a SHA-256 in 64 lower-case hexadecimal digits")
     if rate and not re.fullmatch(r"[1-9][0-9]{0,8}", rate[0]):
         raise KeysError("the requests per minute must be a whole number above 0")
-    return Key(name, "admin" if role == "admin" else "predict", bytes.fromhex(digest), int(rate[0]) if rate else None)
+    return Key(name, cast(Role, role), bytes.fromhex(digest), int(rate[0]) if rate else None)
 
 
 def _read(file: Path) -> list[Key]:

@@ -5,7 +5,7 @@ import logging
 import resource
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,39 +13,52 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from serving.api import feedback
-from serving.observability import feedback_store
+from serving.metrics import Metrics
+from serving.observability import feedback_file, feedback_store
 from serving.observability.feedback_store import Confirmed, Feedback
-from serving.request.auth import Access, Key, digest_of
+from serving.problems import ProblemError
+from serving.request.auth import Access, Key, Role, digest_of
 from serving.request.upload import Buffered
 from tests import tiny_model
 from tests.serving.request.test_auth import serve
+
+KEYS = ("benign", "early", "pre", "pro")
+
+
+def key(name: str, role: Role = "predict") -> Key:
+    return Key(name, role, digest_of(name))
 
 
 class Store:
     """A store with its metrics."""
 
     def __init__(self, path: Path, days: int = 90) -> None:
-        registry = CollectorRegistry()
-        self.gauge = Gauge("feedback", "x", ["class", "agrees"], registry=registry)
-        self.counter = Counter("dropped", "x", registry=registry)
-        self.feedback = Feedback(path, days, self.gauge, self.counter)
+        self.metrics = Metrics()
+        self.feedback = Feedback(path, days, self.metrics)
 
-    def confirm(self, request_id: str, class_key: str) -> Confirmed:
-        return asyncio.run(self.feedback.confirm(request_id, class_key))
+    def record(self, request_id: str, class_key: str, version: str | None, by: str | None = None) -> None:
+        self.feedback.record(request_id, class_key, version, KEYS, by)
+
+    def confirm(
+        self, request_id: str, class_key: str, by: Key | None = None, served: Sequence[str] = KEYS
+    ) -> Confirmed:
+        return asyncio.run(self.feedback.confirm(request_id, class_key, by, served))
+
+    def given(self, kind: str) -> float | None:
+        return self.metrics.registry.get_sample_value("leukdetect_feedback_labels_total", {"kind": kind})
 
     @property
     def counts(self) -> dict[tuple[str, str], float]:
         """By confirmed class and agreement; without zeros."""
-        [metric] = self.gauge.collect()
+        [metric] = self.metrics.feedback.collect()
         values = {(sample.labels["class"], sample.labels["agrees"]): sample.value for sample in metric.samples}
         return {labels: value for labels, value in values.items() if value}
 
     @property
     def dropped(self) -> float:
-        [metric] = self.counter.collect()
+        [metric] = self.metrics.feedback_dropped.collect()
         return metric.samples[0].value
 
 
@@ -69,7 +82,7 @@ def is_ready(path: Path) -> bool:
     if not path.exists():
         return False
     with closing(sqlite3.connect(path)) as db:
-        return db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'feedback'").fetchone() == (1,)
+        return db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'labels'").fetchone() == (1,)
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -90,8 +103,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_feedback_right_after_its_prediction_is_known_and_counted(path: Path) -> None:
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
-        store.feedback.record("b", "pro", None)
+        store.record("a", "pre", "7")
+        store.record("b", "pro", None)
         assert store.confirm("a", "pre") == Confirmed(
             request_id="a", predicted="pre", confirmed="pre", agrees=True, version="7"
         )
@@ -103,7 +116,7 @@ def test_feedback_right_after_its_prediction_is_known_and_counted(path: Path) ->
 
 def test_a_second_feedback_replaces_the_first(path: Path) -> None:
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         store.confirm("a", "pro")
         assert store.counts == {("pro", "false"): 1}
         assert store.confirm("a", "pre").agrees
@@ -111,24 +124,25 @@ def test_a_second_feedback_replaces_the_first(path: Path) -> None:
 
 
 def test_an_id_nobody_answered_is_unknown(path: Path) -> None:
-    with opened(path) as store, pytest.raises(KeyError):
+    with opened(path) as store, pytest.raises(ProblemError) as refused:
         store.confirm("a", "pre")
+    assert (refused.value.status, refused.value.code) == (404, "unknown-prediction")
 
 
 def test_an_id_that_comes_twice_keeps_its_first_answer_and_harms_no_other(path: Path) -> None:
     with opened(path) as store:
         for request_id, class_key in (("a", "pre"), ("a", "pro"), ("b", "pro")):
-            store.feedback.record(request_id, class_key, "7")
+            store.record(request_id, class_key, "7")
     assert rows(path) == {("a", "pre", "7"), ("b", "pro", "7")}
     assert store.dropped == 0
 
 
 def test_closing_writes_what_waits_and_the_next_start_shows_the_counts(path: Path) -> None:
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         store.confirm("a", "pre")
         for number in range(1000):
-            store.feedback.record(f"n{number}", "pro", "7")
+            store.record(f"n{number}", "pro", "7")
     assert len(rows(path)) == 1001
     assert store.dropped == 0
     with opened(path) as store:
@@ -138,7 +152,7 @@ def test_closing_writes_what_waits_and_the_next_start_shows_the_counts(path: Pat
 def test_after_closing_answers_are_counted_as_dropped_and_a_label_is_refused(path: Path) -> None:
     with opened(path) as store:
         pass
-    store.feedback.record("a", "pre", "7")
+    store.record("a", "pre", "7")
     assert store.dropped == 1
     with pytest.raises(OSError, match="stopping"):
         store.confirm("a", "pre")
@@ -147,7 +161,7 @@ def test_after_closing_answers_are_counted_as_dropped_and_a_label_is_refused(pat
 def test_what_waits_too_long_is_deleted_and_what_is_confirmed_stays(path: Path) -> None:
     with opened(path) as store:
         for request_id in "abcdef":
-            store.feedback.record(request_id, "pre", "7")
+            store.record(request_id, "pre", "7")
         store.confirm("a", "pre")
         store.confirm("f", "pre")
     with closing(sqlite3.connect(path)) as db, db:
@@ -156,41 +170,68 @@ def test_what_waits_too_long_is_deleted_and_what_is_confirmed_stays(path: Path) 
         eventually(lambda: rows(path) == {("a", "pre", "7"), ("f", "pre", "7")}, "the old rows are still there")
         assert store.counts == {("pre", "true"): 2}
         with closing(sqlite3.connect(path)) as db:
-            assert db.execute("SELECT request_id FROM feedback").fetchall() == [("a",), ("f",)]
+            assert db.execute("SELECT request_id FROM labels").fetchall() == [("a",), ("f",)]
 
 
 def test_a_clock_that_is_far_ahead_deletes_nothing_and_is_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(path) as store:
         for request_id in "abc":
-            store.feedback.record(request_id, "pre", "7")
+            store.record(request_id, "pre", "7")
         store.confirm("a", "pre")
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE predictions SET at = at - 100 * 86400")
     with opened(path) as store:
         eventually(lambda: "is the clock right?" in caplog.text, "the jump was not told of")
-        store.feedback.record("d", "pre", "7")
+        store.record("d", "pre", "7")
         eventually(lambda: len(rows(path)) == 4, "a row is missing")
+
+
+@pytest.mark.parametrize("hours", [100 * 24, -100 * 24])
+def test_a_clock_that_is_set_while_the_server_runs_deletes_nothing_and_is_told_of(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    monkeypatch.setattr(feedback_store, "PRUNE_SECONDS", 0.01)
+    clock = time.time
+    with opened(path) as store:
+        for request_id in "abc":
+            store.record(request_id, "pre", "7")
+        eventually(lambda: len(rows(path)) == 3 if is_ready(path) else False, "the rows")
+        monkeypatch.setattr(time, "time", lambda: clock() + 3600 * hours)
+        store.record("d", "pre", "7")
+        eventually(lambda: f"the clock has jumped by {hours}.0 hours" in caplog.text, "the jump was not told of")
+        store.record("e", "pre", "7")
+        eventually(lambda: len(rows(path)) == 5, "a row is missing")
+    assert caplog.text.count("no answer is deleted until a restart") == 1
+
+
+def test_answers_from_the_future_are_told_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(path) as store:
+        store.record("a", "pre", "7")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE predictions SET at = at + 86400")
+    with opened(path):
+        eventually(lambda: "answers are from the future" in caplog.text, "nobody noticed")
 
 
 def test_a_locked_file_costs_answers_but_never_waits_and_is_reported_once(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feedback_store, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(feedback_file, "BUSY_SECONDS", 0.1)
     caplog.set_level(logging.INFO)
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         store.confirm("a", "pre")
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
-            store.feedback.record("lost", "pre", "7")
+            store.record("lost", "pre", "7")
             eventually(lambda: store.dropped == 1, "not dropped")
-            store.feedback.record("lost too", "pre", "7")
+            store.record("lost too", "pre", "7")
             eventually(lambda: store.dropped == 2, "not dropped")
             with pytest.raises(sqlite3.OperationalError, match="locked"):
                 store.confirm("a", "pro")
             assert errors(caplog) == ["answers cannot be kept for feedback"]
             db.execute("ROLLBACK")
-        store.feedback.record("b", "pre", "7")
+        store.record("b", "pre", "7")
         store.confirm("b", "pre")
         assert caplog.records[-1].getMessage() == "answers are kept for feedback again"
         assert store.counts == {("pre", "true"): 2}
@@ -203,16 +244,16 @@ def test_a_full_disk_costs_answers_and_they_are_kept_again_when_there_is_room(
     """The limit on a file's size fails the same writes as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         store.confirm("a", "pre")
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
         try:
             for number in range(8000):
-                store.feedback.record(f"{number:060}", "pre", "7")
+                store.record(f"{number:060}", "pre", "7")
             eventually(lambda: store.dropped, "nothing was dropped")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        store.feedback.record("b", "pre", "7")
+        store.record("b", "pre", "7")
         assert store.confirm("b", "pre").agrees
     assert errors(caplog) == ["answers cannot be kept for feedback"]
     assert {("a", "pre", "7"), ("b", "pre", "7")} <= rows(path)
@@ -228,7 +269,7 @@ def test_a_disk_slower_than_the_answers_costs_some_of_them_and_bounded_memory(
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             for number in range(100):
-                store.feedback.record(str(number), "pre", "7")
+                store.record(str(number), "pre", "7")
             assert store.dropped >= 80  # 10 wait, and 10 more may be in the writer's hands
             db.execute("ROLLBACK")
 
@@ -236,12 +277,12 @@ def test_a_disk_slower_than_the_answers_costs_some_of_them_and_bounded_memory(
 def test_where_no_file_can_be_the_server_goes_on_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "cache").write_text("a file, where a folder should be")
     with opened(tmp_path / "cache" / "feedback.db") as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         with pytest.raises(OSError, match="exists"):
             store.confirm("a", "pre")
         assert store.dropped == 1
         (tmp_path / "cache").unlink()
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         assert store.confirm("a", "pre").agrees
     assert errors(caplog) == ["answers cannot be kept for feedback"]
 
@@ -250,7 +291,7 @@ def test_a_corrupt_file_is_moved_aside_at_the_start(path: Path, caplog: pytest.L
     path.parent.mkdir()
     path.write_bytes(b"not a database at all" * 1000)
     with opened(path) as store:
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         assert store.confirm("a", "pre").agrees
     assert path.with_name("feedback.db.corrupt").read_bytes().startswith(b"not a database")
     assert errors(caplog) == ["the feedback file is corrupt: it is moved aside, and a new one begun"]
@@ -259,7 +300,7 @@ def test_a_corrupt_file_is_moved_aside_at_the_start(path: Path, caplog: pytest.L
 def test_a_file_that_proves_corrupt_in_use_is_moved_aside_whole(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(path) as store:
         for number in range(2000):
-            store.feedback.record(f"{number:060}", "pre", "7")
+            store.record(f"{number:060}", "pre", "7")
     with path.open("r+b") as file:  # all but the page with the schema
         file.seek(4096)
         file.write(b"\xaa" * (path.stat().st_size - 4096))
@@ -267,7 +308,7 @@ def test_a_file_that_proves_corrupt_in_use_is_moved_aside_whole(path: Path, capl
         another_process.execute("SELECT * FROM sqlite_schema").fetchall()
         with opened(path) as store:
             eventually(lambda: errors(caplog), "nobody noticed")
-            store.feedback.record("a", "pre", "7")
+            store.record("a", "pre", "7")
             assert store.confirm("a", "pre").agrees
         aside = {each.name for each in path.parent.glob("*.corrupt*")}
     assert aside == {f"feedback.db.corrupt{suffix}" for suffix in ("", "-wal", "-shm")}
@@ -276,18 +317,18 @@ def test_a_file_that_proves_corrupt_in_use_is_moved_aside_whole(path: Path, capl
 
 def test_a_client_that_goes_away_changes_nothing_for_the_next(path: Path) -> None:
     async def two(store: Store, lock: sqlite3.Connection) -> Confirmed:
-        impatient = asyncio.create_task(store.feedback.confirm("a", "pro"))
+        impatient = asyncio.create_task(store.feedback.confirm("a", "pro", None, KEYS))
         await asyncio.sleep(0.1)  # by now it waits behind the answer, and that for the lock
         impatient.cancel()
         await asyncio.sleep(0)
         lock.execute("ROLLBACK")
-        return await store.feedback.confirm("a", "pre")
+        return await store.feedback.confirm("a", "pre", None, KEYS)
 
     with opened(path) as store:
         eventually(lambda: is_ready(path), "no table")
         with closing(sqlite3.connect(path, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
-            store.feedback.record("a", "pre", "7")
+            store.record("a", "pre", "7")
             assert asyncio.run(two(store, lock)).agrees
         assert store.counts == {("pre", "true"): 1}
 
@@ -311,7 +352,7 @@ def served(path: Path, keys_file: Path | None = None) -> Iterator[tuple[httpx.Cl
 
 def test_the_route_answers_with_the_prediction_beside_the_label(path: Path) -> None:
     with served(path) as (client, store):
-        store.feedback.record("4b825dc642cb6eb9a060e54bf8d69288-12", "pre", "7")
+        store.record("4b825dc642cb6eb9a060e54bf8d69288-12", "pre", "7")
         answer = client.post("/feedback", json={"request_id": "4b825dc642cb6eb9a060e54bf8d69288-12", "class": "early"})
     assert answer.status_code == 200
     assert answer.json() == {
@@ -342,7 +383,7 @@ def test_a_bad_label_is_a_problem_that_says_what_to_do(
     path: Path, body: str | bytes, status: int, code: str, detail: str
 ) -> None:
     with served(path) as (client, store):
-        store.feedback.record("a", "pre", "7")
+        store.record("a", "pre", "7")
         answer = client.post("/feedback", content=body)
     problem = answer.json()
     assert (answer.status_code, problem["type"]) == (status, f"urn:leukdetect:problem:{code}")
@@ -358,13 +399,105 @@ def test_while_it_cannot_be_kept_the_route_says_to_come_again(tmp_path: Path) ->
     assert answer.json()["type"] == "urn:leukdetect:problem:feedback-unavailable"
 
 
-def test_the_route_needs_a_key_where_keys_are_in_use(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(Key("lis", "predict", digest_of("k")).line())
+def test_only_the_key_that_asked_or_a_reviewer_may_confirm(path: Path, tmp_path: Path) -> None:
+    keys = [key("lis"), key("ward-7"), key("dr-a", "reviewer"), key("ops", "admin")]
+    (tmp_path / "keys").write_text("\n".join(each.line() for each in keys))
     with served(path, tmp_path / "keys") as (client, store):
-        store.feedback.record("a", "pre", "7")
-        label = {"request_id": "a", "class": "pre"}
-        assert client.post("/feedback", json=label).status_code == 401
-        assert client.post("/feedback", json=label, headers={"X-API-Key": "k"}).status_code == 200
+        store.record("a", "pre", "7", by="lis")
+        store.record("nobody-s", "pre", "7")  # from before keys were in use
+
+        def confirm(name: str | None, request_id: str = "a", class_key: str = "pre") -> int:
+            headers = {"X-API-Key": name} if name else {}
+            answer = client.post("/feedback", json={"request_id": request_id, "class": class_key}, headers=headers)
+            if answer.status_code == 403:
+                assert answer.json()["type"] == "urn:leukdetect:problem:not-yours"
+            return answer.status_code
+
+        assert confirm(None) == 401
+        assert [confirm(each.name) for each in keys] == [200, 403, 200, 200]
+        assert [confirm(each.name, "nobody-s") for each in keys] == [403, 403, 200, 200]
+        assert confirm("ward-7", class_key="pro") == 403
+        assert store.counts == {("pre", "true"): 2}
+
+
+def test_the_first_label_and_each_change_are_kept_with_who_and_when(path: Path) -> None:
+    began = int(time.time())
+    with opened(path) as store:
+        store.record("a", "pre", "7", by="lis")
+        for class_key, by in (("pre", "lis"), ("pre", "lis"), ("pro", "lis"), ("early", "dr-a")):
+            store.confirm("a", class_key, key(by, "reviewer" if by == "dr-a" else "predict"))
+        assert [store.given(kind) for kind in ("first", "changed", "repeated")] == [1, 2, 1]
+        assert store.counts == {("early", "false"): 1}
+    with closing(sqlite3.connect(path)) as db:
+        kept = db.execute("SELECT request_id, confirmed, confirmed_by FROM labels ORDER BY id").fetchall()
+        [(first, last)] = db.execute("SELECT min(at), max(at) FROM labels")
+    assert kept == [("a", "pre", "lis"), ("a", "pro", "lis"), ("a", "early", "dr-a")]
+    assert began <= first <= last <= time.time()
+
+
+def test_a_label_that_is_changed_without_end_fills_no_disk(path: Path) -> None:
+    with opened(path) as store:
+        store.record("a", "pre", "7")
+        for number in range(feedback_store.MOST_CHANGES + 1):
+            store.confirm("a", ("pre", "pro")[number % 2])
+        with pytest.raises(ProblemError) as refused:
+            store.confirm("a", "pro")
+        assert (refused.value.status, refused.value.code) == (409, "changed-too-often")
+        assert store.confirm("a", "pre").agrees  # as it stands
+
+
+def test_a_label_is_judged_by_the_classes_of_the_version_that_answered(path: Path) -> None:
+    with opened(path) as store:
+        store.record("a", "pre", "7")
+        now = ("aml", "healthy")
+        assert store.confirm("a", "pro", served=now).confirmed == "pro"
+        with pytest.raises(ProblemError, match="must be one of benign, early, pre, pro") as refused:
+            store.confirm("a", "aml", served=now)
+        assert refused.value.status == 422
+
+
+BEFORE = """
+CREATE TABLE predictions (
+    request_id TEXT PRIMARY KEY, class TEXT NOT NULL, version TEXT, at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX predictions_at ON predictions (at);
+CREATE TABLE feedback (
+    request_id TEXT PRIMARY KEY REFERENCES predictions ON DELETE CASCADE, confirmed TEXT NOT NULL, at INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+def test_a_file_of_an_earlier_server_keeps_all_that_it_holds(path: Path) -> None:
+    path.parent.mkdir()
+    now = int(time.time())
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(BEFORE)
+        db.executemany("INSERT INTO predictions VALUES (?, ?, ?, ?)", [("a", "pre", "6", now), ("b", "pro", None, now)])
+        db.execute("INSERT INTO feedback VALUES ('a', 'early', ?)", [now])
+    with opened(path) as store:
+        eventually(lambda: store.counts == {("early", "false"): 1}, "the old label")
+        store.confirm("b", "pro", key("dr-a", "reviewer"))
+        with pytest.raises(ProblemError, match="must be one of pre, pro"):
+            store.confirm("b", "aml", served=("pre", "pro"))  # nobody knows its classes any more: the present ones
+    with closing(sqlite3.connect(path)) as db:
+        kept = db.execute("SELECT request_id, confirmed, confirmed_by FROM labels ORDER BY id").fetchall()
+    assert kept == [("a", "early", None), ("b", "pro", "dr-a")]
+    assert rows(path) == {("a", "pre", "6"), ("b", "pro", None)}
+
+
+def test_a_step_to_the_next_version_of_the_file_is_done_whole_or_not_at_all(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(BEFORE)
+        before = list(db.iterdump())
+    monkeypatch.setattr(feedback_file, "_STEPS", (*feedback_file._STEPS[:1], feedback_file._STEPS[1] + "no SQL;"))
+    with opened(path) as store:
+        store.record("a", "pre", "7")
+        eventually(lambda: store.dropped == 1, "it was to fail")
+    with closing(sqlite3.connect(path)) as db:
+        assert list(db.iterdump()) == before
 
 
 def test_the_api_shows_the_body_and_the_answer_by_their_names(path: Path) -> None:

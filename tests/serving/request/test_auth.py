@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -100,6 +101,13 @@ def test_a_role_opens_what_is_its_own_and_admin_everything(keys_file: Path) -> N
         ("/admin", "ops"): 200,
     }
     assert refused["detail"] == "This needs a key of role admin; lis has role predict."
+
+
+def test_a_reviewer_may_predict_and_is_no_admin(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(line("dr-a", "reviewer", CLIENT))
+    with guarded(tmp_path / "keys") as client:
+        assert client.get("/predict", headers=bearer(CLIENT)).json() == "dr-a"
+        assert client.get("/admin", headers=bearer(CLIENT)).status_code == 403
 
 
 def test_both_headers_work_and_the_route_learns_whose_key_it_is(keys_file: Path) -> None:
@@ -215,13 +223,13 @@ HASH = auth.digest_of(CLIENT).hex()
     ("text", "message"),
     [
         ("lis predict", "line 1: 2 fields where NAME ROLE SHA256HEX"),
-        (f"# x\n\nlis reader {HASH}", "line 3: the role must be predict or admin"),
+        (f"# x\n\nlis reader {HASH}", "line 3: the role must be one of predict, reviewer, admin"),
         (f"lis predict {HASH[:-1]}", "line 1: the hash must be a SHA-256"),
         (f"lis predict {HASH.upper()}", "line 1: the hash must be a SHA-256"),
         (f"lis predict {HASH} 0", "line 1: the requests per minute must be a whole number above 0"),
         (f"lis predict {HASH} 1.5", "line 1: the requests per minute must be a whole number above 0"),
         (f"{HASH} predict lis", "line 1: the name must be"),
-        (f"lis {HASH} predict", "line 1: the role must be predict or admin"),
+        (f"lis {HASH} predict", "line 1: the role must be one of predict, reviewer, admin"),
         (f"lis predict {HASH}\nlis admin {'0' * 64}", "line 2: the name lis is taken"),
         (f"lis predict {HASH}\nops admin {HASH}", "line 2: ops has the same key as a line above"),
     ],
@@ -253,7 +261,7 @@ def test_a_file_that_is_missing_empty_or_no_text_is_refused_at_the_start(tmp_pat
         st.builds(
             Key,
             st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,39}", fullmatch=True),
-            st.sampled_from(["predict", "admin"]),
+            st.sampled_from(get_args(auth.Role)),
             st.binary(min_size=32, max_size=32),
             st.none() | st.integers(1, 999_999_999),
         ),
