@@ -4,7 +4,8 @@ An environment is a registry alias (`staging`, `production`), which its servers 
 models:/leukdetect@production there. The gate moves `champion`; only a deployment moves these. The alias
 `production-previous` names the version that was deployed before, and `--back` returns to it.
 
-Reads:  params.register, the registry, the servers; LEUKDETECT_ADMIN_KEY (an admin's key) where they use keys
+Reads:  params.register, the registry, the servers; LEUKDETECT_ADMIN_KEY (an admin's key), or
+        LEUKDETECT_ADMIN_KEY_FILE (a file that holds it), where they use keys
 Writes: the two aliases; whatever fails before a deployment's end, a Ctrl-C too, moves them back. `--back` moves
         `production` and leaves it there, also where a server does not follow
 Run:    python -m pipeline.deploy production --server https://leukdetect.example [--version 7 | --back]

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 _OF_THE_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EIO}
+_PASSWORD = re.compile(r"(^|=)[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # scheme://user:password@
 STATE = Path(".state")  # survives a stage that DVC starts again; never an output
 
 Item = TypeVar("Item")
@@ -40,6 +42,10 @@ def run(main: Callable[[], None]) -> None:
 def guard(main: Callable[[], None]) -> None:
     """Runs `main`; a Problem, Ctrl-C, or a disk that is full or read-only ends it with one message, not a traceback."""
     try:
+        if any(_PASSWORD.search(argument) for argument in sys.argv[1:]):
+            raise Problem(
+                "an argument holds a password, which others see in the process list; keep it in the environment"
+            )
         main()
     except Problem as problem:
         sys.exit(f"\nerror: {problem}")

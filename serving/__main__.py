@@ -1,5 +1,6 @@
 """Serves a model: `python -m serving [--model models/leukdetect.onnx]`; `--help` tells every setting."""
 
+import re
 import signal
 import ssl
 import sys
@@ -19,10 +20,16 @@ from serving.request.auth import KeysError
 from serving.settings import Settings
 from serving.waiting import Waiting, may_come
 
+_NO_FLAG = "error: {}: others see a flag in the process list; {} instead"
+_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)  # scheme://user:password@
+
 
 def main() -> None:
-    if any(flag.startswith("--webhook-secret") for flag in sys.argv[1:]):
-        sys.exit("error: webhook_secret: others see a flag in the process list; set LEUKDETECT_WEBHOOK_SECRET instead")
+    for name, _, value in (flag.partition("=") for flag in sys.argv[1:]):
+        if name == "--webhook-secret":
+            sys.exit(_NO_FLAG.format("webhook_secret", "set LEUKDETECT_WEBHOOK_SECRET, or …_FILE,"))
+        if _PASSWORD.match(value or name):
+            sys.exit(_NO_FLAG.format("a password", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"))
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

@@ -59,7 +59,7 @@ class Application(FastAPI):
 
 def create_app(settings: Settings, models: Models) -> FastAPI:
     """The server around models that are loaded already."""
-    metrics, access = Metrics(), Access(settings.keys_file)
+    metrics, access = Metrics(), Access(settings.keys_file, settings.keys_readable)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -8,7 +8,6 @@ import argparse
 import fcntl
 import os
 import secrets
-import shutil
 import sys
 from pathlib import Path
 from typing import get_args
@@ -60,7 +59,7 @@ def append(file: Path, line: str) -> None:
                 new.flush()
                 os.fsync(new.fileno())  # the key is printed next, and is nowhere else
             if file.exists():
-                shutil.copymode(file, temporary)
+                temporary.chmod(file.stat().st_mode & 0o770)  # others have no business here
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)

@@ -67,11 +67,16 @@ class Settings(BaseSettings):
 
     # who may do what
     keys_file: Path | None = Field(default=None, description="API keys; without it anyone may predict")
+    keys_readable: bool = Field(
+        default=False,
+        description="whether everybody on this machine may read keys_file, as in a container",
+    )
     webhook_secret: SecretStr | None = Field(
         default=None,
         min_length=1,  # with an empty one anybody could sign
         description="the secret of the registry's webhook on POST /admin/webhook; by its variable, never as a flag",
     )
+    webhook_secret_file: Path | None = Field(default=None, description="or a file that holds it")
 
     # limits
     max_body_bytes: Count = Field(default=20_000_000, description="a larger request is refused unparsed (413)")
@@ -105,6 +110,18 @@ class Settings(BaseSettings):
         if isinstance(value, str) and not value.strip():
             raise PydanticCustomError("empty", "is empty; give it a value, or unset it for its default")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secret_from_its_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if file := values.get("webhook_secret_file"):
+            if values.get("webhook_secret"):
+                raise ValueError("webhook_secret and webhook_secret_file are both set; one of them is enough")
+            try:
+                return values | {"webhook_secret": Path(file).read_text("utf-8").strip()}
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"webhook_secret_file: {file} cannot be read: {error}") from error
+        return values
 
     @field_validator("feedback_db")
     @classmethod

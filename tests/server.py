@@ -37,6 +37,13 @@ class Server:
         return self.process.wait(timeout=30)
 
 
+def write_keys(path: Path, text: str) -> Path:
+    """A keys file that its owner alone may read."""
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
 @contextmanager
 def running(folder: Path, *flags: str, python: str | Path = sys.executable, probe: str = "/readyz") -> Iterator[Server]:
     """Runs `python -m serving FLAGS` on a free loopback port until the block ends; its log goes to `folder`.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -169,4 +170,6 @@ class Environment:
 
 
 def _key() -> str | None:
+    if file := os.environ.get("LEUKDETECT_ADMIN_KEY_FILE"):
+        return Path(file).read_text().strip()
     return os.environ.get("LEUKDETECT_ADMIN_KEY") or None  # a workflow without that secret passes an empty one

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 import math
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -60,14 +61,15 @@ class Access:
         KeysError: the file is broken, or not there, to begin with.
     """
 
-    def __init__(self, keys_file: Path | None) -> None:
-        self._file = keys_file
+    def __init__(self, keys_file: Path | None, readable: bool = False) -> None:
+        """`readable`: whether everybody on this machine may read the file."""
+        self._file, self._readable = keys_file, readable
         self._keys: list[Key] = []
         self._buckets: dict[Key, _Bucket] = {}
         self._seen: tuple[int, ...] | None = None
         if keys_file is not None:
             self._seen = _stamp(keys_file)
-            self._keys = _read(keys_file)
+            self._keys = _read(keys_file, readable)
 
     def known(self, key: str | None) -> Key | None:
         """Whose key it is (None: no keys are in use).
@@ -120,7 +122,7 @@ class Access:
         self._seen = seen  # a broken file, too, is read and reported once
         before = self._keys
         try:
-            self._keys = keys = _read(self._file)
+            self._keys = keys = _read(self._file, self._readable)
         except KeysError as error:
             log.error("the keys stay as they were", extra={"error": str(error)})
             return
@@ -198,9 +200,16 @@ def _parse(fields: list[str]) -> Key:
     return Key(name, cast(Role, role), bytes.fromhex(digest), int(rate[0]) if rate else None)
 
 
-def _read(file: Path) -> list[Key]:
+def _read(file: Path, readable: bool) -> list[Key]:
     try:
-        keys = parse(file.read_text("utf-8-sig"))  # Notepad marks its encoding
+        with file.open(encoding="utf-8-sig") as opened:  # Notepad marks its encoding
+            mode = os.fstat(opened.fileno()).st_mode & 0o777
+            if mode & 0o002 or (mode & 0o004 and not readable):
+                raise KeysError(
+                    f"others on this machine may {'change' if mode & 2 else 'read'} it (mode {mode:04o}): "
+                    f"chmod o= {file}, or where a container mounts it so, set LEUKDETECT_KEYS_READABLE=true"
+                )
+            keys = parse(opened.read())
     except OSError as error:
         raise KeysError(f"the keys file {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -217,7 +226,12 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
         found = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino  # a file put in place of another may keep its time
+    return (
+        found.st_mtime_ns,
+        found.st_size,
+        found.st_ino,
+        found.st_mode,
+    )  # a file put in place of another may keep its time
 
 
 class _Bucket:

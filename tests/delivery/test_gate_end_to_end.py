@@ -30,7 +30,7 @@ from tests.load.clients import asking
 from tests.pipeline import test_register as small
 from tests.project import ROOT
 from tests.registry import Registry
-from tests.server import running, serve
+from tests.server import running, serve, write_keys
 
 ADMIN_KEY = "o" * 43
 BETTER_BIAS = 9.0  # the tiny model answers the clients' images alike, with other probabilities
@@ -110,9 +110,9 @@ def add(registry: Registry, alias: str, gate: str = "passed", **fields: Any) -> 
 @contextlib.contextmanager
 def production(registry: Registry, folder: Path, alias: str = "production", **settings: Any) -> Iterator[httpx.Client]:
     """A server of that environment; unless it is told to, it does not look for another version within a test."""
-    keys = folder / "keys"
-    keys.write_text(
-        f"{Key('deploy', 'admin', digest_of(ADMIN_KEY)).line()}\n{Key('lis', 'predict', digest_of('lis')).line()}\n"
+    keys = write_keys(
+        folder / "keys",
+        f"{Key('deploy', 'admin', digest_of(ADMIN_KEY)).line()}\n{Key('lis', 'predict', digest_of('lis')).line()}\n",
     )
     usual: dict[str, Any] = {"watch_seconds": 600, "keys_file": keys, "deadline_ms": PATIENCE_MS}
     own = Settings(

@@ -23,6 +23,14 @@ def message(main: Callable[[], None]) -> str:
     return str(caught.value.code)
 
 
+@pytest.mark.parametrize("argument", ["http://me:pw@host:8000", "--server=https://me:pw@host/x"])
+def test_a_password_in_an_argument_is_refused_unrepeated(argument: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy", "https://host/a:b@c", argument])
+    told = message(lambda: pytest.fail("it ran"))
+    assert "an argument holds a password" in told
+    assert "pw" not in told
+
+
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EIO])
 def test_a_place_that_cannot_be_written_is_one_message(number: int) -> None:
     def main() -> None:

@@ -22,7 +22,7 @@ from leukdetect.runtime import cpus
 from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
-from tests.server import ROOT, running
+from tests.server import ROOT, running, write_keys
 
 BLUE = tiny_model.jpeg((60, 60, 200))
 
@@ -37,7 +37,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_log_is_json_that_names_requests_and_nothing_of_an_upload_and_no_key(
     model_file: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "keys").write_text(Key("ward", "predict", digest_of("Jane-key")).line())
+    write_keys(tmp_path / "keys", Key("ward", "predict", digest_of("Jane-key")).line())
     flags = ("--model", str(model_file), "--keys-file", str(tmp_path / "keys"))
     with running(tmp_path, *flags) as server:
         own = {"X-API-Key": "Jane-key", "X-Request-Id": "Jane-id", "User-Agent": "Jane-agent"}
@@ -166,6 +166,10 @@ def test_the_metrics_tell_the_memory_and_the_threads_of_the_process(model_file: 
             "error: params.yaml and nothing.pem make no certificate",
         ),
         (["--webhook-secret=s"], "error: webhook_secret: others see a flag in the process list"),
+        (["--webhook-secret", "s"], "error: webhook_secret: others see a flag in the process list"),
+        (["--mlflow-tracking-uri", "http://me:pw@h:1"], "error: a password: others see a flag in the process list"),
+        (["--mlflow-tracking-uri=http://me:pw@h"], "error: a password: others see a flag in the process list"),
+        (["--webhook-secret-file", "nothing"], "error: Value error, webhook_secret_file: nothing cannot be read"),
         (["--port", "http"], "error: port: Input should be a valid integer"),
         (["--feedback-db", ""], "error: feedback_db: is empty; give it a value, or unset it for its default"),
         (["--feedback-db", "tests"], "error: feedback_db: must be a file's path and not a folder's (it is 'tests')"),
@@ -195,6 +199,21 @@ def test_settings_come_from_the_environment_and_are_checked(monkeypatch: pytest.
             changed.setenv(f"LEUKDETECT_{name}", wrong)
             with pytest.raises(ValidationError, match=name.lower()):
                 Settings()
+
+
+def test_the_webhooks_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    monkeypatch.setenv("LEUKDETECT_WEBHOOK_SECRET_FILE", str(file))
+    file.write_text("s3cret\n")
+    secret = Settings().webhook_secret
+    assert secret
+    assert secret.get_secret_value() == "s3cret"
+    file.write_text("\n")
+    with pytest.raises(ValidationError, match="webhook_secret"):
+        Settings()
+    monkeypatch.setenv("LEUKDETECT_WEBHOOK_SECRET", "another")
+    with pytest.raises(ValidationError, match="both set"):
+        Settings()
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -32,7 +32,7 @@ from serving.request import upload
 from serving.settings import Settings
 from tests import tiny_model
 from tests.leukdetect.formats.pictures import encoded, photograph, with_exif_beyond_pillow
-from tests.server import serve
+from tests.server import serve, write_keys
 
 BLUE = tiny_model.jpeg((60, 60, 200))
 RED = tiny_model.jpeg((200, 60, 60))
@@ -330,7 +330,7 @@ def test_a_client_that_went_away_is_never_computed_and_counted_as_gone(tmp_path:
 
 def test_with_keys_in_use_nobody_asks_anything_of_the_model_without_one(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    (tmp_path / "keys").write_text(f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
+    write_keys(tmp_path / "keys", f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
     with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
         for path in ("/predict", "/predict/batch", "/explain", "/feedback", "/v2/models/leukdetect/infer"):
             assert client.post(path, content=BLUE).status_code == 401, path
@@ -585,13 +585,15 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
 
 def test_no_client_chooses_a_label(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    (tmp_path / "keys").write_text(f"zzz-name admin {hashlib.sha256(b'zzz-key').hexdigest()}\n")
+    write_keys(tmp_path / "keys", f"zzz-name admin {hashlib.sha256(b'zzz-key').hexdigest()}\n")
     with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
         client.headers.update({"X-API-Key": "zzz-key", "User-Agent": "zzz", "X-Request-Id": "zzz", "Origin": "zzz"})
+        known = client.post("/predict", content=BLUE).json()["request_id"]
         answers = [
             client.post("/predict?zzz=zzz", files={"file": ("zzz.jpg", BLUE, "image/zzz")}, data={"zzz": "zzz"}),
             client.post("/explain?class=zzz", content=BLUE),
             client.post("/feedback", json={"request_id": "zzz", "class": "zzz"}),
+            client.post("/feedback", json={"request_id": known, "class": "zzz"}),
             client.get("/v2/models/zzz"),
             client.get("/v2/models/leukdetect/versions/zzz"),
             client.get("/static/zzz"),
@@ -601,7 +603,7 @@ def test_no_client_chooses_a_label(tmp_path: Path) -> None:
             client.post("/predict", content=BLUE, headers={"X-Deadline-Ms": "zzz"}),
         ]
         text = client.get("/metrics").text
-    assert [each.status_code for each in answers] == [200, 422, 422, 404, 404, 404, 404, 405, 401, 400]
+    assert [each.status_code for each in answers] == [200, 422, 404, 422, 404, 404, 404, 404, 405, 401, 400]
     assert "leukdetect_requests_total{" in text
     assert "zzz" not in text.lower()
 

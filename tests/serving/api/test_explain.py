@@ -17,7 +17,7 @@ from PIL import Image
 
 from leukdetect import explanation
 from tests import tiny_model
-from tests.server import serve
+from tests.server import serve, write_keys
 from tests.serving.api.test_api import PROBLEM, Slow, app_of
 
 GREY, BLUE = (128, 128, 128), (0, 0, 255)
@@ -189,7 +189,7 @@ def test_an_explanation_is_neither_counted_nor_kept_as_a_prediction(tmp_path: Pa
 
 def test_it_takes_a_key_where_keys_are_in_use(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    (tmp_path / "keys").write_text(f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
+    write_keys(tmp_path / "keys", f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
     with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
         assert client.post("/explain", content=CORNER).status_code == 401
         assert client.post("/explain", content=CORNER, headers={"X-API-Key": "secret"}).status_code == 200

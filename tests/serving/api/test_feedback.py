@@ -22,6 +22,7 @@ from serving.problems import ProblemError
 from serving.request.auth import Access, Key, Role, digest_of
 from serving.request.upload import Buffered
 from tests import tiny_model
+from tests.server import write_keys
 from tests.serving.request.test_auth import serve
 
 KEYS = ("benign", "early", "pre", "pro")
@@ -401,7 +402,7 @@ def test_while_it_cannot_be_kept_the_route_says_to_come_again(tmp_path: Path) ->
 
 def test_only_the_key_that_asked_or_a_reviewer_may_confirm(path: Path, tmp_path: Path) -> None:
     keys = [key("lis"), key("ward-7"), key("dr-a", "reviewer"), key("ops", "admin")]
-    (tmp_path / "keys").write_text("\n".join(each.line() for each in keys))
+    write_keys(tmp_path / "keys", "\n".join(each.line() for each in keys))
     with served(path, tmp_path / "keys") as (client, store):
         store.record("a", "pre", "7", by="lis")
         store.record("nobody-s", "pre", "7")  # from before keys were in use

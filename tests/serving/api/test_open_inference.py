@@ -28,7 +28,7 @@ from serving.models.served import Models
 from serving.problems import ProblemError
 from serving.settings import Settings
 from tests import tiny_model
-from tests.server import ROOT, serve
+from tests.server import ROOT, serve, write_keys
 from tests.serving.api.test_api import Slow, app_of
 
 SIZE = tiny_model.SIZE
@@ -361,7 +361,7 @@ def test_a_client_that_went_away_leaves_its_images_uncomputed(tmp_path: Path) ->
 
 def test_health_is_open_and_the_rest_takes_a_key(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx")
-    (tmp_path / "keys").write_text(f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
+    write_keys(tmp_path / "keys", f"lis predict {hashlib.sha256(b'secret').hexdigest()}\n")
     with serve(app_of(tmp_path / "m.onnx", keys_file=tmp_path / "keys")) as client:
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/leukdetect/ready"):
             assert client.get(path).status_code == 200

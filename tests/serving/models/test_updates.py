@@ -32,7 +32,7 @@ from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
 from tests.registry import Registry
-from tests.server import serve
+from tests.server import serve, write_keys
 
 RED = tiny_model.jpeg((200, 60, 60))
 ALWAYS_PRO = 60.0  # a bias with which the tiny model calls everything pro; else red is benign
@@ -43,9 +43,10 @@ PROBLEM = "urn:leukdetect:problem:"
 
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
-    (tmp_path / "keys").write_text(
+    write_keys(
+        tmp_path / "keys",
         f"{Key('ops', 'admin', digest_of(ADMIN['X-API-Key'])).line()}\n"
-        f"{Key('lis', 'predict', digest_of('lis')).line()}\n"
+        f"{Key('lis', 'predict', digest_of('lis')).line()}\n",
     )
     return tmp_path / "keys"
 

@@ -1,6 +1,7 @@
 """Who may do what, over real HTTP: keys, roles, rates, and a keys file that changes under a running server."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,13 @@ from tests import server
 from tests.server import ROOT
 
 CLIENT, OPERATOR = "c" * 43, "o" * 43
+
+
+@pytest.fixture(autouse=True)
+def private_files() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
 
 
 @contextmanager
@@ -289,6 +297,40 @@ def test_the_command_prints_a_key_and_a_line_that_lets_it_in(tmp_path: Path) -> 
     (tmp_path / "keys").write_text(its_line)
     assert whose(Access(tmp_path / "keys"), key) == "lis"
     assert its_line.endswith(" 600")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o646, 0o602])
+def test_a_file_that_others_may_read_or_change_is_refused(keys_file: Path, mode: int) -> None:
+    keys_file.chmod(mode)
+    with pytest.raises(KeysError, match=f"others on this machine may (read|change) it .mode {mode:04o}.: chmod o="):
+        Access(keys_file)
+    if mode & 0o002:
+        with pytest.raises(KeysError, match="may change"):
+            Access(keys_file, readable=True)
+    else:
+        assert whose(Access(keys_file, readable=True), CLIENT) == "lis"
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+def test_a_group_may_read_the_file(keys_file: Path, mode: int) -> None:
+    keys_file.chmod(mode)
+    assert whose(Access(keys_file), CLIENT) == "lis"
+
+
+def test_a_file_that_is_opened_to_others_under_a_server_changes_nothing_and_is_told_of(
+    keys_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = Access(keys_file)
+    keys_file.chmod(0o644)
+    keys.look()
+    assert [each.getMessage() for each in caplog.records] == ["the keys stay as they were"]
+    assert whose(keys, CLIENT) == "lis"
+
+
+def test_the_command_closes_a_file_that_others_could_read(keys_file: Path) -> None:
+    keys_file.chmod(0o664)
+    make_key("new", "--role", "reviewer", "--append", keys_file)
+    assert keys_file.stat().st_mode & 0o777 == 0o660
 
 
 def test_the_command_adds_to_a_file_and_leaves_one_it_would_break_alone(tmp_path: Path) -> None:

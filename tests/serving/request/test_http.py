@@ -22,7 +22,7 @@ from serving.request.auth import Key, digest_of
 from serving.request.connections import HEAD_SECONDS, MAX_FIELDS, MAX_HEAD_BYTES
 from tests import tiny_model
 from tests.conftest import require
-from tests.server import Server, running
+from tests.server import Server, running, write_keys
 
 BLUE = tiny_model.jpeg((60, 60, 200))
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     tiny_model.write(folder / "m.onnx")
-    (folder / "keys").write_text(Key("ward", "predict", digest_of("key"), 1).line())
+    write_keys(folder / "keys", Key("ward", "predict", digest_of("key"), 1).line())
     with running(folder, "--model", str(folder / "m.onnx"), "--keys-file", str(folder / "keys")) as server:
         yield server
 
