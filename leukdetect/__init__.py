@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"  # of the project; pyproject.toml, the server and releases read it here
+
 # Before onnxruntime is imported anywhere: it would ask for a host by DNS, and write a device's id under the home.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -1,11 +1,13 @@
 """What a monitoring team sees at `/metrics`. No label's values can be chosen by a client."""
 
 import os
+import platform
 from functools import partial
-from pathlib import Path
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
 
+from leukdetect import __version__
 from leukdetect.model_file import Model
 
 disable_created_metrics()  # a second series for each counter, that nobody asks for
@@ -49,7 +51,8 @@ class Metrics:
         self.threads = gauge("threads", "Threads of the model")
         # answers
         self.predictions = counter("predictions", "Answers by the highest class", ["class", "version"])
-        self.refusals = counter("refusals", "Answers that referred to a haematologist, by reason", ["reason"])
+        self.referrals = counter("referrals", "Answers that referred to a haematologist, by reason", ["reason"])
+        self.refusals = counter("refusals", "The former name of referrals, until version 0.2", ["reason"])
         self.confidence = histogram("confidence", "The highest probability of each answer", buckets=SHARE)
         self.unlikeness = histogram(
             "unlikeness", "Distance from the training images; 1 is the referral threshold", buckets=UNLIKENESS
@@ -88,7 +91,14 @@ class Metrics:
         # the process
         self.thread_alive = gauge("thread_alive", "1: this background thread runs; 0: it has ended", ["thread"])
         self.thread_busy = gauge("thread_busy_seconds", "How long its present turn has lasted; 0: none", ["thread"])
-        gauge("resident_bytes", "Memory in use (RSS)").set_function(_resident_bytes)
+        ProcessCollector(registry=self.registry)  # process_*: processor time, memory, open files, start
+        resident = partial(self.registry.get_sample_value, "process_resident_memory_bytes")
+        gauge("resident_bytes", "The former name of process_resident_memory_bytes, until version 0.2").set_function(
+            lambda: resident() or 0
+        )
+        build = {"version": __version__, "commit": os.environ.get("SOURCE_COMMIT", "")}
+        build |= {"python": platform.python_version(), "onnxruntime": version("onnxruntime")}
+        gauge("build_info", "1: the server's own version", list(build)).labels(**build).set(1)
         self._info: tuple[str, ...] | None = None
 
     def describe(self, model: Model) -> None:
@@ -98,10 +108,3 @@ class Metrics:
         contract, located = model.contract, model.located
         self._info = (contract.name, located.version or "", located.alias or "", contract.precision, model.sha256)
         self.model_info.labels(*self._info).set(1)
-
-
-def _resident_bytes() -> float:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux
-        return 0

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from leukdetect import __version__
 from leukdetect.contract import OUTPUTS
 from leukdetect.model_file import Model
 from serving.api import tensors
@@ -26,7 +27,7 @@ from serving.request import auth
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
 from serving.service import Service, champion, of, received
 
-SERVER, SERVER_VERSION = "leukdetect", "0.1.0"
+SERVER = "leukdetect"
 
 NAMED = "/v2/models/{name}"
 VERSIONED = NAMED + "/versions/{version}"
@@ -65,7 +66,7 @@ router = APIRouter(tags=["Open Inference Protocol"])
 @router.get("/v2", dependencies=[_KEY], responses=_errors(401, 403, 429))
 async def server_metadata() -> ServerMetadata:
     """The server."""
-    return ServerMetadata(name=SERVER, version=SERVER_VERSION, extensions=["binary_tensor_data"])
+    return ServerMetadata(name=SERVER, version=__version__, extensions=["binary_tensor_data"])
 
 
 @router.get("/v2/health/live", response_model=Live, responses={503: {"model": Live}})

@@ -92,7 +92,8 @@ class Status(BaseModel):
     stages: dict[str, Latency] = Field(description="a prediction's time")
     outcomes: list[Outcome] = Field(description="the most frequent first")
     classes: dict[str, int] = Field(description="answers by the highest class")
-    refusals: dict[str, int] = Field(description="answers that referred, by reason")
+    referrals: dict[str, int] = Field(description="answers that referred, by reason")
+    refusals: dict[str, int] = Field(description="the former name of referrals, until version 0.2", deprecated=True)
     trend: list[Point]
     drift: Drift
 
@@ -130,7 +131,8 @@ def _status(service: Service, health: Health) -> Status:
         stages={stage: latency(change, "stage_seconds", stage=stage) for stage in STAGES},
         outcomes=[Outcome(code=int(code), reason=reason, count=n) for (code, reason), n in outcomes.most_common()],
         classes=_totals(change, "predictions_total", "class"),
-        refusals=_totals(change, "refusals_total", "reason"),
+        referrals=(referrals := _totals(change, "referrals_total", "reason")),
+        refusals=referrals,
         trend=[_point(now, *pair) for pair in pairwise(points) if pair[1][0] - pair[0][0] > history.STEP / 2],
         drift=_drift(service),
     )

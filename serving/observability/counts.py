@@ -11,6 +11,7 @@ def count(metrics: Metrics, answer: Prediction) -> None:
     metrics.megapixels.observe(answer.image.width * answer.image.height / 1e6)
     metrics.predictions.labels(answer.class_, answer.model.version or "").inc()
     for reason in answer.reasons:
-        metrics.refusals.labels(reason.code).inc()
+        for counter in (metrics.referrals, metrics.refusals):
+            counter.labels(reason.code).inc()
     metrics.confidence.observe(max(answer.probabilities.values()))
     metrics.unlikeness.observe(answer.unlikeness)

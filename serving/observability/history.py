@@ -9,7 +9,7 @@ from serving.metrics import Metrics
 
 STEP = 10.0  # seconds from one point to the next
 STEPS = 30  # so five minutes
-_FAMILIES = ("requests", "request_seconds", "stage_seconds", "in_flight", "predictions", "refusals")
+_FAMILIES = ("requests", "request_seconds", "stage_seconds", "in_flight", "predictions", "referrals")
 
 
 class Sample(NamedTuple):

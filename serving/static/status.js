@@ -64,7 +64,7 @@ function draw(status) {
 
   const labels = Object.fromEntries(health.classes.map(({ key, label }) => [key, label]));
   bars($("#answers .classes"), health.classes.map(({ key }) => [labels[key], status.classes[key] ?? 0]));
-  bars($("#answers .refusals"), Object.entries(status.refusals).map(([reason, count]) => [words(reason), count]), "None.");
+  bars($("#answers .referrals"), Object.entries(status.referrals).map(([reason, count]) => [words(reason), count]), "None.");
   bars($("#requests .outcomes"), status.outcomes.map(({ code, reason, count }) => [reason ? `${code} ${reason}` : `${code}`, count]), "None.");
   bars($("#requests .routes"), Object.entries(status.routes).map(([route, { count }]) => [route, count]), "None.");
   for (const section of document.querySelectorAll("main section, #figures")) section.hidden = false;

@@ -265,8 +265,11 @@ def test_staging_is_production_but_for_its_namespace_its_alias_and_its_job() -> 
     production, staging = built("base"), built("staging")
     assert {each["kind"] for each in production} - {each["kind"] for each in staging} == {"PrometheusRule"}
     (monitor,) = (each for each in staging if each["kind"] == "ServiceMonitor")
-    (relabelling,) = monitor["spec"]["endpoints"][0].pop("relabelings")
-    assert relabelling == {"targetLabel": "job", "replacement": "leukdetect-staging"}
+    (of_production,) = (each for each in production if each["kind"] == "ServiceMonitor")
+    its_own = {each["targetLabel"]: each["replacement"] for each in monitor["spec"]["endpoints"][0].pop("relabelings")}
+    assert its_own == {"job": "leukdetect-staging", "environment": "staging"}
+    relabellings = of_production["spec"]["endpoints"][0].pop("relabelings")
+    assert relabellings == [{"targetLabel": "environment", "replacement": "production"}]
     for manifest in staging:
         name, namespace = manifest["metadata"]["name"], manifest["metadata"].get("namespace")
         assert (namespace or name) == "leukdetect-staging"

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from deploy import prometheus_rule
 from serving.metrics import SECONDS
 from serving.settings import Settings
 from tests.conftest import require
@@ -65,7 +67,40 @@ def test_each_alert_says_what_is_wrong_how_much_and_what_to_do(alert: dict[str, 
     assert says["summary"].endswith(".")
     assert "{{" not in says["summary"]
     assert "$value" in says["description"]
-    assert says["runbook_url"] == f"docs/operations.md#{alert['alert'].lower()}"
+
+
+def test_a_notification_links_to_the_alerts_own_section() -> None:
+    """Absolute, since a pager knows no folder; and one place for all."""
+    links = [alert["annotations"]["runbook_url"].partition("#") for alert in ALERTS]
+    assert [anchor for _, _, anchor in links] == [alert["alert"].lower() for alert in ALERTS]
+    [page] = {page for page, _, _ in links}
+    assert re.fullmatch(r"https://\S+/docs/operations\.md", page)
+    anchors = re.findall(r"^#+ (.+)$", OPERATIONS, re.MULTILINE)
+    assert {anchor for _, _, anchor in links} <= {heading.lower().replace(" ", "-") for heading in anchors}
+
+
+def test_where_the_links_lead_is_set_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (MONITORING / "prometheus").glob("*.yml"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.setattr(prometheus_rule, "FOLDER", tmp_path)
+    monkeypatch.setattr(prometheus_rule, "SOURCES", [tmp_path / path.name for path in prometheus_rule.SOURCES])
+    monkeypatch.setattr(prometheus_rule, "MANIFEST", tmp_path / "rule.yaml")
+    monkeypatch.setattr(sys, "argv", ["rule", "--runbooks", "https://wiki.example/a?page=1"])
+    prometheus_rule.main()
+    for name in ("alerts.yml", "rule.yaml", "alerts_test.yml"):
+        links = re.findall(r"runbook_url: (.*)#\w+$", (tmp_path / name).read_text(), re.MULTILINE)
+        assert set(links) == {"https://wiki.example/a?page=1"}
+    tool("promtool", "test", "rules", tmp_path / "alerts_test.yml")
+    monkeypatch.setattr(sys, "argv", ["rule", "--runbooks", "docs/operations.md"])
+    with pytest.raises(SystemExit):
+        prometheus_rule.main()
+
+
+@pytest.mark.parametrize("rule", [*RULES, *ALERTS], ids=lambda rule: str(rule.get("record") or rule["alert"]))
+def test_no_rule_mixes_environments_or_namespaces(rule: dict[str, Any]) -> None:
+    kept = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
+    assert all(labels.startswith("environment, namespace, job") for labels in kept)
+    assert not re.search(r"\b(sum|count|avg|min|max) ?\((?!.*\) by)", rule["expr"])
 
 
 def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
@@ -112,7 +147,18 @@ def test_amtool_accepts_the_routes() -> None:
 def test_each_alert_goes_where_its_severity_says(alert: dict[str, Any]) -> None:
     receiver = {"page": "pages", "ticket": "tickets", "none": "heartbeat"}[alert["labels"]["severity"]]
     labels = [f"{name}={value}" for name, value in (alert["labels"] | {"alertname": alert["alert"]}).items()]
+    expect(receiver, *labels)
+    expect(receiver, *labels, "environment=production")
+
+
+def expect(receiver: str, *labels: str) -> None:
     tool("amtool", "config", "routes", "test", f"--config.file={ROUTES}", f"--verify.receivers={receiver}", *labels)
+
+
+@pytest.mark.parametrize("environment", ["staging", "production-2", "test"])
+def test_what_is_not_production_pages_nobody(environment: str) -> None:
+    for severity in ("page", "ticket"):
+        expect("staging", "alertname=X", "job=leukdetect", f"severity={severity}", f"environment={environment}")
 
 
 class Heard:
@@ -170,14 +216,17 @@ def alertmanager(folder: Path, bridge_url: str) -> Iterator[str]:
         yield url
 
 
-def told(folder: Path, *firing: str) -> Heard:
-    """What the bridge hears when these alerts fire together, as rules label them, on server a."""
+def told(folder: Path, *firing: str, staging: tuple[str, ...] = ()) -> Heard:
+    """What the bridge hears when these alerts fire together, as rules label them, on server a, and those in staging."""
     labels = {alert["alert"]: alert["labels"] for alert in ALERTS}
     alerts = []
     for name in (*firing, "Watchdog"):
         own = {} if name == "Watchdog" else {"job": "leukdetect"}
         where = {"instance": "a:8000"} if name in ("ChampionStale", "RegistryUnreachable") else {}
         alerts.append({"labels": {"alertname": name, **own, **where, **labels[name]}, "annotations": {}})
+    for name in staging:
+        elsewhere = {"job": "leukdetect-staging", "environment": "staging"}
+        alerts.append({"labels": {"alertname": name, **labels[name], **elsewhere}, "annotations": {}})
     with bridge() as (bridge_url, heard), alertmanager(folder, bridge_url) as url:
         httpx.post(f"{url}/api/v2/alerts", json=alerts).raise_for_status()
         deadline = time.monotonic() + 30
@@ -195,9 +244,18 @@ def test_where_nothing_can_be_scraped_that_is_all_that_is_told(tmp_path: Path) -
 
 
 def test_a_page_holds_back_tickets_of_its_own_concern_only(tmp_path: Path) -> None:
-    heard = told(tmp_path, "LatencyBurnsFast", "QueueNearlyFull", "ShadowDisagrees")
+    heard = told(tmp_path, "LatencyBurnsFast", "QueueNearlyFull", "ShadowDisagrees", staging=("BusyRefusals",))
     expected = {("pages", "LatencyBurnsFast"), ("tickets", "ShadowDisagrees"), ("heartbeat", "Watchdog")}
-    assert heard.alerts == expected
+    assert heard.alerts == expected | {("staging", "BusyRefusals")}  # of another environment
+
+
+def test_stagings_page_wakes_nobody_and_hides_nothing_of_productions(tmp_path: Path) -> None:
+    heard = told(tmp_path, "QueueNearlyFull", staging=("AvailabilityBurnsFast", "BusyRefusals"))
+    assert heard.alerts == {
+        ("staging", "AvailabilityBurnsFast"),
+        ("tickets", "QueueNearlyFull"),
+        ("heartbeat", "Watchdog"),
+    }
 
 
 def test_a_registry_that_is_down_explains_a_stale_champion(tmp_path: Path) -> None:

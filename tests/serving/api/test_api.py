@@ -564,6 +564,7 @@ def test_metrics_count_what_happened(tmp_path: Path) -> None:
         'leukdetect_requests_total{code="415",reason="unsupported-image",route="/predict"} 1.0',
         'leukdetect_requests_total{code="404",reason="",route="other"} 1.0',
         'leukdetect_predictions_total{class="pre",version="7"} 1.0',
+        'leukdetect_referrals_total{reason="too_dark"} 1.0',
         'leukdetect_refusals_total{reason="too_dark"} 1.0',
         *(f'leukdetect_stage_seconds_count{{stage="{each}"}} 2.0' for each in ("read", "decode", "queue", "infer")),
         'leukdetect_request_seconds_count{route="/predict"} 3.0',

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
+import leukdetect
 from leukdetect import images
 from leukdetect.model_file import load
 from leukdetect.registry import Located
@@ -102,8 +103,11 @@ def test_metadata_tells_every_tensor(server: triton.InferenceServerClient) -> No
 
 
 def test_the_servers_version_is_the_projects(client: httpx.Client) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert client.get("/v2").json()["version"] == project["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "leukdetect.__version__"}
+    assert client.get("/v2").json()["version"] == leukdetect.__version__
+    assert 'leukdetect_build_info{commit="",onnxruntime="' in (told := client.get("/metrics").text)
+    assert f'version="{leukdetect.__version__}"}} 1.0' in told
 
 
 @pytest.mark.parametrize("count", [1, 5])

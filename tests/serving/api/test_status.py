@@ -87,7 +87,7 @@ def test_the_status_says_how_the_requests_ended(client: httpx.Client) -> None:
     assert {(each["code"], each["count"]) for each in found["outcomes"]} == {(200, 4), (415, 1)}
     assert found["classes"]["pre"] == 3
     assert sum(found["classes"].values()) == 4
-    assert found["refusals"]["too_dark"] == 1
+    assert found["referrals"]["too_dark"] == found["refusals"]["too_dark"] == 1
     assert {stage: each["count"] for stage, each in found["stages"].items()} == {
         "read": 4, "decode": 4, "queue": 4, "infer": 4, "respond": 4,
     }  # fmt: skip
