@@ -39,7 +39,8 @@ def main() -> None:
     key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(trained.HEAD), data)
     state = stage.STATE / "fine_tune" / key
     log = partial(tracking.log_epoch, run, "fine_tune")
-    history = training.fit(part, (views, labels), (val, val_labels), tune, seed=seed, state=state, on_epoch=log)
+    with tracking.system_metrics(run):
+        history = training.fit(part, (views, labels), (val, val_labels), tune, seed=seed, state=state, on_epoch=log)
     classifier.copy_weights(part, whole)
     trained.save(whole, history, trained.MODEL)
     shutil.rmtree(state)

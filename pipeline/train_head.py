@@ -39,9 +39,10 @@ def main() -> None:
     key = stage.state_key(params.until(recipe, "train_head"), recipe.fine_tune.trainable_from, data)
     state = stage.STATE / "train_head" / key
     log = partial(tracking.log_epoch, run, "train_head")
-    history = training.fit(
-        learner, (views, labels), (val, val_labels), recipe.train_head, seed=recipe.seed, state=state, on_epoch=log
-    )
+    with tracking.system_metrics(run):
+        history = training.fit(
+            learner, (views, labels), (val, val_labels), recipe.train_head, seed=recipe.seed, state=state, on_epoch=log
+        )
     classifier.copy_weights(learner, whole)  # the head shares its layers with the whole model; a trained base is a copy
     trained.save(whole, history, trained.HEAD)
     shutil.rmtree(state)

@@ -115,7 +115,7 @@ def _keeps() -> str:
     main, commit = git.main_branch(), git.git_commit()
     if os.environ.get("DVC_EXP_NAME"):
         return f"it is the experiment {os.environ['DVC_EXP_NAME']}"
-    if commit.endswith("-dirty"):
+    if commit.endswith(git.DIRTY):
         return "there are changes that are not committed"
     if main is None or commit != git.resolve(main):
         return f"this commit is not the newest of {main or 'a main branch'}"

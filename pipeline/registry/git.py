@@ -9,6 +9,9 @@ from pathlib import Path
 MAIN = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
 
+UNKNOWN, DIRTY = "unknown", "-dirty"  # for a commit, and after one
+
+
 class GitError(Exception):
     """git could not answer."""
 
@@ -44,16 +47,25 @@ def git_commit() -> str:
         ours = (":/", ":(top,exclude)dvc.lock", ":(top,exclude)reports")
         changes = ask("status", "--porcelain", "--untracked-files=no", "--", *ours)
     except GitError:
-        return "unknown"
-    return f"{head}-dirty" if changes else head
+        return UNKNOWN
+    return f"{head}{DIRTY}" if changes else head
+
+
+def path_of(name: str) -> str:
+    """A file of this folder by its path in the repository; its name outside git."""
+    try:
+        return ask("rev-parse", "--show-prefix") + name
+    except GitError:
+        return name
 
 
 def branch() -> str:
-    """The branch's name; empty where HEAD is on none, and outside git."""
+    """The branch's name, by a workflow's word where that checked out a commit; empty if neither says it."""
     try:
-        return ask("branch", "--show-current")
+        here = ask("branch", "--show-current")
     except GitError:
         return ""
+    return here or os.environ.get("GITHUB_HEAD_REF") or os.environ.get("GITHUB_REF_NAME", "")
 
 
 def remote() -> str:

@@ -1,6 +1,7 @@
 """The model's folder as MLflow keeps it: both ONNX files, what describes them, and `leukdetect`, which answers."""
 
 import importlib.metadata
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -56,8 +57,9 @@ def log(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -> str:
     experiment = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(experiment, name, source_run_id=run_id, model_type="classification")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # About type hints of MLflow's own classes, and for an input example, which would be megabytes of JSON.
+        # About type hints of MLflow's own classes.
         warnings.simplefilter("ignore", UserWarning)
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # or it says that it looks at the example
         mlflow.pyfunc.save_model(
             path=f"{folder}/model",
             mlflow_model=Model(
@@ -71,6 +73,7 @@ def log(client: MlflowClient, run_id: str, name: str, model: OnnxModel) -> str:
             code_paths=[str(Path(runtime.__file__).parent)],
             artifacts={key: str(path) for key, path in ARTIFACTS.items()},
             signature=SIGNATURE,
+            input_example=np.array([model.contract.golden[0].image], dtype=object),  # rendered; a file, as JSON has it
             pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
         )
         client.log_model_artifacts(logged.model_id, f"{folder}/model")

@@ -51,7 +51,7 @@ def _source(image: Any) -> decoding.Source:
     """What came as JSON or in an array of objects, as what it stands for."""
     if isinstance(image, str):
         try:
-            return base64.b64decode(image, validate=True)
+            return base64.b64decode("".join(image.split()), validate=True)  # `base64 FILE` breaks lines
         except binascii.Error as error:
             raise ImageError("the text is not base64, as an image file's bytes must be") from error
     if isinstance(image, bytes):

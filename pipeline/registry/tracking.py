@@ -2,26 +2,24 @@
 
 A run is found again by a key (recipe, data, machine, folder), so that no stage hands a run id to the next: the first
 that asks opens it, the others resume it, and `register` finishes it. A further pass gets its own run, since only a run
-that is still RUNNING is resumed.
+that is still RUNNING is resumed; one that an earlier pass of this folder left RUNNING is ended as KILLED.
 """
 
 import hashlib
-import json
 import math
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 # MLflow reads these itself. A user's own setting wins.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", str(sys.stderr.isatty()))
+os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 keep a caller waiting for minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds
 
@@ -29,7 +27,9 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.time import get_current_time_millis
@@ -37,8 +37,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import params
-from pipeline.registry import moved
-from pipeline.registry.git import git_commit
+from pipeline.registry import moved, run_tags
 from pipeline.registry.moved import SQLITE
 from pipeline.stage import Problem
 
@@ -108,29 +107,21 @@ def run_id(recipe: params.Params, data_sha256: str) -> str:
     Raises Problem, as `check` does, in seconds.
     """
     check()
-    digest = params.digest(recipe)
-    parts = (digest, data_sha256, socket.gethostname(), str(Path.cwd()))
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    values = flat(recipe.model_dump(mode="json", by_alias=True), ".").items()
-    texts = {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for name, value in values}
+    digest, place = params.digest(recipe), run_tags.place()
+    key = hashlib.sha256("\n".join((digest, data_sha256, place)).encode()).hexdigest()
     with reachable():
         store = client()
         experiment = _experiment(store, recipe.register_.experiment)
-        is_this_pass = f"tags.`{KEY_TAG}` = '{key}' and attributes.status = 'RUNNING'"
-        if running := store.search_runs([experiment], is_this_pass, max_results=1):
-            run = running[0]
+        running = "attributes.status = 'RUNNING' and tags.`{}` = '{}'".format
+        if found := store.search_runs([experiment], running(KEY_TAG, key), max_results=1):
+            run = found[0]
         else:
-            tags = {
-                KEY_TAG: key,
-                "leukdetect.git_commit": git_commit(),
-                "leukdetect.data_sha256": data_sha256,
-                "leukdetect.params_sha256": digest,
-            }
-            weights = Path(recipe.features.weights).name
-            name = f"{recipe.fetch.source}-{recipe.prepare.image_size}px-{weights}-{digest[:7]}"
-            run = store.create_run(experiment, tags=tags, run_name=name)
+            for left in store.search_runs([experiment], running(run_tags.PLACE, place)):
+                store.set_terminated(left.info.run_id, "KILLED")  # by a pass that ended before `register`
+            tags = {KEY_TAG: key, "leukdetect.data_sha256": data_sha256, "leukdetect.params_sha256": digest}
+            run = store.create_run(experiment, tags=tags | run_tags.tags(), run_name=run_tags.name(recipe))
         # On a resumed run too: it may have been interrupted between being created and this.
-        logged = [Param(name, text[:MAX_PARAM_VAL_LENGTH]) for name, text in texts.items()]
+        logged = [Param(name, text[:MAX_PARAM_VAL_LENGTH]) for name, text in run_tags.texts(recipe).items()]
         store.log_batch(run.info.run_id, params=logged)
     return run.info.run_id
 
@@ -148,6 +139,21 @@ def log_epoch(run_id: str, phase: str, epoch: int, metrics: dict[str, float]) ->
             "`register` will log the epochs that are missing.",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """Logs processors, memory, disk, network and, with `nvidia-ml-py`, GPUs as `system/…` every 10 s of the block."""
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        yield
+        return
+    with reachable():
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri())
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def replay(run_id: str, phase: str, csv_path: Path) -> None:
@@ -178,17 +184,13 @@ def log_new(run_id: str, metrics: dict[str, float]) -> None:
         _log(store, run_id, {name: value for name, value in metrics.items() if not _same(logged.get(name), value)})
 
 
-def flat(values: dict[str, Any], separator: str) -> dict[str, Any]:
-    """Nested dicts as one dict of joined keys. Lists stay whole."""
-    row: dict[str, Any] = pd.json_normalize(values, sep=separator).astype(object).to_dict("records")[0]
-    return row
-
-
 def _experiment(store: MlflowClient, name: str) -> str:
     if experiment := store.get_experiment_by_name(name):
         return experiment.experiment_id
     embedded = uri().startswith(SQLITE)
-    return store.create_experiment(name, artifact_location=moved.artifacts(uri()).as_uri() if embedded else None)
+    location = moved.artifacts(uri()).as_uri() if embedded else None
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # or its page is that of language models
+    return store.create_experiment(name, artifact_location=location, tags=kind)
 
 
 def _log(store: MlflowClient, run_id: str, metrics: dict[str, float], step: int = 0) -> None:

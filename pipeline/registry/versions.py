@@ -15,12 +15,13 @@ from mlflow.exceptions import MlflowException
 from leukdetect.contract import FILES, SHA256_TAGS, Contract
 from leukdetect.registry import Registry
 from pipeline import params, stage
-from pipeline.data.source import SOURCE
+from pipeline.data.source import RAW, SOURCE
 from pipeline.evaluation.report import Report
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.registry import git, logged_model, tracking
 from pipeline.registry.logged_model import REPORTS
+from pipeline.registry.run_tags import flat
 from pipeline.stage import Problem
 
 LOGGED = (  # of reports/, to the run
@@ -60,15 +61,15 @@ def register(
         The run's id and the version.
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
-    headline = {tag: f"{value:.4f}" for tag, value in tracking.flat(measured.headline(), ".").items()}
+    headline = {tag: f"{value:.4f}" for tag, value in flat(measured.headline(), ".").items()}
     registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     known = [each for each in registered if _has_files(client, name, str(each.version))]
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
     reports = _reports_sha256()
     if known and (known[0].tags.get(REPORTS_TAG) == reports or (dry_run and known[0].tags.get("gate") in JUDGED)):
         return run_id, str(known[0].version)
-    _log_reports(client, run_id, model, measured, source)
-    version = str((known[0] if known else _new_version(client, name, run_id, model, source)).version)
+    _log_reports(client, run_id, recipe, model, measured, source)
+    version = str((known[0] if known else _new_version(client, recipe, run_id, model, source)).version)
     for tag, value in (headline | {REPORTS_TAG: reports}).items():  # on a known one too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
     return run_id, version
@@ -191,15 +192,33 @@ def _logged() -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: Report, source: dict[str, Any]) -> None:
+def _opens(fetch: params.Fetch) -> tuple[str, dict[str, str]]:
+    """Where the images are, as MLflow opens it: an address, or the folder below this one that `fetch` filled."""
+    if fetch.source == "kaggle":
+        return "http", {"url": f"https://www.kaggle.com/datasets/{fetch.kaggle}"}
+    if fetch.source == "archive" and str(fetch.archive).lower().startswith(("http://", "https://")):
+        return "http", {"url": str(fetch.archive)}
+    return "local", {"uri": RAW.as_posix()}
+
+
+def _log_reports(
+    client: MlflowClient,
+    run_id: str,
+    recipe: params.Params,
+    model: OnnxModel,
+    measured: Report,
+    source: dict[str, Any],
+) -> None:
     for history in sorted((REPORTS / "history").glob("*.csv")):
         tracking.replay(run_id, history.stem, history)
-    tracking.log_new(run_id, tracking.flat(measured.headline(), "/"))  # metrics.json has the rest
+    tracking.log_new(run_id, flat(measured.headline(), "/"))  # metrics.json has the rest
+    kind, where = _opens(recipe.fetch)
     dataset = Dataset(
         name=source["source"],
         digest=model.contract.provenance.data_sha256[:16],  # MLflow takes 36 at most
-        source_type="leukdetect",
-        source=json.dumps(source, ensure_ascii=False),
+        source_type=kind,
+        source=json.dumps(where),
+        profile=json.dumps(source, ensure_ascii=False),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
     for file in _logged():
@@ -208,11 +227,16 @@ def _log_reports(client: MlflowClient, run_id: str, model: OnnxModel, measured: 
 
 
 def _new_version(
-    client: MlflowClient, name: str, run_id: str, model: OnnxModel, source: dict[str, Any]
+    client: MlflowClient, recipe: params.Params, run_id: str, model: OnnxModel, source: dict[str, Any]
 ) -> ModelVersion:
     """Uploads the model first, then registers it: a version never lacks its files."""
+    name, wording = recipe.register_.name, recipe.wording
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
+    classes = ", ".join(each.label for each in recipe.classes)
+    client.update_registered_model(
+        name, f"{wording.subject}: {classes}.\n\n{wording.intended_use}\n\n{wording.disclaimer}"
+    )
     model_id = logged_model.log(client, run_id, name, model)
     provenance = model.contract.provenance
     warning = "Trained on rendered images: its numbers have no clinical meaning. " if provenance.synthetic else ""

@@ -21,14 +21,17 @@ import numpy as np
 import pytest
 import requests
 import yaml
+from mlflow.data.dataset_source_registry import get_dataset_source_from_json
 from mlflow.entities.model_registry import RegisteredModel
 
 import leukdetect
 from benchmarks.process import free_port
 from leukdetect import contract, images
-from pipeline import register
+from pipeline import params, register
 from pipeline.registry import moved, tracking
+from pipeline.registry import versions as model_versions
 from pipeline.registry.promotions import PROMOTIONS
+from pipeline.registry.run_tags import flat
 from pipeline.stage import Problem
 from tests import measured, tiny_model
 from tests.project import ROOT
@@ -163,12 +166,14 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     assert run.data.tags["gate"] == "passed"
     assert run.data.metrics["fp32/balanced_accuracy"] == 0.9
     shown = set(run.data.metrics) - {"train_head/loss", "train_head/seconds"}
-    assert shown == set(tracking.flat(json.loads(Path("reports/headline.json").read_text()), "/"))
+    assert shown == set(flat(json.loads(Path("reports/headline.json").read_text()), "/"))
     assert len(shown) == 15
     assert run.data.params["fine_tune.optimizer"] == "adam"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "train_head/loss")] == [1.5, 1.0]
     assert run.inputs
-    assert [item.dataset.digest for item in run.inputs.dataset_inputs] == ["0" * 16]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == "0" * 16
+    assert tree(Path(mlflow.data.get_source(dataset).load())) == tree(project / "data/raw")
     top = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert top == {
         *("figures", "plots", "history", "validation.json", "params.yaml", "source.json"),
@@ -185,6 +190,9 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
 
     version = client.get_model_version("leukdetect", "1")
     assert version.run_id == run.info.run_id
+    described = client.get_registered_model("leukdetect").description
+    assert described.startswith("Acute lymphoblastic leukaemia on peripheral blood smears: Benign (hematogone), ")
+    assert described.endswith("subtype confirmed by flow cytometry.")
     assert str(version.description).startswith("Trained on rendered images: its numbers have no clinical meaning.")
     assert version.tags["leukdetect.data_sha256"] == "0" * 64  # what the file says of itself
     assert version.tags["leukdetect.git_commit"] == "0" * 40
@@ -233,6 +241,17 @@ def test_the_champion_gives_the_librarys_answers_to_images_of_any_size_and_to_fi
         for answer, source in zip(pyfunc.predict(given), sources, strict=True):
             expected = asdict(library.predict(source))
             assert {**answer, "disclaimer": None} == {"class": expected.pop("key"), **expected, "disclaimer": None}
+
+
+def test_the_input_example_is_one_of_the_golden_images_and_is_answered_as_those_are(pyfunc: Any) -> None:
+    example = pyfunc.input_example
+    golden = leukdetect.open(register.FP32).contract.golden[0]
+    assert example.tolist() == [golden.image]
+    (answer,) = pyfunc.predict(example)
+    assert list(answer["probabilities"].values()) == pytest.approx(golden.probabilities, abs=1e-4)
+    wrapped = base64.encodebytes(base64.b64decode(golden.image)).decode()  # as the command `base64` prints it
+    assert "\n" in wrapped.strip()
+    assert list(pyfunc.predict(np.array([wrapped], dtype=object))) == [answer]
 
 
 @pytest.mark.parametrize(
@@ -590,3 +609,24 @@ def test_a_server_holds_the_registry_and_its_death_is_one_message(
     with pytest.raises(Problem, match=r"MLflow at http://127\.0\.0\.1:\d+ could not be used"):
         register.main()
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("fetch", "kind", "where"),
+    [
+        (
+            {"source": "kaggle", "kaggle": "owner/smears"},
+            "http",
+            {"url": "https://www.kaggle.com/datasets/owner/smears"},
+        ),
+        ({"source": "archive", "archive": "https://x.example/a.zip"}, "http", {"url": "https://x.example/a.zip"}),
+        ({"source": "archive", "archive": "/mnt/a.zip"}, "local", None),
+        ({"source": "folder", "folder": "/mnt/ward"}, "local", None),
+    ],
+)
+def test_a_data_set_names_where_its_images_can_be_opened(
+    fetch: dict[str, str], kind: str, where: dict[str, str] | None
+) -> None:
+    found = model_versions._opens(params.load(ROOT / "params.yaml").fetch.model_copy(update=fetch))
+    assert found == (kind, where or {"uri": "data/raw"})
+    get_dataset_source_from_json(json.dumps(found[1]), found[0])

@@ -2,6 +2,8 @@
 
 import shutil
 import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline import params
-from pipeline.registry import tracking
+from pipeline.registry import run_tags, tracking
 from pipeline.stage import Problem
 from tests.project import ROOT
 
@@ -75,7 +77,104 @@ def test_a_run_says_what_made_it(here: Path, recipe: params.Params) -> None:
     assert data.tags["leukdetect.data_sha256"] == DATA
     assert data.tags["leukdetect.params_sha256"] == params.digest(recipe)
     assert data.tags["leukdetect.git_commit"] == "unknown"
-    assert data.tags["mlflow.runName"].startswith("demo-64px-none-")
+    assert data.tags["mlflow.runName"] == f"demo: ResNet50 64px none, {params.digest(recipe)[:7]}"
+    assert data.tags["mlflow.source.name"] == "dvc.yaml"
+    assert "mlflow.source.git.commit" not in data.tags
+
+
+@pytest.fixture
+def cloned(here: Path, recipe: params.Params, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same under git, on a branch beside main, where the recipe was committed."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "Ada")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "ada@ward")
+    shutil.copy(ROOT / "params.yaml", here)
+    (here / "code.py").touch()
+    for command in (
+        "init -q -b main", "config user.email ada@ward", "add params.yaml code.py", "commit -q -m first",
+        "checkout -q -b try", "remote add origin https://ada:secret@git.example/ward",
+    ):  # fmt: skip
+        subprocess.run(["git", *command.split()], check=True)
+    return here
+
+
+def test_mlflows_columns_name_source_commit_branch_and_person(
+    cloned: Path, recipe: params.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTOR", raising=False)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+    def tags(recipe: params.Params) -> dict[str, str]:
+        found = tracking.client().get_run(tracking.run_id(recipe, DATA)).data.tags
+        return {name.removeprefix("mlflow."): value for name, value in found.items() if name.startswith("mlflow.")}
+
+    digest = params.digest(recipe)[:7]
+    assert tags(recipe) == {
+        "runName": f"demo: ResNet50 64px none, {digest}", "user": "ada@ward",
+        "source.type": "LOCAL", "source.name": "dvc.yaml", "source.git.branch": "try", "source.git.commit": head,
+        "source.git.dirty": "false", "source.git.repoURL": "https://git.example/ward",
+    }  # fmt: skip
+    (cloned / "code.py").write_text("1")
+    found = tags(changed("fine_tune", "learning_rate", 0.0001))
+    assert (found["source.git.commit"], found["source.git.dirty"]) == (head, "true")
+
+
+def test_a_runs_name_says_what_differs_and_which_experiment_it_is(
+    cloned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = changed("fine_tune", "learning_rate", 0.0001)
+    digest = params.digest(one)[:7]
+    assert run_tags.name(one) == f"demo: fine_tune.learning_rate=0.0001, ResNet50 64px none, {digest}"
+    monkeypatch.setenv("DVC_EXP_NAME", "sunny-mole")
+    assert run_tags.name(one).startswith("demo (sunny-mole): fine_tune.learning_rate=0.0001, ResNet50 ")
+    assert tracking.client().get_run(tracking.run_id(one, DATA)).data.tags[run_tags.EXPERIMENT] == "sunny-mole"
+    many = changed("fetch", "leave_out", ["a" * 100]).model_dump(mode="json", by_alias=True)
+    many |= {"seed": 1, "model": {"backbone": "VGG16"}}
+    many["augment"]["rotation"] = 0
+    name = run_tags.name(params.parse(many))
+    assert name.startswith('demo (sunny-mole): seed=1, fetch.leave_out=["aaaa')
+    assert ", 1 more, VGG16 64px none, " in name
+    assert len(name) < 250
+    own = cloned / "recipes/ward"
+    own.mkdir(parents=True)
+    monkeypatch.chdir(own)
+    assert run_tags.name(one).startswith("ward (sunny-mole): ResNet50 64px none, ")
+
+
+def test_a_run_that_a_killed_pass_left_is_ended_by_the_next(here: Path, recipe: params.Params) -> None:
+    left = tracking.run_id(changed("fine_tune", "epochs", 4), DATA)
+    store = tracking.client()
+    elsewhere = store.create_run("1", tags={run_tags.PLACE: "another machine's"}).info.run_id
+    now = tracking.run_id(recipe, DATA)
+    status = {run.info.run_id: run.info.status for run in store.search_runs(["1"])}
+    assert status == {left: "KILLED", elsewhere: "RUNNING", now: "RUNNING"}
+
+
+def test_system_metrics_are_in_the_run_of_what_they_are_of(
+    here: Path, recipe: params.Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    run = tracking.run_id(recipe, DATA)
+    before = threading.active_count()
+
+    def steps() -> list[int]:
+        points = tracking.client().get_metric_history(run, "system/cpu_utilization_percentage")
+        return sorted(point.step for point in points)
+
+    for _ in ("train_head", "fine_tune"):
+        former = len(steps())
+        with tracking.system_metrics(run):
+            deadline = time.monotonic() + 20
+            while len(steps()) == former and time.monotonic() < deadline:
+                time.sleep(0.05)
+    assert steps() == list(range(len(steps())))
+    assert {"system/system_memory_usage_percentage", "system/disk_usage_percentage"} <= set(
+        tracking.client().get_run(run).data.metrics
+    )
+    assert threading.active_count() == before
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with tracking.system_metrics("no such run"):
+        pass
 
 
 def test_the_embedded_mlflow_keeps_artifacts_in_this_folder(here: Path, recipe: params.Params) -> None:
