@@ -19,8 +19,9 @@ help:  ## this list
 demo: .venv/.ready .venv-serving/.ready  ## the whole path on rendered smears: dvc repro, registry, server, one prediction (ONCE=1: stop there)
 	python -m pipeline.demo --port $(PORT) $(if $(ONCE),--once)
 
-serve: .venv-serving/.ready  ## the registered champion alone, on PORT
-	LEUKDETECT_PORT=$(PORT) exec .venv-serving/bin/python -m serving
+serve: .venv-serving/.ready  ## the champion of the recipe's register.name alone, on PORT; or LEUKDETECT_MODEL
+	name=$$(python -c 'from pipeline import params; print(params.load().register_.name)') && \
+	  LEUKDETECT_MODEL=$${LEUKDETECT_MODEL:-models:/$$name@champion} LEUKDETECT_PORT=$(PORT) exec .venv-serving/bin/python -m serving
 
 repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or cnmc2019, demo) after making that preset the active recipe
 	$(if $(PRESET),python -m pipeline.presets $(PRESET))

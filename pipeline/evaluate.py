@@ -25,13 +25,15 @@ from pipeline.evaluation import (
     classification,
     explanations,
     learning_curve,
+    limits,
     metrics,
     out_of_distribution,
+    patients,
     prediction_sets,
     shortcuts,
     slices,
 )
-from pipeline.evaluation.report import HEADLINE, METRICS, Both, Measured, Report, split_sizes
+from pipeline.evaluation.report import HEADLINE, METRICS, Measured, Report, split_sizes
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, INT8
 from pipeline.reporting import datasheet, html_page, model_card, tables
@@ -76,14 +78,16 @@ def main() -> None:
             ),
             calibration=calibration.calibration(ours, fp32.contract.temperature, test),
             operating_point=calibration.operating_point(ours, test, malignant, fp32.contract, options.prevalence),
-            abstention=Both(
+            abstention=metrics.Both(
                 fp32=abstention.measure(fp32, ours, test, foreign),
                 int8=abstention.measure(int8, ours_int8, test, foreign),
             ),
-            prediction_sets=Both(
+            prediction_sets=metrics.Both(
                 fp32=prediction_sets.coverage(ours, test, fp32.contract),
                 int8=prediction_sets.coverage(ours_int8, test, int8.contract),
             ),
+            patients=patients.both(ours, ours_int8, test, fp32.contract) if options.label_of == "patient" else None,
+            limits_at_ends=limits.at_ends(fp32.contract, recipe.calibrate),
             cross_validation=learning_curve.read(learning_curve.key(recipe, prepared.digest())),
         )
         by_slice = slices.table(test, ours.predicted)

@@ -85,7 +85,7 @@ class Fetch(Section):
 
     @model_validator(mode="after")
     def _one_way_to_a_label(self) -> Self:
-        _check_pattern("label", self.label, "label")
+        check_pattern("label", self.label, "label")
         if self.label is not None and self.table is not None:
             raise ValueError("label and table both say which class an image has: one of them must be null")
         return self
@@ -130,12 +130,12 @@ class Prepare(Section):
 
     @model_validator(mode="after")
     def _patterns_compile(self) -> Self:
-        _check_pattern("patient", self.patient, "patient")
-        _check_pattern("number", self.number)
+        check_pattern("patient", self.patient, "patient")
+        check_pattern("number", self.number)
         return self
 
 
-def _check_pattern(key: str, pattern: str | None, group: str | None = None) -> None:
+def check_pattern(key: str, pattern: str | None, group: str | None = None) -> None:
     """Raises ValueError if a pattern is no regular expression, or lacks the named group."""
     try:
         groups = re.compile(pattern or "").groupindex
@@ -202,6 +202,7 @@ class Evaluate(Section):
     corner: Rate
     prevalence: Rate
     other_laboratory: str | None
+    label_of: Literal["image", "patient"]
 
 
 class Register(Section):
@@ -242,11 +243,10 @@ class Params(Section):
                 "fine_tune.trainable_from must be all when features.weights is none: "
                 f"random layers below {self.fine_tune.trainable_from} would never learn"
             )
+        if self.evaluate.label_of == "patient" and self.prepare.patient is None:
+            raise ValueError("evaluate.label_of: patient needs prepare.patient, which says whose an image is")
         if self.model.backbone == "InceptionV3" and self.prepare.image_size < 75:
-            raise ValueError(
-                f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}: its strides "
-                "leave nothing of a smaller image"
-            )
+            raise ValueError(f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}")
         return self
 
 

@@ -26,6 +26,9 @@ def main() -> None:
     frame = splits.assign(manifest.read(), recipe.prepare, recipe.seed)
     frame["label"] = frame["class"].map({c.key: i for i, c in enumerate(recipe.classes)})
 
+    if recipe.evaluate.label_of == "patient":
+        _check_one_class_each(frame)
+
     with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
         size = recipe.prepare.image_size
@@ -53,6 +56,16 @@ def main() -> None:
     unit = "patients" if recipe.prepare.patient else "blocks"
     for split in splits.SPLITS:
         print(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}")
+
+
+def _check_one_class_each(frame: pd.DataFrame) -> None:
+    """Raises Problem if a patient has images of several classes, where a label is the patient's."""
+    for patient, classes in frame.groupby("patient")["class"].unique().items():
+        if len(classes) > 1:
+            raise Problem(
+                f"patient {patient} has images of {' and '.join(classes)}, but evaluate.label_of says that a label is "
+                "the patient's. Correct the labels or prepare.patient, or set evaluate.label_of to image"
+            )
 
 
 def _check_patients_differ(frame: pd.DataFrame, pixels: np.ndarray, bits: int) -> None:

@@ -4,6 +4,7 @@ Reads:  a folder, a CSV file with a column `path`, or s3://bucket/prefix; a mode
         Where a flag is not given, the server's variable of that name: LEUKDETECT_MODEL, LEUKDETECT_MAX_PIXELS, …
 Writes: OUT/_listing.parquet (which images; a row group for each part), OUT/part-00000.parquet, … (one row an image)
 Run:    python -m pipeline.score smears/ --out scores [--model models:/leukdetect@champion] [--ray ADDRESS]
+        (without --model: the champion of the recipe's register.name)
 
 It goes on where it was when it is run again: what is written is done. The listing is made once, so each image of it
 has one row whatever is added to the folder meanwhile. An image that cannot be used has its reason in `error`.
@@ -22,10 +23,11 @@ from leukdetect.contract import FILES
 from leukdetect.decoding import MAX_PIXELS
 from leukdetect.model_file import Model, RefusedError
 from leukdetect.registry import Located, Registry, RegistryError
-from pipeline import cluster, stage
+from pipeline import cluster, params, stage
 from pipeline.data import image_files
 from pipeline.registry import moved
 from pipeline.scoring import job as jobs
+from pipeline.scoring import patients
 from pipeline.scoring.job import Job
 from pipeline.stage import Problem
 
@@ -54,6 +56,8 @@ def main() -> None:
                 if bar.disable:  # in a log: a line a part
                     print(f"{done:,} of {total:,} images", flush=True)
         print(jobs.summary(options.out, job, remaining, time.monotonic() - started))
+        if options.patient:
+            print(f"by patient: {patients.write(options.out, options.patient, model.contract)}")
 
 
 def _options() -> argparse.Namespace:
@@ -61,11 +65,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("source", help="a folder, a CSV file with a column `path`, or s3://bucket/prefix")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the answers; go on with what is there")
     parser.add_argument("--root", help="where a CSV file's relative paths start; else its own folder")
+    parser.add_argument("--patient", help="a pattern of the path, (?P<patient>…): OUT/patients.csv has a row for each")
     parser.add_argument(
         "--ray", default=os.environ.get(cluster.ADDRESS), help="a Ray cluster's address: use all its machines"
     )
     for name, default, kind, meaning in (
-        ("model", "models:/leukdetect@champion", str, "models:/NAME@ALIAS, a file, or a folder with both precisions"),
+        (
+            "model",
+            None,
+            str,
+            "models:/NAME@ALIAS, a file, or a folder with both; else the recipe's champion",
+        ),
         ("precision", "auto", str, "auto, int8 or fp32: which of two; auto: int8 where its golden set agrees"),
         ("cache-dir", ".serving", Path, "where downloaded models stay"),
         ("max-body-bytes", MAX_BODY_BYTES, int, "a larger file has no answer"),
@@ -76,7 +86,12 @@ def _options() -> argparse.Namespace:
         if value == "":
             raise Problem(f"{variable} is empty; give it a value, or unset it for its default")
         parser.add_argument(f"--{name}", type=kind, default=value, help=meaning)
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        params.check_pattern("--patient", options.patient, "patient")
+    except ValueError as error:
+        raise Problem(str(error)) from error
+    return options
 
 
 def _open(options: argparse.Namespace) -> Model:
@@ -84,9 +99,10 @@ def _open(options: argparse.Namespace) -> Model:
         raise Problem(f"there is no precision {options.precision}; there are auto, {', '.join(FILES)}")
     registry = Registry(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", options.cache_dir)
     moved.settle(registry.tracking_uri)
+    model = options.model or f"models:/{params.load().register_.name}@champion"
     try:
-        is_folder = Path(options.model).is_dir()  # with one of each precision, as a registered version's
-        located = Located(Path(options.model)) if is_folder else registry.locate(options.model)
+        is_folder = Path(model).is_dir()  # with one of each precision, as a registered version's
+        located = Located(Path(model)) if is_folder else registry.locate(model)
         return model_file.load(located, options.precision)
     except (RegistryError, RefusedError) as error:
         raise Problem(str(error)) from error

@@ -20,6 +20,7 @@ SIMPLE: dict[Any, Any] = {dict: {}, list: [], tuple: [2, 2], bool: True, int: 1,
 def plain(values: Mapping[str, float] | None = None) -> dict[str, Any]:
     """As JSON: every estimate is 0.9, but those at the dotted paths of `values`."""
     made: dict[str, Any] = example(Report)
+    made["split"]["fewest_test_groups"] = 20
     made["operating_point"] = example(OperatingPoint)
     for name in ("malignant_sensitivity", "malignant_specificity", "malignant_auroc"):
         for precision in ("fp32", "int8"):

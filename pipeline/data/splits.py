@@ -33,7 +33,7 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
     """
     frame = manifest.copy()
     if prepare.patient is not None:
-        frame["patient"] = [_find(prepare.patient, "patient", path) for path in frame["path"]]
+        frame["patient"] = [find(prepare.patient, "patient", path) for path in frame["path"]]
         frame["group"] = frame["patient"]
         frame["split"] = frame["patient"].map(_patients_to_splits(frame, prepare.fractions, seed))
     else:
@@ -53,7 +53,7 @@ def assign(manifest: pd.DataFrame, prepare: Prepare, seed: int) -> pd.DataFrame:
 
 def block_numbers(paths: Iterable[str], prepare: Prepare) -> np.ndarray:
     """Which run of `prepare.block` neighbouring file numbers each file is in: [N]. Raises Problem, as `assign` does."""
-    return np.array([int(_find(prepare.number, 1, path)) // prepare.block for path in paths])
+    return np.array([int(find(prepare.number, 1, path)) // prepare.block for path in paths])
 
 
 def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
@@ -66,7 +66,8 @@ def near_duplicates(dhash: pd.Series, bits: int) -> np.ndarray:
     return np.concatenate(pairs) if pairs else np.empty((0, 2), int)
 
 
-def _find(pattern: str, group: str | int, path: str) -> str:
+def find(pattern: str, group: str | int, path: str) -> str:
+    """What a group of the pattern finds in a file's name, or else in its path; Problem if it finds nothing."""
     whole = str(PurePosixPath(path).with_suffix(""))
     stem = whole.rpartition("/")[2]
     match = re.search(pattern, stem) or re.search(pattern, whole)

@@ -37,6 +37,7 @@ class PerClass(Section):
     precision: Estimate
     recall: Estimate
     f1: Estimate
+    auroc: Estimate
 
 
 class WholeHeadline(Headline):
@@ -66,12 +67,17 @@ def hits(predicted: np.ndarray, labels: np.ndarray, classes: int, weights: np.nd
     )
 
 
+def one_vs_rest(answers: Answers, test: Sample) -> np.ndarray:
+    """The AUROC of each class against the rest, in each resample: [R, C]."""
+    each = enumerate(answers.probabilities.T)
+    return np.stack([metrics.auroc(p, test.labels == index, test.weights) for index, p in each], axis=1)
+
+
 def headline(answers: Answers, test: Sample, malignant: np.ndarray) -> Headline:
     """Measures a model file's answers. `malignant`: bool [C]."""
     labels, weights, probabilities = test.labels, test.weights, answers.probabilities
-    one_vs_rest = [metrics.auroc(p, labels == index, weights) for index, p in enumerate(probabilities.T)]
     values = calibration.scores(probabilities, labels, weights) | {
-        "macro_auroc": np.mean(one_vs_rest, axis=0),
+        "macro_auroc": one_vs_rest(answers, test).mean(1),
         "coverage": metrics.mean(answers.reported, weights),
         "accuracy_reported": metrics.mean(answers.predicted == labels, weights * answers.reported),
     }
@@ -89,6 +95,7 @@ def whole(answers: Answers, test: Sample, malignant: np.ndarray, keys: list[str]
     """The headline with each class's results, and Wilson's intervals where the bootstrap may have no width."""
     labels, is_malignant = test.labels, malignant[test.labels]
     values = metrics.per_class(metrics.confusion(labels, answers.predicted, len(keys), test.weights))
+    values["auroc"] = one_vs_rest(answers, test)
     right = {}
     if answers.malignant is not None:
         right["malignant_sensitivity"] = answers.malignant[is_malignant]

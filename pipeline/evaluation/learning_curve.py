@@ -1,10 +1,10 @@
 """What a recipe reaches on held-out folds, by the number of training images: reports/cross_validation.json."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from pipeline import params, stage
 from pipeline.evaluation import metrics
@@ -27,6 +27,7 @@ class Point(Section):
     margin_over_colour: Estimate
     images: Count
     groups: Count
+    fewest_groups: Annotated[Count | None, Field(description="of a class; absent from files of before")] = None
     trained_on: float  # images, mean over folds
     each_fold: list[Number]
 
@@ -73,6 +74,7 @@ def summary(table: pd.DataFrame, recipe: Params) -> Point:
         **recalls,
         images=len(table),
         groups=int(table["group"].nunique()),
+        fewest_groups=int(table.groupby("class")["group"].nunique().min()),
         trained_on=round(float(table.groupby("fold")["trained_on"].first().mean()), 1),
         each_fold=each_class.groupby("fold").mean().tolist(),  # balanced accuracy
     )

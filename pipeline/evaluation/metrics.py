@@ -7,7 +7,7 @@ distribution, and `estimate` makes an interval of them. 0 ÷ 0 is 0 throughout (
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Generic, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
@@ -26,6 +26,16 @@ class Section(BaseModel):
     """A part of reports/metrics.json, where numbers have six decimals."""
 
     model_config = ConfigDict(frozen=True, **_CHECKED)
+
+
+Each = TypeVar("Each", bound=Section)
+
+
+class Both(Section, Generic[Each]):
+    """A section for both model files."""
+
+    fp32: Each
+    int8: Each
 
 
 @dataclass(frozen=True, config=_CHECKED)

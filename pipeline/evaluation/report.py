@@ -7,7 +7,7 @@ no class names cannot be written, so that every figure can be looked up.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import ConfigDict, Field, ValidationError
@@ -17,7 +17,8 @@ from pipeline.evaluation.calibration import Calibration, OperatingPoint
 from pipeline.evaluation.classification import Hits, Int8, WholeHeadline
 from pipeline.evaluation.explanations import Explanations
 from pipeline.evaluation.learning_curve import Folds
-from pipeline.evaluation.metrics import Count, Estimate, McNemar, Section
+from pipeline.evaluation.metrics import Both, Count, Estimate, McNemar, Section
+from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.prediction_sets import Coverage
 from pipeline.evaluation.shortcuts import Shortcuts
 from pipeline.stage import Problem
@@ -25,8 +26,6 @@ from pipeline.stage import Problem
 METRICS = Path("reports/metrics.json")
 HEADLINE = Path("reports/headline.json")
 SCHEMA_FILE = Path(__file__).with_name("metrics.schema.json")
-
-Each = TypeVar("Each", bound=Section)
 
 
 class Split(Section):
@@ -38,13 +37,6 @@ class Split(Section):
     embargo: Count
     test_groups: Count
     fewest_test_groups: Annotated[int, Field(ge=0, description="of a class")]
-
-
-class Both(Section, Generic[Each]):
-    """A section for both model files."""
-
-    fp32: Each
-    int8: Each
 
 
 class Measured(Section):
@@ -65,6 +57,10 @@ class Measured(Section):
     ] = None
     abstention: Both[Abstention]
     prediction_sets: Both[Coverage]
+    patients: Annotated[
+        Both[Patients] | None, Field(description="where evaluate.label_of is patient: what the gate judges")
+    ] = None
+    limits_at_ends: Annotated[list[str], Field(default_factory=list, description="of the FP32 file, in words")]
     cross_validation: Annotated[
         Folds | None, Field(description="only where pipeline.cross_validate was run with this very recipe")
     ] = None

@@ -9,6 +9,8 @@ from scipy.special import log_softmax
 
 CALIBRATION = Path("models/calibration.json")
 UNLIKENESS = Path("models/unlikeness.npz")
+TEMPERATURES = (0.05, 20.0)
+HIGHEST_POINT = 0.5  # of P(malignant)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -17,20 +19,20 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature in 0.05..20 of least NLL. Guo et al. 2017, "On calibration of modern neural networks"."""
-    best = minimize_scalar(lambda t: nll(logits / np.exp(t), labels), bounds=np.log((0.05, 20)), method="bounded")
+    """The temperature in TEMPERATURES of least NLL. Guo et al. 2017, "On calibration of modern neural networks"."""
+    best = minimize_scalar(lambda t: nll(logits / np.exp(t), labels), bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(best.x))
 
 
 def operating_point(p_malignant: np.ndarray, malignant: np.ndarray, target: float) -> float:
-    """The highest threshold, 0.5 at most, at which P(malignant) [n] finds the target share of malignant images.
+    """The highest threshold, up to HIGHEST_POINT, at which P(malignant) [n] finds the target share of malignant images.
 
-    Why at most 0.5: if validation is separated perfectly, the highest threshold would be close to 1, and a malignant
+    Why no higher: if validation is separated perfectly, the highest threshold would be close to 1, and a malignant
     image that is a little less certain would be missed.
     """
     found = np.sort(p_malignant[malignant])
     allowed = int(np.floor((1 - target) * len(found) + 1e-9))
-    return float(min(found[allowed], 0.5))
+    return float(min(found[allowed], HIGHEST_POINT))
 
 
 def fit_unlikeness(features: np.ndarray, labels: np.ndarray, components: int) -> dict[str, np.ndarray]:

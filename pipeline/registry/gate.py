@@ -8,9 +8,12 @@ from pipeline.evaluation.abstention import Abstention
 from pipeline.evaluation.classification import WholeHeadline
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.out_of_distribution import OTHER_LABORATORY
+from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.report import Report
 from pipeline.registry.bounds import Bound, FileBounds, Gate
 from pipeline.stage import Problem
+
+Cases = WholeHeadline | Patients
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ def verdict(
     Raises:
         Problem: something that has a bound was not measured.
     """
-    files = {
-        "": (measured.fp32, measured.abstention.fp32, gate.fp32),
-        "INT8 ": (measured.int8, measured.abstention.int8, gate.int8),
+    cases = measured.patients or measured  # what a label is of
+    files: dict[str, tuple[Cases, Abstention, FileBounds]] = {
+        "": (cases.fp32, measured.abstention.fp32, gate.fp32),
+        "INT8 ": (cases.int8, measured.abstention.int8, gate.int8),
     }
     for prefix, (file, declines, _) in files.items():
         if absent := _absent(file, declines, class_keys, malignancy):
@@ -56,7 +60,11 @@ def verdict(
         _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
         _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),
         _ceiling("INT8 drop", measured.int8_vs_fp32.balanced_accuracy_drop, gate.max_int8_drop),
+        *_of_groups(measured, gate),
     ]
+    if gate.limits_at_ends == "refuse":
+        ends = measured.limits_at_ends
+        checks.append(Check("limits at an end", len(ends), f"= 0 {'; '.join(ends)}".rstrip(), not ends))
     if regression is not None:
         checks.append(_no_regression(regression, gate.max_regression))
     return checks
@@ -71,7 +79,7 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-def _of_file(prefix: str, file: WholeHeadline, declines: Abstention, images: int, gate: FileBounds) -> list[Check]:
+def _of_file(prefix: str, file: Cases, declines: Abstention, images: int, gate: FileBounds) -> list[Check]:
     def wider(name: str, bootstrap: Estimate) -> Estimate:
         return _wider(bootstrap, file.wilson[name])
 
@@ -97,7 +105,28 @@ def _of_file(prefix: str, file: WholeHeadline, declines: Abstention, images: int
     ]
 
 
-def _absent(file: WholeHeadline, declines: Abstention, class_keys: Sequence[str], malignancy: bool) -> list[str]:
+def _of_groups(measured: Report, gate: Gate) -> list[Check]:
+    """Whether the test split has enough groups of each class for a claim.
+
+    Else those of cross-validation count, if it was run with this recipe, and its figures are judged beside the file's.
+    """
+    least, found = gate.min_test_groups, measured.split.fewest_test_groups
+    folds = measured.cross_validation.by_share.get("1") if measured.cross_validation else None
+    if found >= least or folds is None or folds.fewest_groups is None:
+        way = "" if found >= least else "; or run `python -m pipeline.cross_validate` and then `dvc repro`: it is read"
+        return [Check("test groups a class", found, f"≥ {least}{way}", found >= least)]
+    recalls = folds.__pydantic_extra__.items()
+    return [
+        Check("cross-validated groups a class", folds.fewest_groups, f"≥ {least}", folds.fewest_groups >= least),
+        _floor("cross-validated balanced accuracy", folds.balanced_accuracy, gate.fp32.min_balanced_accuracy),
+        *(
+            _floor(f"cross-validated {name.replace('_', ' of ', 1)}", each, gate.fp32.min_class_recall)
+            for name, each in recalls
+        ),
+    ]
+
+
+def _absent(file: Cases, declines: Abstention, class_keys: Sequence[str], malignancy: bool) -> list[str]:
     """What has to be measured of a file and was not."""
     return [
         *(f"recall of {key}" for key in class_keys if key not in file.per_class),

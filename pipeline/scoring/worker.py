@@ -74,8 +74,8 @@ def schema(contract: Contract) -> pa.Schema:
     columns = {
         **dict.fromkeys(("sha256", "error", "note", "class"), text),
         **dict.fromkeys((*(f"p_{each.key}" for each in contract.classes), "p_malignant"), number),
-        **{"malignant": pa.bool_(), "decision": text, "reasons": pa.list_(text)},
-        **dict.fromkeys(("unlikeness", "brightness", "sharpness"), number),
+        **{"malignant": pa.bool_(), "decision": text, "reasons": pa.list_(text), "not_excluded": pa.list_(text)},
+        **dict.fromkeys(("unlikeness", "brightness", "sharpness", "stain"), number),
         **dict.fromkeys(("model_version", "precision"), text),
     }
     return pa.schema([pa.field("path", text, nullable=False), *columns.items()])
@@ -169,9 +169,11 @@ def _rows(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list
                 "malignant": found.malignant,
                 "decision": found.decision,
                 "reasons": [reason.code for reason in found.reasons],
+                "not_excluded": found.not_excluded,
                 "unlikeness": found.unlikeness,
                 "brightness": found.quality.brightness,
                 "sharpness": found.quality.sharpness,
+                "stain": found.quality.stain,
             }
         )
     return rows

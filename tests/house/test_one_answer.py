@@ -111,9 +111,9 @@ def test_library_server_and_scoring_job_answer_alike(
     assert served["decision"] == row["decision"] == answer.decision
     assert [each["code"] for each in served["reasons"]] == row["reasons"] == [each.code for each in answer.reasons]
     assert [each["detail"] for each in served["reasons"]] == [each.detail for each in answer.reasons]
-    assert served["not_excluded"] == answer.not_excluded
+    assert served["not_excluded"] == row["not_excluded"] == answer.not_excluded
     assert served["unlikeness"] == row["unlikeness"] == answer.unlikeness
-    assert served["quality"] == vars(answer.quality)
+    assert served["quality"] == vars(answer.quality) == {name: row[name] for name in vars(answer.quality)}
     assert (served["wording"], served["malignant"]) == (answer.wording, answer.malignant)
 
 

@@ -87,3 +87,14 @@ def write_history() -> None:
         path = Path("reports/history") / f"{phase}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("epoch,loss,accuracy,val_loss,val_accuracy,learning_rate,seconds\n1,1,0.5,1,0.5,0.1,1\n")
+
+
+def test_where_a_label_is_the_patients_two_classes_of_one_are_an_error(ward: Path) -> None:
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    recipe["evaluate"]["label_of"] = "patient"
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    (ward / f"ward/benign/{NAME}-benign-3-0.png").rename(ward / f"ward/early/{NAME}-benign-3-0.png")
+    fetch.main()
+    validate.main()
+    with pytest.raises(Problem, match=f"patient {NAME}-benign-3 has images of benign and early, but evaluate.label_of"):
+        prepare.main()

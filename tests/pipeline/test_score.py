@@ -1,16 +1,18 @@
 """Batch scoring: the rows that /predict would answer, each once, whatever is broken, interrupted or repeated."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import score, stage
+from pipeline import deploy, score, stage
 from pipeline.data import image_files
 from pipeline.scoring import job, worker
 from pipeline.stage import Problem
@@ -20,6 +22,7 @@ from serving.settings import Settings
 from tests import object_store, tiny_model
 from tests.leukdetect.formats.pictures import encoded, photograph, with_exif_beyond_pillow
 from tests.leukdetect.formats.tiffs import Page, tiff
+from tests.project import ROOT
 from tests.registry import Registry
 from tests.server import serve
 
@@ -91,9 +94,9 @@ def test_a_row_says_what_the_server_answers(
             )
             assert row["reasons"] == [reason["code"] for reason in answer["reasons"]]
             assert row["unlikeness"] == pytest.approx(answer["unlikeness"], abs=2e-4)
-            for key in ("class", "decision", "malignant"):
+            for key in ("class", "decision", "malignant", "not_excluded"):
                 assert row[key] == answer[key]
-            for key in ("brightness", "sharpness"):
+            for key in ("brightness", "sharpness", "stain"):
                 assert row[key] == answer["quality"][key]
             assert row["sha256"] == answer["image"]["sha256"]
             assert (row["model_version"], row["precision"]) == (
@@ -102,6 +105,25 @@ def test_a_row_says_what_the_server_answers(
             )
     assert decisions == {"report", "refer"}
     assert set(scored) == {"b/text.png"}
+
+
+def test_answers_are_put_together_by_patient(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = "^(?P<patient>[ab])/"
+    run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model, "--patient", pattern)
+    scored = pd.DataFrame([{"patient": path[0], **row} for path, row in rows(tmp_path / "out").items()])
+    table = pd.read_csv(tmp_path / "out/patients.csv", index_col="patient")
+    keys = [each.key for each in tiny_model.CLASSES]
+    for patient, mine in scored.groupby("patient"):
+        row, means = table.loc[patient], mine[[f"p_{key}" for key in keys]].mean()
+        assert (row["images"], row["unusable"]) == (len(mine), mine["error"].notna().sum())
+        assert row["referred"] == (mine["decision"] == "refer").sum()
+        np.testing.assert_allclose(row[means.index].astype(float), means, atol=1e-6)
+        assert row["class"] == keys[int(means.to_numpy().argmax())]
+    for wrong, message in (("^(?P<patient>[c])/", "matches"), ("(", "no regular"), ("a", r"needs a group named")):
+        with pytest.raises(Problem, match=message):
+            run(monkeypatch, folder, "--out", tmp_path / "out", "--model", model, "--patient", wrong)
 
 
 def test_broken_images_are_rows_with_a_reason_and_stop_nothing(
@@ -389,3 +411,27 @@ def test_a_store_that_cannot_be_asked_is_one_message_and_no_images_fault(
     with pytest.raises(Problem, match=rf"s3://smears/a\.jpg cannot be fetched \({why}.*Run it again"):
         run(aws, tmp_path / "some.csv", "--out", tmp_path / "out", "--model", model)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [job.LISTING]
+
+
+def test_serving_scoring_and_deploying_follow_the_recipes_registered_name(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "presets/mll23.yaml").read_text())
+    python = Path(".venv-serving/bin/python")
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho serves $LEUKDETECT_MODEL on $LEUKDETECT_PORT\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_database}")
+    monkeypatch.delenv("LEUKDETECT_MODEL", raising=False)
+    made = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv-serving/.ready", "serve"]
+    assert "serves models:/mll23@champion on 8000" in subprocess.run(made, capture_output=True, text=True).stdout
+    own = subprocess.run([*made, "LEUKDETECT_MODEL=models:/mine@canary"], capture_output=True, text=True)
+    assert "serves models:/mine@canary" in own.stdout
+    monkeypatch.setattr(sys, "argv", ["score", ".", "--out", "out"])
+    with pytest.raises(Problem, match="mll23@champion"):
+        score.main()
+    monkeypatch.setattr(sys, "argv", ["deploy", "production", "--server", "http://localhost:1"])
+    with pytest.raises(Problem, match="mll23"):
+        deploy.main()

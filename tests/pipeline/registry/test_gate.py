@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.evaluation.learning_curve import Folds, Point
 from pipeline.evaluation.metrics import Estimate, wilson
+from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.report import Report
 from pipeline.registry import bounds, gate
 from pipeline.stage import Problem
@@ -133,7 +135,7 @@ def test_what_is_not_a_number_never_reaches_the_gate(unknown: float) -> None:
 
 
 def test_without_a_champion_there_is_no_comparison() -> None:
-    assert len(gate.verdict(measured.report(), BOUNDS, None, KEYS)) == len(CHECKS)
+    assert len(gate.verdict(measured.report(), BOUNDS, None, KEYS)) == len(CHECKS) + 1  # of groups
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,69 @@ def test_what_was_not_measured_is_named(file: str) -> None:
 def test_the_table_marks_what_fell_short_and_nothing_else() -> None:
     checks = gate.verdict(measured.report(AT_BOUNDS | {"fp32.ece": 0.2}), BOUNDS, Estimate(-0.3, -0.4, -0.2), KEYS)
     lines = gate.table(checks).splitlines()
-    assert len(lines) == len(checks) == 22
+    assert len(lines) == len(checks) == 23
     assert [line.split("  ")[1] for line in lines if "FAILS" in line] == ["ECE", "balanced accuracy, new − champion"]
     assert "0.2000  FAILS  ≤ 0.1500" in gate.table(checks)
     assert "(-0.4000 to -0.2000)" in gate.table(checks)
+
+
+def folds(report: Report, groups: int, recall: float) -> Report:
+    """A report of two test groups a class, beside which every group was held out once."""
+    estimate = Estimate(recall, recall, recall)
+    fields: dict[str, Any] = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "colour_only"), estimate)
+    fields |= {"margin_over_colour": estimate, **{f"recall_{key}": estimate for key in KEYS}}
+    fields |= {"images": 99, "groups": 4 * groups, "fewest_groups": groups, "trained_on": 60.0, "each_fold": [recall]}
+    found = Folds(key="k", folds=3, by_share={"1": Point(**fields)})
+    few = report.split.model_copy(update={"fewest_test_groups": 2})
+    return report.model_copy(update={"split": few, "cross_validation": found})
+
+
+def test_too_few_groups_are_refused_and_the_way_out_is_named() -> None:
+    report = measured.report(measured.good())
+    few = report.model_copy(update={"split": report.split.model_copy(update={"fewest_test_groups": 3})})
+    (check,) = (check for check in gate.verdict(few, BOUNDS, None, KEYS) if not check.passed)
+    assert (check.name, check.value) == ("test groups a class", 3)
+    assert "≥ 4" in check.bound
+    assert "python -m pipeline.cross_validate" in check.bound
+    assert [check.name for check in gate.verdict(few, changed(min_test_groups=3), None, KEYS) if not check.passed] == []
+
+
+@pytest.mark.parametrize(("groups", "recall", "fails"), [(4, 0.7, 0), (3, 0.7, 1), (4, 0.5, 1), (4, 0.3, 5)])
+def test_where_the_test_split_has_too_few_groups_cross_validation_is_judged(
+    groups: int, recall: float, fails: int
+) -> None:
+    checks = gate.verdict(folds(measured.report(measured.good()), groups, recall), BOUNDS, None, KEYS)
+    failed = [check.name for check in checks if not check.passed]
+    assert len(failed) == fails
+    assert all(name.startswith("cross-validated ") for name in failed)
+    assert {"cross-validated balanced accuracy", "cross-validated recall of pro"} <= {check.name for check in checks}
+
+
+def test_a_limit_at_an_end_fails_where_the_gate_says_so() -> None:
+    report = measured.report(measured.good()).model_copy(update={"limits_at_ends": ["The temperature is 20."]})
+    assert [check.name for check in gate.verdict(report, BOUNDS, None, KEYS) if not check.passed] == []
+    strict = gate.verdict(report, changed(limits_at_ends="refuse"), None, KEYS)
+    (check,) = (check for check in strict if not check.passed)
+    assert (check.name, check.bound) == ("limits at an end", "= 0 The temperature is 20.")
+
+
+def test_a_gate_of_before_there_was_a_floor_of_groups_still_judges() -> None:
+    old = {
+        key: value for key, value in yaml.safe_load(DEMO).items() if key not in ("min_test_groups", "limits_at_ends")
+    }
+    read = bounds.read(yaml.safe_dump(old))
+    assert (read.min_test_groups, read.limits_at_ends) == (1, "warn")
+
+
+def test_where_a_label_is_the_patients_the_patients_are_judged() -> None:
+    raw = measured.plain(measured.good())
+    of_patients = {name: measured.plain(measured.good())[name] for name in ("fp32", "int8")}
+    wanted = Patients.model_fields.keys()
+    patients = {
+        name: {"patients": 30} | {key: value for key, value in found.items() if key in wanted}
+        for name, found in of_patients.items()
+    }
+    patients["fp32"]["per_class"]["pro"]["recall"] = {"value": 0.2, "low": 0.1, "high": 0.3}
+    raw["fp32"]["per_class"]["pre"]["recall"] = {"value": 0.1, "low": 0.1, "high": 0.3}  # of cells: not judged
+    report = Report.model_validate_json(json.dumps(raw | {"patients": patients}))
+    assert [check.name for check in gate.verdict(report, BOUNDS, None, KEYS) if not check.passed] == ["recall of pro"]

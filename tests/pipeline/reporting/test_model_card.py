@@ -1,12 +1,15 @@
 """What the model card says where numbers are at an end."""
 
+import json
 import re
 from pathlib import Path
 
 import pandas as pd
 
+from leukdetect.contract import FILES
 from pipeline import params
 from pipeline.evaluation import slices
+from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.report import Report
 from pipeline.reporting import model_card
 from tests import measured, tiny_model
@@ -44,3 +47,23 @@ def test_patients_are_counted_where_the_data_names_them(tmp_path: Path) -> None:
     assert "a group is a block of neighbouring file numbers." in unnamed
     assert "The patients are not known, and few" in unnamed
     assert "SYNTHETIC" not in unnamed
+
+
+def test_too_few_groups_and_limits_at_an_end_are_said(tmp_path: Path) -> None:
+    found = measured.report()
+    few = found.split.model_copy(update={"fewest_test_groups": 4})
+    text = card(found.model_copy(update={"split": few, "limits_at_ends": ["The temperature is 20."]}), tmp_path, "p1")
+    assert "**Too few patients for a claim:** 4 of the class with the fewest." in text
+    assert "a recall of\n0.51 could not be excluded" in text  # Wilson, four of four: 0.510
+    assert "- **At an end:** The temperature is 20." in text
+    assert "Too few" not in card(found, tmp_path)
+
+
+def test_a_patients_figures_are_on_the_card_where_a_label_is_the_patients(tmp_path: Path) -> None:
+    raw = measured.plain()
+    both = {
+        name: {"patients": 30} | {k: v for k, v in raw[name].items() if k in Patients.model_fields} for name in FILES
+    }
+    text = card(Report.model_validate_json(json.dumps(raw | {"patients": both})), tmp_path)
+    assert "(30 patients):" in text
+    assert "| Recall of Pro-B ALL | 0.900 [0.800, 0.950] | 0.900 [0.800, 0.950] |" in text
