@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from pipeline import params
+from pipeline.data import outside
 from pipeline.registry import git
 from pipeline.stage import Problem
 
@@ -40,7 +41,8 @@ def name(recipe: params.Params) -> str:
 def tags() -> dict[str, str]:
     """As MLflow's own clients name them, so that its columns Source, Version and User are filled."""
     commit = git.git_commit()
-    found = {
+    found = {f"leukdetect.outside.{name}": record["sha256"] for name, record in outside.read().items()}
+    found |= {
         PLACE: place(),
         EXPERIMENT: os.environ.get("DVC_EXP_NAME", ""),
         "leukdetect.git_commit": commit,

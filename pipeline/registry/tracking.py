@@ -188,9 +188,7 @@ def _experiment(store: MlflowClient, name: str) -> str:
     if experiment := store.get_experiment_by_name(name):
         return experiment.experiment_id
     embedded = uri().startswith(SQLITE)
-    location = moved.artifacts(uri()).as_uri() if embedded else None
-    kind = {"mlflow.experimentKind": "custom_model_development"}  # or its page is that of language models
-    return store.create_experiment(name, artifact_location=location, tags=kind)
+    return store.create_experiment(name, artifact_location=moved.artifacts(uri()).as_uri() if embedded else None)
 
 
 def _log(store: MlflowClient, run_id: str, metrics: dict[str, float], step: int = 0) -> None:
