@@ -96,8 +96,14 @@ def test_a_file_of_another_content_and_the_same_size_and_time_is_seen(project: P
 
 
 def test_what_did_not_change_is_not_read_again(project: Path, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, read = looked(), []
-    monkeypatch.setattr(stage, "sha256", lambda path: read.append(path.name) or "0" * 64)
+    before = looked()
+    read: list[str] = []
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return "0" * 64
+
+    monkeypatch.setattr(stage, "sha256", reading)
     draw(ward / "ward/pre/new.png", 7)
     assert looked()["images"]["files"] == before["images"]["files"] + 1
     assert read == ["new.png"]
@@ -113,7 +119,12 @@ def test_a_table_of_labels_counts(project: Path, ward: Path) -> None:
     assert looked()["images"] != before["images"]
 
 
-@pytest.mark.parametrize("gone", [shutil.rmtree, lambda folder: [shutil.rmtree(each) for each in folder.iterdir()]])
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("gone", [shutil.rmtree, empty])
 def test_what_is_not_on_this_machine_is_taken_as_it_was(
     project: Path, ward: Path, gone: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
