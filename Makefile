@@ -23,9 +23,9 @@ serve: .venv-serving/.ready  ## the champion of the recipe's register.name alone
 	name=$$(python -c 'from pipeline import params; print(params.load().register_.name)') && \
 	  LEUKDETECT_MODEL=$${LEUKDETECT_MODEL:-models:/$$name@champion} LEUKDETECT_PORT=$(PORT) exec .venv-serving/bin/python -m serving
 
-repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or cnmc2019, demo) after making that preset the active recipe
+repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or another of presets/) of the recipe in recipes/all4, which is made if need be
 	$(if $(PRESET),python -m pipeline.presets $(PRESET))
-	dvc repro
+	$(if $(PRESET),cd recipes/$(PRESET) &&) dvc repro
 
 mlflow-ui: .venv/.ready  ## the embedded MLflow at localhost:5000
 	mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import requests
 
-from pipeline import stage
+from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
 from pipeline.registry.versions import REPORTS
@@ -29,6 +29,12 @@ def main() -> None:
     arguments.add_argument("--once", action="store_true", help="stop after the answer")
     options = arguments.parse_args()
 
+    if (source := params.load().fetch.source) != "demo":
+        raise Problem(
+            f"params.yaml is no longer the demo's (fetch.source: {source}). Make a recipe of its own with `python -m "
+            "pipeline.presets demo mine`, move params.yaml and gate.yaml to recipes/mine/, and have the demo's again "
+            "with: git checkout params.yaml gate.yaml"
+        )
     started = time.monotonic()
     if subprocess.run(["dvc", "repro"]).returncode != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")

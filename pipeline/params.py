@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.stage import Problem
 
 PARAMS_FILE = Path("params.yaml")
-RECIPES = Path("recipes")  # a folder each, beside the demo, which is the project's own folder
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]

@@ -40,11 +40,12 @@ def is_repository() -> bool:
 def git_commit() -> str:
     """HEAD's 40 hex digits, with `-dirty` if tracked files differ from it, or `unknown` outside git.
 
-    dvc.lock and reports/ do not count: the pipeline itself rewrites them on every run.
+    dvc.lock and reports/, a recipe's too, do not count: the pipeline itself rewrites them on every run.
     """
     try:
         head = ask("rev-parse", "HEAD")
-        ours = (":/", ":(top,exclude)dvc.lock", ":(top,exclude)reports")
+        own = ("dvc.lock", "reports", "recipes/*/dvc.lock", "recipes/*/reports")
+        ours = (":/", *(f":(top,exclude,glob){path}{end}" for path in own for end in ("", "/**")))
         changes = ask("status", "--porcelain", "--untracked-files=no", "--", *ours)
     except GitError:
         return UNKNOWN

@@ -1,7 +1,7 @@
 """Whether dvc.lock and the champion belong together: code, data and models as locked, and that very model champion.
 
 Reads:  dvc.lock, what `dvc status` says, the registry
-Run:    python -m pipeline.registry.lock   (exit 1 if they do not, with what differs)
+Run:    python -m pipeline.registry.lock   (in a recipe's folder, of that recipe; exit 1: what differs)
 """
 
 import json
@@ -48,7 +48,7 @@ def _differences(tags: dict[str, str], version: str) -> list[str]:
 
 def _status() -> list[str]:
     """What `dvc status` finds changed, but for stored activations that are not here: nobody pulls those."""
-    done = subprocess.run(["dvc", "status", "--json"], capture_output=True, text=True)
+    done = subprocess.run(["dvc", "status", "--json", "dvc.yaml"], capture_output=True, text=True)
     if done.returncode != 0:
         raise Problem(f"`dvc status` says: {done.stderr.strip()}")
     found = []

@@ -15,6 +15,7 @@ from pipeline.data import outside
 from pipeline.registry import git
 from pipeline.stage import Problem
 
+RECIPES = Path("recipes")  # a folder each; the project's own folder is the demo's
 PLACE = "leukdetect.place"  # of a machine and a folder, where one pass runs at a time
 EXPERIMENT = "leukdetect.dvc_experiment"
 SHOWN = 3  # differences that a name has
@@ -27,8 +28,7 @@ def name(recipe: params.Params) -> str:
     The recipe; DVC's experiment; what differs from the main branch's recipe, or from what the experiment began with;
     backbone, image size and weights; the recipe's digest. A list of runs shows the beginning.
     """
-    folder, experiment = Path.cwd(), os.environ.get("DVC_EXP_NAME")
-    own = folder.name if folder.parent.name == params.RECIPES.name else recipe.fetch.source
+    own, experiment = own_folder() or recipe.fetch.source, os.environ.get("DVC_EXP_NAME")
     said = _differs(recipe)
     if len(said) > SHOWN:
         said = [*said[:SHOWN], f"{len(said) - SHOWN} more"]
@@ -56,6 +56,12 @@ def tags() -> dict[str, str]:
         found["mlflow.source.git.commit"] = commit.removesuffix(git.DIRTY)
         found["mlflow.source.git.dirty"] = str(commit.endswith(git.DIRTY)).lower()
     return {tag: value for tag, value in found.items() if value}
+
+
+def own_folder() -> str | None:
+    """The name of the recipe whose folder this is; None in any other, such as the project's, which is the demo's."""
+    here = Path.cwd()
+    return here.name if here.parent.name == RECIPES.name and (here.parents[1] / "pipeline").is_dir() else None
 
 
 def place() -> str:

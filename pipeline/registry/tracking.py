@@ -50,8 +50,8 @@ _lost: set[str] = set()  # runs whose server failed while training; `register` l
 
 
 def uri() -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, or the embedded one in the current folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    """Where MLflow is: MLFLOW_TRACKING_URI, or the embedded one in the project's folder, for all of its recipes."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{'../../' if run_tags.own_folder() else ''}mlflow.db"
 
 
 def shown_uri() -> str:

@@ -130,7 +130,7 @@ def test_what_judges_has_owners() -> None:
     lines = [line.split() for line in (GITHUB / "CODEOWNERS").read_text().splitlines() if line.startswith("/")]
     owned = {path for path, *owners in lines if owners}
     assert {"/gate.yaml", "/presets/gates/", "/pipeline/register.py", "/pipeline/registry/", "/.github/"} <= owned
-    for path in owned:
+    for path in owned - {"/recipes/*/gate.yaml"}:  # made by pipeline.presets
         assert (ROOT / path[1:]).exists(), path
 
 

@@ -20,20 +20,24 @@ def test_the_commit_is_dirty_when_a_tracked_file_changed_unless_the_pipeline_wro
     monkeypatch.chdir(tmp_path)
     assert git.git_commit() == "unknown"
     run("init", "-q")
-    (tmp_path / "reports").mkdir()
-    tracked = ["code.py", "dvc.lock", "reports/metrics.json"]
+    made = ["dvc.lock", "reports/headline.json", "recipes/ward/dvc.lock", "recipes/ward/reports/headline.json"]
+    tracked = ["code.py", "recipes/ward/params.yaml", *made]
     for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a")
     run("add", *tracked)
     run("commit", "-qm", "first")
     head = run("rev-parse", "HEAD")
     assert git.git_commit() == head
 
-    for name in ("dvc.lock", "reports/metrics.json", "notes.txt"):
+    for name in (*made, "notes.txt"):
         (tmp_path / name).write_text("b")
+    monkeypatch.chdir(tmp_path / "recipes/ward")
     assert git.git_commit() == head
-    (tmp_path / "code.py").write_text("b")
-    assert git.git_commit() == f"{head}-dirty"
+    for name in ("code.py", "recipes/ward/params.yaml"):
+        (tmp_path / name).write_text("b")
+        assert git.git_commit() == f"{head}-dirty"
+        (tmp_path / name).write_text("a")
 
 
 def test_the_main_branch_is_the_remotes_and_not_what_this_clone_calls_main(

@@ -137,6 +137,7 @@ def test_a_runs_name_says_what_differs_and_which_experiment_it_is(
     assert len(name) < 250
     own = cloned / "recipes/ward"
     own.mkdir(parents=True)
+    (cloned / "pipeline").mkdir()
     monkeypatch.chdir(own)
     assert run_tags.name(one).startswith("ward (sunny-mole): ResNet50 64px none, ")
 
