@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
     parser.add_argument("--setup", action="store_true", help="only make the environments")
     parser.add_argument("--servers", nargs="+", choices=[server.name for server in SERVERS], help="only these")
-    parser.add_argument("--sizes", nargs="+", choices=pictures.SIZES, default=list(pictures.SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=pictures.SIZES, default=["1024x768", "224x224"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n", type=int, default=300, help="requests a cell, at least")
     parser.add_argument("--open-seconds", type=float, default=10, help="an open loop's length, at least")

@@ -32,8 +32,8 @@ MEMORY = 1_000_000_000  # bytes for one image; these take 0.96 GB as WebP
 NICE = 5  # beside another process that wants a processor, the child gets a quarter of it
 
 Want = Literal["seen", "picture"]  # as the model sees it, or as a person does
-# whether a picture; pixels a side; at most so many pixels; seconds; memory; bytes of the file
-_QUESTION = struct.Struct("!?IQIQQ")
+# whether a picture, and scaled; pixels a side; at most so many pixels; seconds; memory; bytes of the file
+_QUESTION = struct.Struct("!??IQIQQ")
 _STATUS = struct.Struct("!i")
 _ERRORS = {each.__name__: each for each in (images.ImageError, images.UnsupportedImage, decoding.TooLargeError)}
 
@@ -50,10 +50,18 @@ class Ask:
     """One image to decode apart. `answer` waits for it, in one thread; `hang_up` ends it, from any."""
 
     def __init__(
-        self, data: bytes, want: Want, size: int, max_pixels: int, seconds: int = SECONDS, memory: int = MEMORY
+        self,
+        data: bytes,
+        want: Want,
+        size: int,
+        max_pixels: int,
+        scaled: bool = True,
+        *,
+        seconds: int = SECONDS,
+        memory: int = MEMORY,
     ) -> None:
         self._seconds, self._memory = seconds, memory
-        self._question = _QUESTION.pack(want == "picture", size, max_pixels, seconds, memory, len(data))
+        self._question = _QUESTION.pack(want == "picture", scaled, size, max_pixels, seconds, memory, len(data))
         self._data = data
         self._most = 3 * size * size + 65_536
         self._ours: socket.socket | None = None
@@ -146,7 +154,7 @@ class Helper:
         self._control = self._process = None
 
 
-def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = True) -> Decoded:
     """As `decoding.decode`, within a budget: what may cost much is decoded apart.
 
     Raises:
@@ -154,16 +162,16 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         ImageError: as `decoding.decode`.
     """
     if cost.ordinary(data) or not hasattr(socket, "send_fds"):  # Windows
-        return decoding.decode(data, size, max_pixels)
-    header, pixels = Ask(data, "seen", size, max_pixels).answer(_helper)
+        return decoding.decode(data, size, max_pixels, scaled)
+    header, pixels = Ask(data, "seen", size, max_pixels, scaled).answer(_helper)
     return decoding.seen(Image.fromarray(pixels), header, size, data)
 
 
-def look(source: decoding.Source, size: int) -> Decoded:
+def look(source: decoding.Source, size: int, scaled: bool = True) -> Decoded:
     """As `decoding.look`, with a file within the budget of `decode`."""
     if isinstance(source, Image.Image | np.ndarray):
         return decoding.look(source, size)
-    return decode(decoding.file_bytes(source), size)
+    return decode(decoding.file_bytes(source), size, scaled=scaled)
 
 
 _helper = Helper()
@@ -229,12 +237,13 @@ def _limit(seconds: int, memory: int) -> None:
 
 def _answer(connection: socket.socket) -> None:
     with connection.makefile("rwb") as stream:
-        is_picture, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
+        is_picture, scaled, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
         _limit(seconds, memory)
         data = stream.read(length)
         pixels = b""
         try:
-            header, picture = images.read(data, lambda header: decoding.check(header, max_pixels))
+            least = images.least(size, scaled and not is_picture)
+            header, picture = images.read(data, lambda header: decoding.check(header, max_pixels), least)
             if is_picture:
                 picture.thumbnail((size, size))
             else:

@@ -74,6 +74,10 @@ class Decode(_Frozen):
     behaviour: Sha256 = Field(
         description="leukdetect.images.behaviour(size) where the model was built; version 1 is served, with a warning"
     )
+    scaled: bool = Field(
+        default=False,
+        description="JPEGs are decoded to no less than twice the size (DCT scaling), not to their own; since version 4",
+    )
 
 
 class Thresholds(_Frozen):
@@ -158,8 +162,9 @@ class Provenance(_Frozen):
 class Contract(_Frozen):
     """The whole promise of one model file."""
 
-    version: Literal[1, 2, 3] = Field(
-        3, description="1: from before there were prediction sets; 2: from before there was wording; still served"
+    version: Literal[1, 2, 3, 4] = Field(
+        4,
+        description="1: from before there were prediction sets; 2: wording; 3: scaled decoding. All are still served",
     )
     name: str
     precision: Literal["fp32", "int8"]

@@ -33,18 +33,18 @@ class Decoded:
     stain: float
 
 
-def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Checks an image file's header, decodes and resizes it to `size` pixels a side.
+def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = True) -> Decoded:
+    """Checks an image file's header, decodes and resizes it to `size` pixels a side; `scaled` as the contract says.
 
     Raises:
         TooLargeError: the header promises more than `max_pixels`.
         UnsupportedImage, ImageError: as `images.decode`.
     """
-    header, picture = images.read(data, lambda header: check(header, max_pixels))
+    header, picture = images.read(data, lambda header: check(header, max_pixels), images.least(size, scaled))
     return seen(picture, header, size, data)
 
 
-def look(source: Source, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
+def look(source: Source, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = True) -> Decoded:
     """As `decode`, of any source; see `picture`."""
     if isinstance(source, Image.Image | np.ndarray):
         upright = picture(source)
@@ -52,7 +52,7 @@ def look(source: Source, size: int, max_pixels: int = MAX_PIXELS) -> Decoded:
         header = images.Header(kind, upright.width, upright.height, upright.mode)
         check(header, max_pixels)
         return seen(upright, header, size, None)
-    return decode(file_bytes(source), size, max_pixels)
+    return decode(file_bytes(source), size, max_pixels, scaled)
 
 
 def picture(source: Source) -> Image.Image:

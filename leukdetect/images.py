@@ -63,15 +63,18 @@ def header(data: bytes) -> Header:
     return _open(data)[0]
 
 
-def read(data: bytes, check: Callable[[Header], None]) -> tuple[Header, Image.Image]:
+def read(data: bytes, check: Callable[[Header], None], least: int = 0) -> tuple[Header, Image.Image]:
     """Header and `decode`d image in one go; what `check` raises on seeing the header ends it before a pixel is decoded.
+
+    Args:
+        least: where it is not 0, a JPEG comes smaller by eighths (DCT scaling), but not below this many pixels a side.
 
     Raises:
         UnsupportedImage, ImageError: as `decode`.
     """
     header, opened = _open(data)
     check(header)
-    return _decode(header, opened, data)
+    return _decode(header, opened, data, least)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -117,6 +120,23 @@ def _undecoded(image: Image.Image) -> bytes | None:
     data = image.fp.read()
     image.fp.seek(at)
     return data
+
+
+def sized(data: bytes, size: int, scaled: bool = True) -> np.ndarray:
+    """An image file `decode`d and `resize`d: what the model sees of it, uint8 [size, size, 3].
+
+    Args:
+        scaled: as the model's contract says; a JPEG of many megapixels is then decoded to `least(size)` alone.
+
+    Raises:
+        UnsupportedImage, ImageError: as `decode`.
+    """
+    return resize(read(data, lambda header: None, least(size, scaled))[1], size)
+
+
+def least(size: int, scaled: bool) -> int:
+    """What `read` may scale a JPEG down to: twice the size, so that resizing still averages what lies between."""
+    return 2 * size if scaled else 0
 
 
 def resize(image: Image.Image, size: int) -> np.ndarray:
@@ -179,11 +199,12 @@ def stain(pixels: np.ndarray) -> float:
     return float(np.partition(found, last)[last])
 
 
-def behaviour(size: int, version: int = 2) -> str:
-    """SHA-256 of what decode and resize make of fixed images: a photograph-like JPEG, a 16-bit PNG, and since version 2
-    a PNG of a linear colour profile and a TIFF of 16 bits whose planes lie apart.
+def behaviour(size: int, version: int = 3) -> str:
+    """SHA-256 of what decode and resize make of fixed images: a photograph-like JPEG, a 16-bit PNG, since version 2
+    a PNG of a linear colour profile and a TIFF of 16 bits whose planes lie apart, and since version 3 the JPEG scaled.
 
-    Version 1 is what model files carry from before colour profiles were applied.
+    Version 1 is what model files carry from before colour profiles were applied, version 2 from before JPEGs were
+    scaled.
     """
     digest = hashlib.sha256()
     for probe in ("photograph.jpg", "grey16.png"):  # 100×75, 4:2:0, quality 40; 32×24
@@ -192,6 +213,9 @@ def behaviour(size: int, version: int = 2) -> str:
         digest.update(decode((PROBES / "planes16.tif").read_bytes()).tobytes())
         # LittleCMS may round otherwise elsewhere: its colours in steps of 8, of which none lies near an edge.
         digest.update((np.asarray(decode((PROBES / "profile.png").read_bytes())) // 8).tobytes())
+    if version > 2:
+        for most in (60, 30, 15, 8):  # of its 75 rows: 7, 4, 2 and 1 eighths
+            digest.update(read((PROBES / "photograph.jpg").read_bytes(), lambda header: None, most)[1].tobytes())
     return digest.hexdigest()
 
 
@@ -212,7 +236,7 @@ def _open(data: bytes) -> tuple[Header, Image.Image | Tiff]:
         return Header(kind, width, height, image.mode), image
 
 
-def _decode(header: Header, opened: Image.Image | Tiff, data: bytes) -> tuple[Header, Image.Image]:
+def _decode(header: Header, opened: Image.Image | Tiff, data: bytes, least: int) -> tuple[Header, Image.Image]:
     with reading(f"the {header.format} data is truncated or corrupt"):
         if isinstance(opened, Tiff):
             image, note = _shown(opened.decode(), opened.profile or None, opened.orientation)
@@ -220,7 +244,7 @@ def _decode(header: Header, opened: Image.Image | Tiff, data: bytes) -> tuple[He
             orientation = Tiff(data).orientation if header.format == "TIFF" else opened.getexif().get(_ORIENTATION, 1)
             profile = opened.info["icc_profile"] or b"" if "icc_profile" in opened.info else None
             if header.format == "JPEG":
-                image = jpeg.decode(opened, data)
+                image = jpeg.decode(opened, data, least)
             elif header.format == "PNG" and isinstance(opened, ImageFile.ImageFile):
                 image, profile = png.decode(opened, data), profiles.of_png(data, opened.info) or profile
             else:

@@ -82,7 +82,7 @@ class Model:
         )
 
     def _ask(self, image: decoding.Source, names: Sequence[str]) -> tuple[answer.Answer, dict[str, np.ndarray]]:
-        seen = apart.look(image, self.contract.decode.size)
+        seen = apart.look(image, self.contract.decode.size, self.contract.decode.scaled)
         outputs = dict(zip(names, (each[0] for each in self.run(seen.pixels[None], names)), strict=True))
         return answer.answer(self.contract, seen, outputs), outputs
 
@@ -129,7 +129,7 @@ def _load(located: Located, path: Path, threads: int) -> Model:
 
 
 def _check_decoder(promise: contract.Decode) -> None:
-    here = images.behaviour(promise.size)
+    here = images.behaviour(promise.size, version=3 if promise.scaled else 2)
     if promise.behaviour == here:
         return
     if promise.behaviour != images.behaviour(promise.size, version=1):
@@ -185,7 +185,7 @@ def _check_golden(session: onnxruntime.InferenceSession, promise: contract.Contr
     golden = promise.golden
     try:
         pixels = np.stack(
-            [images.resize(images.decode(base64.b64decode(item.image)), promise.decode.size) for item in golden]
+            [images.sized(base64.b64decode(item.image), promise.decode.size, promise.decode.scaled) for item in golden]
         )
     except ValueError as error:  # ImageError and broken base64 are both
         raise RefusedError(f"golden set: an image cannot be read ({error})") from error

@@ -113,7 +113,7 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
     unreadable = 0
     for path in paths:
         try:
-            pixels = images.resize(images.decode(path.read_bytes()), promise.decode.size)
+            pixels = images.sized(path.read_bytes(), promise.decode.size, promise.decode.scaled)
         except images.ImageError:
             unreadable += 1
             continue

@@ -81,11 +81,11 @@ def main() -> None:
 
 def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) -> dict[str, object]:
     """What the contracts of both files say."""
-    data = prepared.digest()
+    data, size = prepared.digest(), recipe.prepare.image_size
     return {
         "name": recipe.register_.name,
         "classes": [c.model_dump(include={"key", "label", "malignant"}) for c in recipe.classes],
-        "decode": {"size": recipe.prepare.image_size, "behaviour": images.behaviour(recipe.prepare.image_size)},
+        "decode": {"size": size, "behaviour": images.behaviour(size), "scaled": True},
         **{key: calibration[key] for key in ("temperature", "target_sensitivity", "thresholds", "validation")},
         "golden_tolerance": recipe.export.golden_tolerance,
         "provenance": {

@@ -38,7 +38,7 @@ def main() -> None:
             start = file.tell()
 
             def decode(row: int, path: str) -> None:
-                pixels = images.resize(images.decode((RAW / path).read_bytes()), size).tobytes()
+                pixels = images.sized((RAW / path).read_bytes(), size).tobytes()
                 # Not through a memory map: where the disk fills up, that kills the process without a word.
                 if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(prepared.PREPARED))

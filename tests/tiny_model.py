@@ -99,7 +99,7 @@ def write(
         "name": "leukdetect",
         "precision": precision,
         "classes": classes,
-        "decode": contract.Decode(size=SIZE, behaviour=images.behaviour(SIZE)),
+        "decode": contract.Decode(size=SIZE, behaviour=images.behaviour(SIZE), scaled=True),
         "temperature": 1.0,
         "target_sensitivity": 0.99 if mixed else None,
         "thresholds": contract.Thresholds(

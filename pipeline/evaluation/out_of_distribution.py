@@ -56,7 +56,7 @@ def folder(path: Path, size: int) -> np.ndarray:
     pixels = []
     for file in walk.image_files(path, left_out) if path.is_dir() else ():
         try:
-            pixels.append(images.resize(images.decode(file.read_bytes()), size))
+            pixels.append(images.sized(file.read_bytes(), size))
         except images.ImageError as error:
             raise Problem(f"evaluate.other_laboratory: {file} cannot be used: {error}. Take it away.") from error
     if not pixels:

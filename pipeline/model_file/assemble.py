@@ -26,7 +26,7 @@ def save(
     golden = []
     # Rendered images, whatever the model was trained on: no patient's image ever travels with a model.
     for data in smears.golden(recipe.export.golden_images, size, recipe.seed):
-        pixels = images.resize(images.decode(data), size)[None]
+        pixels = images.sized(data, size)[None]
         answer = answers(session, pixels, ("probabilities", "unlikeness"))
         golden.append(
             {

@@ -8,6 +8,7 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from leukdetect import images
+from leukdetect.contract import Decode
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
@@ -61,9 +62,7 @@ def compare(
     if other is None:
         return None, f"It is the very file of champion version {champion}, whose files are gone: nothing to compare."
     pixels, rows = prepared.read("test")
-    new, old = [
-        m.predict(_at_size(pixels, rows, m.contract.decode.size))["probabilities"].argmax(1) for m in (model, other)
-    ]
+    new, old = [m.predict(_as_seen(pixels, rows, m.contract.decode))["probabilities"].argmax(1) for m in (model, other)]
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     weights = measures.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
     test = measures.mcnemar(new == labels, old == labels)
@@ -73,8 +72,8 @@ def compare(
     )
 
 
-def _at_size(pixels: np.ndarray, rows: pd.DataFrame, size: int) -> np.ndarray:
-    if pixels.shape[1] == size:
+def _as_seen(pixels: np.ndarray, rows: pd.DataFrame, how: Decode) -> np.ndarray:
+    if pixels.shape[1] == how.size and how.scaled:  # as the prepared ones are
         return pixels[rows.index]
-    files = stage.progress([RAW / path for path in rows["path"]], f"decode at {size} px")
-    return np.stack([images.resize(images.decode(file.read_bytes()), size) for file in files])
+    files = stage.progress([RAW / path for path in rows["path"]], f"decode at {how.size} px")
+    return np.stack([images.sized(file.read_bytes(), how.size, how.scaled) for file in files])

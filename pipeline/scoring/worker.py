@@ -138,8 +138,9 @@ def _decode(path: str, job: Job, model: Model) -> Decoded | Unusable:
         return Unusable(f"It cannot be read ({error.strerror or error}).", read=False)
     if len(data) > job.max_body_bytes:
         return Unusable(f"At most {job.max_body_bytes / 1e6:g} MB are accepted.")
+    how = model.contract.decode
     try:
-        return apart.decode(data, model.contract.decode.size, job.max_pixels)
+        return apart.decode(data, how.size, job.max_pixels, how.scaled)
     except ImageError as error:
         return Unusable(error.sentence, hashlib.sha256(data).hexdigest())
 

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 
 from leukdetect import images
 from leukdetect.apart import Ask, Helper
-from leukdetect.contract import OBSERVED
+from leukdetect.contract import OBSERVED, Decode
 from leukdetect.cost import ordinary
 from leukdetect.decoding import Decoded, decode, seen
 from leukdetect.formats.errors import NoMemoryError
@@ -45,19 +45,19 @@ class DecodePool:
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="apart")
         self._room_apart = threading.Semaphore(1 + min(waiting, WAITING_APART))
 
-    async def decode(self, data: bytes, size: int, deadline: float = math.inf, lane: Lane = "predict") -> Decoded:
-        """Decodes a file and resizes it to uint8 [size, size, 3]; one that is cancelled before its turn is not decoded.
+    async def decode(self, data: bytes, how: Decode, deadline: float = math.inf, lane: Lane = "predict") -> Decoded:
+        """Decodes a file as a model wants it; one that is cancelled before its turn is not decoded.
 
         Raises:
             ProblemError: 413, 415, 422 for the image; 503 at once where too many wait already, 504 past the deadline.
         """
         if ordinary(data):
-            return await self._in_a_thread(lambda: decode(data, size, self._max_pixels), self._room)
-        ask = Ask(data, "seen", size, self._max_pixels)
+            return await self._in_a_thread(lambda: decode(data, how.size, self._max_pixels, how.scaled), self._room)
+        ask = Ask(data, "seen", how.size, self._max_pixels, how.scaled)
 
         def look() -> Decoded:
             header, pixels = ask.answer(self._helper)
-            return seen(Image.fromarray(pixels), header, size, data)
+            return seen(Image.fromarray(pixels), header, how.size, data)
 
         # Explanations are few by their lane's own size, and would never find a place that predictions wait for.
         return await self._in_a_process(ask, look, deadline, self._room_apart if lane == "predict" else None)
@@ -151,6 +151,6 @@ async def examine(
         ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
     """
     started = time.perf_counter()
-    image = await pool.decode(data, model.contract.decode.size, deadline, lane)
+    image = await pool.decode(data, model.contract.decode, deadline, lane)
     decode_seconds = time.perf_counter() - started
     return image, await engine.run(model, image.pixels, deadline, lane=lane, outputs=outputs), decode_seconds

@@ -131,8 +131,8 @@ def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, re
 
 def example(model: Model) -> Prediction:
     """The answer to the first image of the model's own golden set, for /docs."""
-    golden = model.contract.golden[0]
-    image = decoding.decode(base64.b64decode(golden.image), model.contract.decode.size)
+    golden, how = model.contract.golden[0], model.contract.decode
+    image = decoding.decode(base64.b64decode(golden.image), how.size, scaled=how.scaled)
     outputs = {"probabilities": np.array(golden.probabilities, np.float32), "unlikeness": np.array(golden.unlikeness)}
     scores = Scores(outputs, queue_seconds=0.0001, infer_seconds=0.0517)
     return prediction("4b825dc642cb6eb9a060e54bf8d69288", model, image, scores, read=0.0004, decode=0.0019)

@@ -40,7 +40,8 @@ class Shadow:
         challenger = self._models.challenger
         if challenger is None or random.random() >= self._share:  # noqa: S311  (a sample, not a secret)
             return
-        # Every model in service decodes as this server does, so only the size can differ.
+        # Every model in service decodes as this server does, so only the size differs, and whether a JPEG was scaled on
+        # the way, which is a level or two.
         side, keys = challenger.contract.decode.size, [each.key for each in challenger.contract.classes]
         if len(pixels) != side or keys != list(answer.probabilities):
             self._count("incompatible")

@@ -38,7 +38,7 @@ def test_a_file_without_a_contract_is_named_as_not_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "where"),
     [
-        ("version", 4, "version"),
+        ("version", 5, "version"),
         ("temperature", 0, "temperature"),
         ("surprise", 1, "surprise"),
         ("golden", [], "golden"),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
-from leukdetect import images
+from leukdetect import apart, images
 from tests.leukdetect.formats import icc
 from tests.leukdetect.formats.pictures import encoded, photograph, png, turned
 from tests.leukdetect.formats.tiffs import Page, tiff
@@ -199,9 +199,42 @@ def test_brightness_is_mean_luma_and_sharpness_falls_with_blur() -> None:
     assert images.sharpness(np.full((8, 8, 3), 77, np.uint8)) == pytest.approx(0)
 
 
-def test_behaviour_depends_on_the_size_and_on_nothing_else() -> None:
+def test_behaviour_depends_on_the_size_and_the_version_and_on_nothing_else() -> None:
     assert images.behaviour(64) == images.behaviour(64)
-    assert images.behaviour(64) != images.behaviour(65)
+    assert len({images.behaviour(64), images.behaviour(65), images.behaviour(64, 1), images.behaviour(64, 2)}) == 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_jpeg_is_scaled_as_libjpeg_scales(mode: str, progressive: bool) -> None:
+    data = encoded(photograph().resize((1600, 1200)).convert(mode), "JPEG", progressive=progressive)
+    reference = Image.open(io.BytesIO(data))
+    reference.draft(mode, (400, 300))  # Pillow's name for it
+    reference.load()
+    assert reference.size == (400, 300)
+    picture = images.read(data, lambda header: None, least=300)[1]
+    np.testing.assert_array_equal(picture, reference.convert("RGB"))
+    np.testing.assert_array_equal(images.sized(data, 150), images.resize(picture, 150))
+
+
+@pytest.mark.parametrize(
+    ("side", "least", "becomes"), [(800, 100, 100), (800, 101, 200), (800, 799, 800), (64, 448, 64)]
+)
+def test_scaling_leaves_at_least_what_is_asked_and_never_enlarges(side: int, least: int, becomes: int) -> None:
+    data = encoded(photograph().resize((side, side + 8)), "JPEG")
+    assert images.read(data, lambda header: None, least)[1].width == becomes
+
+
+def test_what_is_seen_of_a_large_jpeg_hardly_changes_by_scaling_and_not_at_all_without() -> None:
+    data = encoded(photograph().resize((2000, 1500), Image.Resampling.BICUBIC), "JPEG", exif=turned(6))
+    whole = images.resize(images.decode(data), 64)
+    np.testing.assert_array_equal(images.sized(data, 64, scaled=False), whole)
+    difference = np.abs(images.sized(data, 64).astype(int) - whole)
+    assert 0 < difference.mean() < 1
+    header, decoded = apart.Ask(data, "seen", 64, 10**7).answer(helper := apart.Helper())
+    helper.close()
+    np.testing.assert_array_equal(decoded, images.sized(data, 64))
+    assert (header.width, header.height) == (2000, 1500)  # the file's own, whatever was decoded
 
 
 SEEDS = [

@@ -10,6 +10,7 @@ from leukdetect import contract, images, model_file
 from leukdetect.registry import Located
 from leukdetect.runtime import cpus
 from tests import tiny_model
+from tests.leukdetect.formats.pictures import encoded, photograph
 
 
 def load(path: Path) -> model_file.Model:
@@ -72,6 +73,19 @@ def test_a_file_from_before_colour_profiles_serves_and_says_so(
     tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour=before))
     load(tmp_path / "m.onnx")
     assert "from before colour profiles were applied" in caplog.text
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_large_jpeg_is_scaled_only_where_the_file_was_trained_so(tmp_path: Path, scaled: bool) -> None:
+    behaviour = images.behaviour(tiny_model.SIZE, version=3 if scaled else 2)
+    how = contract.Decode(size=tiny_model.SIZE, behaviour=behaviour, scaled=scaled)
+    tiny_model.write(tmp_path / "m.onnx", decode=how)
+    data = encoded(photograph().resize((2000, 1500)), "JPEG")
+    model = load(tmp_path / "m.onnx")
+    seen = model.predict(data).probabilities
+    sized = [model.predict(images.sized(data, tiny_model.SIZE, either)).probabilities for either in (False, True)]
+    assert sized[0] != sized[1]
+    assert seen == sized[scaled]
 
 
 def test_a_golden_set_that_comes_out_otherwise_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The decode pool: its bound, what becomes of what waits, and who decodes what."""
 
 import asyncio
+import functools
 import io
 import threading
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leukdetect import apart, images
+from leukdetect.contract import Decode
 from leukdetect.decoding import Decoded, decode
 from serving.inference import examine as module
 from serving.inference.engine import Engine
@@ -23,6 +25,7 @@ from serving.problems import ProblemError
 from tests import bombs, tiny_model
 
 SECONDS = 10
+HOW = Decode(size=32, behaviour="0" * 64)
 
 
 class Decoder:
@@ -62,14 +65,14 @@ def file(shade: int) -> bytes:
 def test_one_more_than_may_wait_is_refused_and_the_rest_decoded_in_order(pool: DecodePool, decoder: Decoder) -> None:
     async def main() -> None:
         decoder.gate.clear()
-        tasks = [asyncio.create_task(pool.decode(file(10 * number), 32)) for number in range(3)]
+        tasks = [asyncio.create_task(pool.decode(file(10 * number), HOW)) for number in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ProblemError) as refused:
-            await pool.decode(file(99), 32)
+            await pool.decode(file(99), HOW)
         assert refused.value.status == 503
         decoder.gate.set()
         await asyncio.gather(*tasks)
-        await pool.decode(file(99), 32)  # then there is room again
+        await pool.decode(file(99), HOW)  # then there is room again
 
     asyncio.run(asyncio.wait_for(main(), SECONDS))
     assert decoder.seen == [file(0), file(10), file(20), file(99)]
@@ -79,7 +82,7 @@ class Model:
     """Answers when the gate opens."""
 
     seconds_an_image = 0.001
-    contract = SimpleNamespace(decode=SimpleNamespace(size=32))
+    contract = SimpleNamespace(decode=HOW)
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -196,22 +199,22 @@ def test_what_may_cost_much_has_few_places_and_ends_with_its_deadline_or_its_cli
     pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
 
     async def main() -> None:
-        attacks = [asyncio.create_task(pool.decode(bomb, 32)) for _ in range(5)]
+        attacks = [asyncio.create_task(pool.decode(bomb, HOW)) for _ in range(5)]
         await asyncio.sleep(0.2)
         with pytest.raises(ProblemError, match="Too many images wait to be decoded") as refused:
-            await pool.decode(bomb, 32)
+            await pool.decode(bomb, HOW)
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
-        assert (await pool.decode(file(10), 32)).header.width == 48  # an ordinary one does not wait for them
+        assert (await pool.decode(file(10), HOW)).header.width == 48  # an ordinary one does not wait for them
         for attack in attacks:
             attack.cancel()
         await asyncio.gather(*attacks, return_exceptions=True)
-        assert (await pool.decode(honest, 32)).header.width == 1000
+        assert (await pool.decode(honest, HOW)).header.width == 1000
         with pytest.raises(ProblemError) as late:
-            await pool.decode(bomb, 32, time.perf_counter() + 0.3)
+            await pool.decode(bomb, HOW, time.perf_counter() + 0.3)
         assert late.value.status == 504
         assert (await pool.picture(honest, 64, time.perf_counter() + SECONDS)).size == (64, 64)
         with pytest.raises(ProblemError) as broken:
-            await pool.decode(honest[:5000], 32)
+            await pool.decode(honest[:5000], HOW)
         assert broken.value.status == 422
 
     try:
@@ -229,12 +232,12 @@ def forty_texts() -> PngInfo:
 
 
 def test_over_its_budget_an_image_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apart.Ask.__init__, "__defaults__", (1, apart.MEMORY))
+    monkeypatch.setattr(module, "Ask", functools.partial(apart.Ask, seconds=1))
     metrics = Metrics()
     pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
     try:
         with pytest.raises(ProblemError, match="more than 1 s of processor time") as refused:
-            asyncio.run(pool.decode(bombs.png_of_profiles(3_000), 32))
+            asyncio.run(pool.decode(bombs.png_of_profiles(3_000), HOW))
     finally:
         pool.close()
     assert (refused.value.status, refused.value.code) == (422, "costly-image")
