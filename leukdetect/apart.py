@@ -23,13 +23,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from leukdetect import cost, decoding, images
+from leukdetect import child, cost, decoding, images
 from leukdetect.decoding import MAX_PIXELS, Decoded
 from leukdetect.formats.errors import NoMemoryError
 
 SECONDS = 5  # of processor time for one image; 40 megapixels, transparent and lossless, take one or two
 MEMORY = 1_000_000_000  # bytes for one image; these take 0.96 GB as WebP
-NICE = 5  # beside another process that wants a processor, the child gets a quarter of it
 
 Want = Literal["seen", "picture"]  # as the model sees it, or as a person does
 # whether a picture, and scaled; pixels a side; at most so many pixels; seconds; memory; bytes of the file
@@ -186,7 +185,7 @@ def _costly(than: str) -> CostlyError:
 def _main() -> None:
     """The helper: a child for each connection that comes over stdin, one after the other, until stdin is closed."""
     control = socket.socket(fileno=0)
-    os.nice(NICE)
+    os.nice(child.NICE)
     Image.init()
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
@@ -201,8 +200,8 @@ def _main() -> None:
 def _in_a_child(connection: socket.socket, control: socket.socket) -> int:
     """Forks a child that answers; ends it when one of the connections is closed. Returns its exit code, or -signal."""
     alive, child_has = os.pipe()
-    child = os.fork()
-    if not child:
+    forked = os.fork()
+    if not forked:
         try:
             control.close()
             _answer(connection)
@@ -215,30 +214,15 @@ def _in_a_child(connection: socket.socket, control: socket.socket) -> int:
     poll.register(connection, 0)
     poll.register(control, 0)
     if any(descriptor != alive for descriptor, _ in poll.poll()):
-        os.kill(child, signal.SIGKILL)
+        os.kill(forked, signal.SIGKILL)
     os.close(alive)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _limit(seconds: int, memory: int) -> None:
-    import resource  # not on Windows, where nothing is decoded apart
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    limits = {
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_AS: memory + pages * resource.getpagesize(),
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for limit, most in limits.items():
-        with contextlib.suppress(ValueError):  # a lower one holds already, or the system does not have it (macOS)
-            resource.setrlimit(limit, (most, most + 1))
+    return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
 
 
 def _answer(connection: socket.socket) -> None:
     with connection.makefile("rwb") as stream:
         is_picture, scaled, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
-        _limit(seconds, memory)
+        child.limit(memory, seconds, files=False)
         data = stream.read(length)
         pixels = b""
         try:

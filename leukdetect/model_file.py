@@ -3,8 +3,11 @@
 import base64
 import hashlib
 import logging
+import platform
+import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,13 +16,20 @@ import numpy as np
 import onnxruntime
 
 from leukdetect import answer, apart, contract, decoding, explanation, images, similar
+from leukdetect.child import Child, EndedError
 from leukdetect.contract import ANSWER, FILES
-from leukdetect.registry import Located
+from leukdetect.registry import Located, holding
 from leukdetect.runtime import cpus, open_session, run
 
 Precision = Literal["auto", "fp32", "int8"]
 
+# What a file from a registry may take to be loaded and to run its golden set, before it may come into this process.
+TRIAL_CPU_SECONDS, TRIAL_SECONDS = 60, 120  # a ResNet-50 takes one; other work may leave it a quarter of a processor
+TRIAL_MEMORY, TRIAL_THREAD, TRIAL_BYTE = 400_000_000, 16_000_000, 3  # bytes: in all, a thread, a byte of the file
+TRIED = "tried.txt"  # in a version's folder: which files were tried, and where
+
 log = logging.getLogger(__name__)
+_tried: set[str] = set()
 
 
 class RefusedError(Exception):
@@ -41,6 +51,10 @@ class Model:
     index: similar.Index | None  # of similar cases; None: the file is from before there was an index
     threads: int
     seconds_an_image: float  # measured on the golden images, one at a time
+
+    def is_of(self, located: Located) -> bool:
+        """Whether its file is the one that the registry tells of."""
+        return located.sha256.get(self.contract.precision, self.sha256) == self.sha256
 
     def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
         """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`."""
@@ -97,20 +111,32 @@ def load(located: Located, precision: Precision = "auto", threads: int | None = 
 
     Raises:
         RefusedError: one of the checks failed.
+        RegistryError: it is a version whose folder was removed meanwhile.
     """
     threads = threads or cpus()
-    if not located.path.is_dir():
+    if (located.version is None and not located.path.is_dir()) or located.path.is_file():
         return _load(located, located.path, threads)
-    if precision != "auto":
-        return _load(located, located.path / FILES[precision], threads)
-    try:
-        return _load(located, located.path / FILES["int8"], threads)
-    except GoldenError as error:
-        log.warning("INT8 does not agree on this processor; FP32 serves", extra={"error": str(error)})
-        return _load(located, located.path / FILES["fp32"], threads)
+    with holding(located.path):
+        if precision != "auto":
+            return _load(located, located.path / FILES[precision], threads)
+        try:
+            return _load(located, located.path / FILES["int8"], threads)
+        except GoldenError as error:
+            log.warning("INT8 does not agree on this processor; FP32 serves", extra={"error": str(error)})
+            return _load(located, located.path / FILES["fp32"], threads)
 
 
 def _load(located: Located, path: Path, threads: int) -> Model:
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RefusedError(f"file: {path} cannot be read ({error.strerror})") from error
+    if located.version is not None and path != located.path:  # in the folder of a registered version
+        expected = {FILES[precision]: each for precision, each in located.sha256.items()}.get(path.name)
+        if sha256 != expected:
+            raise RefusedError(f"hash: {path.name} is not the file that came from the registry, but another or damaged")
+        _try_apart(path, sha256, threads)
     session = _open(path, threads)
     try:
         metadata = session.get_modelmeta().custom_metadata_map
@@ -123,9 +149,44 @@ def _load(located: Located, path: Path, threads: int) -> Model:
     _check_graph(session, promise)
     _check_decoder(promise.decode)
     seconds = _check_golden(session, promise)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Model(located, promise, sha256, session, index, threads, seconds)
+
+
+def _try_apart(path: Path, sha256: str, threads: int) -> None:
+    """Has the file loaded and run in a process with budgets, unless it was before, by this process or on this machine.
+
+    Raises:
+        RefusedError: it was refused there, or it is over a budget.
+    """
+    line, notes = f"{sha256} onnxruntime {onnxruntime.__version__} {_processor()}", path.with_name(TRIED)
+    with suppress(OSError, UnicodeDecodeError):
+        if line in notes.read_text().splitlines():
+            return
+    if sha256 in _tried:
+        return
+    memory = TRIAL_MEMORY + TRIAL_THREAD * threads + TRIAL_BYTE * path.stat().st_size
+    question = {"path": str(path.absolute()), "threads": threads, "memory": memory, "seconds": TRIAL_CPU_SECONDS}
+    child = Child("leukdetect.trial")
+    try:
+        verdict = child.ask(question, TRIAL_SECONDS)
+    except EndedError as error:
+        raise RefusedError(f"trial: to load it and to run its golden set {error}") from error
+    finally:
+        child.close()
+    if verdict["refused"] and not verdict["golden"]:
+        raise RefusedError(verdict["refused"])
+    _tried.add(sha256)
+    with suppress(OSError), notes.open("a") as file:  # a disk that is full or read-only: tried again at the next start
+        file.write(f"{line}\n")
+    if verdict["refused"]:
+        raise GoldenError(verdict["refused"])
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.machine()
 
 
 def _check_decoder(promise: contract.Decode) -> None:

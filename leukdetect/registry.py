@@ -1,24 +1,31 @@
 """The registry: which version an alias names, and its files on this machine, each version in a folder of its own."""
 
 import hashlib
+import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leukdetect.child import Child, EndedError
 from leukdetect.contract import FILES, SHA256_TAGS
+from leukdetect.exchange import safe
 
-# With MLflow's own it takes minutes to notice that a registry is down.
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-}
-DOWNLOAD = ".download-"  # prefix of the folder of an unfinished download
+ASK_SECONDS = 30  # for an answer of the registry, in all
+DOWNLOAD_SECONDS = 400  # for a version; one of 130 MB at 3 Mbit/s
+DOWNLOAD_BYTES = 2_000_000_000
+DOWNLOAD = ".download-"  # prefix of the folder of an unfinished download, and of one that is being removed
+CAME = "came.json"  # in a version's folder: the hashes of its files when they came
+NOTE_BYTES = 10_000  # of that
+
+_mlflow = Child("leukdetect.exchange")
+log = logging.getLogger(__name__)
 
 
 class RegistryError(Exception):
@@ -36,6 +43,7 @@ class Located:
     path: Path  # an .onnx file, or the folder of a registered version, with the files that FILES names
     version: str | None = None  # None: a file that was named directly
     alias: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)  # by precision, of a version: what its files have to be
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,15 @@ class Registered:
 
 @dataclass(frozen=True)
 class Registry:
-    """An MLflow registry, and the folder in which the versions that came from it are kept."""
+    """An MLflow registry, and the folder in which the versions that came from it are kept.
+
+    Each exchange with it has a budget of seconds and bytes in all. `unhashed`: whether to take versions whose tags
+    tell no hashes.
+    """
 
     tracking_uri: str
     cache_dir: Path
+    unhashed: bool = False
 
     def ask(self, name: str, alias: str) -> Registered | None:
         """The version that the alias names now; None where there is no such alias.
@@ -70,41 +83,51 @@ class Registry:
         """
         self.refuse_missing_database()
         try:
-            mlflow = _mlflow()
-            from mlflow.exceptions import MlflowException
+            found = self._exchange(ASK_SECONDS, name=name, alias=alias)["found"]
+        except RegistryError as error:
+            raise RegistryError(f"models:/{name}@{alias} could not be had from {self.shown}: {error}") from error
+        if found is None:
+            return None
+        hashes = {precision: found["tags"][tag] for precision, tag in SHA256_TAGS.items() if tag in found["tags"]}
+        return Registered(name, found["version"], alias, found["created"], hashes)
 
-            mlflow.set_tracking_uri(self.tracking_uri)
-            try:
-                found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
-        except Exception as error:  # database, HTTP and MLflow errors share no base class
-            raise RegistryError(f"models:/{name}@{alias} could not be had from {self.shown}: {_safe(error)}") from error
-        hashes = {precision: found.tags[tag] for precision, tag in SHA256_TAGS.items() if tag in found.tags}
-        return Registered(name, str(found.version), alias, found.creation_timestamp, hashes)
+    def located(self, registered: Registered) -> Located:
+        """Where the version's files are on this machine, or would be."""
+        folder = self.cache_dir / registered.name / registered.folder
+        return Located(folder, registered.version, registered.alias, came(folder) | registered.sha256)
 
     def fetch(self, registered: Registered) -> Located:
         """Downloads the version unless it is here already, and checks its files against the registry's hashes.
 
         Raises:
-            DamagedError: it is not what was registered.
+            DamagedError: it is not what was registered, or nobody can tell.
             RegistryError: it could not be downloaded. Of neither anything stays.
         """
-        folder = self.cache_dir / registered.name / registered.folder
-        if not folder.is_dir():
+        if not self.unhashed and (missing := FILES.keys() - registered.sha256.keys()):
+            raise DamagedError(
+                f"version {registered.version} has no hash of {' and '.join(FILES[each] for each in sorted(missing))} "
+                "in its tags, so nobody can tell whether its files are those that were registered. Register it with "
+                "`python -m pipeline.register`, or take such versions with LEUKDETECT_UNHASHED=true"
+            )
+        located = self.located(registered)
+        if not _intact(located):
+            if located.path.is_dir():
+                log.warning("version %s is damaged on this machine; it is downloaded anew", registered.version)
             try:
-                self._keep(f"models:/{registered.name}/{registered.version}/artifacts", folder, registered.sha256)
-            except RegistryError:
+                self._keep(f"models:/{registered.name}/{registered.version}/artifacts", located.path, registered.sha256)
+            except DamagedError:
                 raise
-            except Exception as error:  # as in ask, and disk errors
+            except (RegistryError, OSError) as error:
                 moved = " (was the project moved? `python -m pipeline.register` there corrects MLflow's paths)"
                 raise RegistryError(
-                    f"version {registered.version} could not be downloaded from {self.shown}: {_safe(error)}"
+                    f"version {registered.version} could not be downloaded from {self.shown}: {safe(error)}"
                     + (moved if self.tracking_uri.startswith("sqlite:") else "")
                 ) from error
-        return Located(folder, registered.version, registered.alias)
+            located = self.located(registered)
+        elif not came(located.path):  # it is from before there was that note
+            with suppress(OSError):
+                (located.path / CAME).write_text(json.dumps(dict(located.sha256)))
+        return located
 
     def locate(self, model: str) -> Located:
         """What `model` names: an .onnx file, or a registry alias, whose version is downloaded once and kept.
@@ -123,17 +146,25 @@ class Registry:
         return self.fetch(registered)
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
-        """Downloads an artifact into a folder. Errors are MLflow's own."""
-        return Path(
-            _mlflow().artifacts.download_artifacts(
-                artifact_uri, dst_path=str(folder), tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri
-            )
-        )
+        """Downloads an artifact into a folder. Raises RegistryError if that fails or is over its budget."""
+        question = {"artifact": artifact_uri, "folder": str(folder), "most": DOWNLOAD_BYTES}
+        return Path(self._exchange(DOWNLOAD_SECONDS, **question)["path"])
+
+    def _exchange(self, seconds: float, **question: Any) -> dict[str, Any]:
+        try:
+            answer = _mlflow.ask(question | {"uri": self.tracking_uri, "environment": dict(os.environ)}, seconds)
+        except EndedError as error:
+            raise RegistryError(f"the exchange {error}") from error
+        if "error" in answer:
+            if answer.get("goes_on"):
+                _mlflow.close()
+            raise RegistryError(answer["error"])
+        return answer
 
     @property
     def shown(self) -> str:
         """Its address without a password."""
-        return _safe(self.tracking_uri)
+        return safe(self.tracking_uri)
 
     def refuse_missing_database(self) -> None:
         """Raises RegistryError where the registry is a file of this machine, and there is none."""
@@ -149,15 +180,12 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=DOWNLOAD, ignore_cleanup_errors=True) as temporary:
             got = self.download(artifact_uri, Path(temporary))
+            hashes = {precision: _sha256(got / name) for precision, name in FILES.items()}
             for precision, expected in sha256.items():
-                try:
-                    with (got / FILES[precision]).open("rb") as file:
-                        actual = hashlib.file_digest(file, "sha256").hexdigest()
-                        os.fsync(file.fileno())  # complete even after a power failure
-                except FileNotFoundError:
-                    actual = None
-                if actual != expected:
+                if hashes[precision] != expected:
                     raise DamagedError(f"{FILES[precision]} of {artifact_uri} is not the file that was registered")
+            (got / CAME).write_text(json.dumps(hashes))
+            discard(folder)  # if it is there, it is damaged
             try:
                 got.replace(folder)
             except OSError:
@@ -178,20 +206,67 @@ def parse(model: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def discard(located: Located) -> None:
-    """Removes a version's files, so that the next fetch downloads them again."""
-    shutil.rmtree(located.path, ignore_errors=True)
+def came(folder: Path) -> dict[str, str]:
+    """The hashes that a version's files had when they came, by precision; none where that cannot be read."""
+    try:
+        with (folder / CAME).open("rb") as file:
+            found = json.loads(file.read(NOTE_BYTES))
+        return {precision: str(found[precision]) for precision in FILES if found.get(precision)}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
-def _mlflow() -> Any:
-    """MLflow, which takes a second to import, and which serving a file needs not."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    import mlflow
+def discard(folder: Path) -> None:
+    """Removes a version's files, so that the next fetch downloads them again; not while somebody loads them."""
+    with suppress(RegistryError, OSError), holding(folder, alone=True):
+        # It goes as a whole, so that nobody finds half of it.
+        gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=DOWNLOAD))
+        with suppress(OSError):
+            folder.replace(gone / folder.name)
+        shutil.rmtree(gone, ignore_errors=True)
 
-    return mlflow
+
+@contextmanager
+def holding(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Keeps every server from removing a version's folder for the block, or whoever is not `alone` from loading it.
+
+    Raises:
+        RegistryError: it is gone already.
+        BlockingIOError: somebody holds it, and so nobody can be alone.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise RegistryError("another server removed it meanwhile") from error
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise
+        except OSError:  # some network drives have no locks
+            pass
+        if not folder.is_dir():
+            raise RegistryError("another server removed it meanwhile")
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _safe(text: object) -> str:
-    """No password in a log."""
-    return re.sub(r"//[^/@\s]*@", "//…@", str(text))
+def _intact(located: Located) -> bool:
+    hashes = located.sha256.items()
+    return bool(hashes) and all(_sha256(located.path / FILES[precision]) == each for precision, each in hashes)
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file that is complete even after a power failure; None where there is none, or none that can be read."""
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -69,6 +69,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--ray", default=os.environ.get(cluster.ADDRESS), help="a Ray cluster's address: use all its machines"
     )
+    parser.add_argument(
+        "--unhashed",
+        action="store_true",
+        default=os.environ.get("LEUKDETECT_UNHASHED", "").lower() in ("1", "true", "yes", "on"),
+        help="take a version that was registered without hashes of its files",
+    )
     for name, default, kind, meaning in (
         (
             "model",
@@ -97,7 +103,8 @@ def _options() -> argparse.Namespace:
 def _open(options: argparse.Namespace) -> Model:
     if options.precision not in ("auto", *FILES):
         raise Problem(f"there is no precision {options.precision}; there are auto, {', '.join(FILES)}")
-    registry = Registry(os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", options.cache_dir)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    registry = Registry(uri, options.cache_dir, options.unhashed)
     moved.settle(registry.tracking_uri)
     model = options.model or f"models:/{params.load().register_.name}@champion"
     try:

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     other_classes: bool = Field(
         default=False, description="whether a version with other classes may take over while the server runs"
     )
+    unhashed: bool = Field(
+        default=False, description="whether a version that was registered without hashes of its files may serve"
+    )
     shadow_share: float = Field(
         default=0, ge=0, le=1, description="share of predictions for the challenger too, unseen"
     )
@@ -139,4 +142,4 @@ class Settings(BaseSettings):
     @property
     def registry(self) -> Registry:
         """Where registered models come from."""
-        return Registry(self.tracking_uri, self.cache_dir)
+        return Registry(self.tracking_uri, self.cache_dir, self.unhashed)

@@ -129,6 +129,29 @@ def write(
     return result
 
 
+def endless(file: onnx.ModelProto) -> None:
+    """Its probabilities wait for a loop of 2**62 turns."""
+    loop = onnx.parser.parse_graph(
+        """
+        loop (float[1] zero) => (float[1] spun)
+        <int64 turns = {4611686018427387904}, bool go = {1}>
+        {
+            spun = Loop (turns, go, zero) <body = turn (int64 i, bool on, float[1] value) => (bool still, float[1] next)
+            { still = Identity (on)  next = Sin (value) }>
+        }
+        """
+    )
+    graph = file.graph
+    for node in graph.node:
+        node.output[:] = ["calm" if name == "probabilities" else name for name in node.output]
+    graph.initializer.extend(loop.initializer)
+    graph.node.append(onnx.helper.make_node("ReduceMin", ["calm"], ["least"], keepdims=1))
+    graph.node.append(onnx.helper.make_node("Reshape", ["least", "one"], ["zero"]))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+    graph.node.extend(loop.node)
+    graph.node.append(onnx.helper.make_node("Add", ["calm", "spun"], ["probabilities"]))
+
+
 def index(*, thumbnails: bool) -> Index:
     """Of eight images of one colour, two a class in the class's own; the first digit of the id is the class."""
     strengths = (120, 220)

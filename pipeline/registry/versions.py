@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from leukdetect.contract import FILES, SHA256_TAGS, Contract
-from leukdetect.registry import Registry
+from leukdetect.registry import Registry, RegistryError
 from pipeline import params, stage
 from pipeline.data.source import RAW, SOURCE
 from pipeline.evaluation.report import Report
@@ -143,7 +143,7 @@ def download(name: str, version: str, folder: Path, file: str = "") -> Path:
     uri = f"models:/{name}/{version}/artifacts/{file}".rstrip("/")
     try:
         return Registry(tracking.uri(), folder).download(uri, folder)
-    except (MlflowException, OSError) as error:
+    except (RegistryError, OSError) as error:
         raise Problem(
             f"the files of {name} version {version} could not be fetched: {error}\n"
             "Restore them, or move the alias to a version that has its files."

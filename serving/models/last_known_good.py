@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from leukdetect.registry import DOWNLOAD, Located, is_alias, parse
+from leukdetect.registry import DOWNLOAD, Located, came, discard, is_alias, parse
 from serving.settings import Settings
 
 LAST_KNOWN_GOOD = "last_known_good.json"
@@ -75,7 +75,9 @@ def forget(settings: Settings, keep: Iterable[Located]) -> None:
     for folder in _folder(settings).iterdir():
         if not folder.is_dir() or folder in kept:
             continue
-        if not folder.name.startswith(DOWNLOAD) or _age(folder) > STALE_SECONDS:  # a younger one may be under way
+        if not folder.name.startswith(DOWNLOAD):
+            discard(folder)
+        elif _age(folder) > STALE_SECONDS:  # a younger one may be under way
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -109,7 +111,8 @@ def _noted(settings: Settings, key: Literal["before"] | None = None) -> Located 
     entry = note.before if key else note
     if entry is None or note.model != settings.model or not (folder / entry.folder).is_dir():
         return None
-    return Located(folder / entry.folder, entry.version, parse(settings.model)[1])
+    path = folder / entry.folder
+    return Located(path, entry.version, parse(settings.model)[1], came(path))
 
 
 def _brief(error: Exception) -> str:

@@ -10,11 +10,12 @@ from leukdetect.registry import Located
 class Models:
     """The loaded models. A request takes `champion` once and keeps it, so a switch changes nothing for those under way.
 
-    `note` says why the champion is not the version that the alias names. While the server runs only
-    `serving.models.updates` changes any of it.
+    `note` says why the champion is not the version that the alias names; `asked`: whether the registry has said since
+    the start what that is. While the server runs only `serving.models.updates` changes any of it.
     """
 
     champion: Model
+    asked: bool = True
     note: str | None = None
     previous: Model | None = None
     challenger: Model | None = None
@@ -26,6 +27,6 @@ class Models:
     def loaded(self, located: Located) -> Model | None:
         """The same version where it is in memory, under the alias that it has now."""
         for model in (self.champion, self.previous, self.challenger):
-            if model and model.located.path == located.path:
+            if model and model.located.path == located.path and model.is_of(located):
                 return replace(model, located=located)
         return None

@@ -1,11 +1,11 @@
-"""Which model a server starts with: the one that is asked for, or else the last known good."""
+"""Which model a server starts with: the last known good, or else the one that is asked for."""
 
 import ctypes
 import logging
 
 from leukdetect import model_file
-from leukdetect.model_file import Model
-from leukdetect.registry import Located, RegistryError, discard
+from leukdetect.model_file import Model, RefusedError
+from leukdetect.registry import Located, RegistryError
 from serving.models import last_known_good
 from serving.models.served import Models
 from serving.settings import Settings
@@ -14,34 +14,20 @@ log = logging.getLogger(__name__)
 
 
 def start(settings: Settings) -> Models:
-    """Resolves and loads the model. When the registry is down, or its model is refused, the last known good serves.
+    """Loads the last known good, so that no registry can keep a server from serving, or else what the alias names.
 
     Raises:
-        RegistryError, RefusedError: and there is no last known good, or it is the one that was refused.
+        RegistryError, RefusedError: there is no last known good, and no other model either.
     """
-    located = None
-    try:
-        located = settings.registry.locate(settings.model)
+    if good := last_known_good.last_known_good(settings):
         try:
-            chosen = load(settings, located)
-        except model_file.RefusedError as error:
-            if located != last_known_good.last_known_good(settings):
-                raise  # it has never served here
-            # It has, so the likeliest cause is a damaged disk.
-            log.warning("the last known good does not load; it is downloaded anew", extra={"error": str(error)})
-            discard(located)
-            located = settings.registry.locate(settings.model)
-            chosen = load(settings, located)
-    except (RegistryError, model_file.RefusedError) as error:
-        fallback = last_known_good.last_known_good(settings)
-        if fallback is None or (located is not None and fallback.path == located.path):
-            raise
-        why = f"version {located.version} was refused" if located else "the registry could not be asked"
-        note = f"Version {fallback.version}, the last known good, serves, since {why}."
-        log.warning(note, extra={"error": str(error)})  # the note is for everyone, and names no path and no address
-        return Models(load(settings, fallback), note)
+            return Models(load(settings, good), asked=False)
+        except (RegistryError, RefusedError) as error:  # it has served here, so the likeliest cause is a damaged disk
+            log.warning("the last known good does not load; the registry is asked", extra={"error": str(error)})
+    located = settings.registry.locate(settings.model)
+    models = Models(load(settings, located))
     last_known_good.remember(settings, located)
-    return Models(chosen)
+    return models
 
 
 def load(settings: Settings, located: Located) -> Model:

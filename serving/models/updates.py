@@ -43,8 +43,9 @@ class Updates:
         metrics.alias_lag.set_function(self._lag)
 
     def start(self) -> None:
-        """Begins to watch."""
+        """Begins to watch. The registry is asked at once: the last known good may not be what the alias names."""
         self.periodic.start()
+        self.periodic.wake()
 
     def stop(self) -> None:
         """Ends it; a download or load that is under way ends with the process."""
@@ -82,14 +83,21 @@ class Updates:
             self._metrics.registry_reachable.set(0)
             self._metrics.reloads.labels("failed").inc()
             self._say(self._alias, logging.WARNING, "the registry cannot be asked", error)
+            if not self._models.asked:  # for everyone: it names no path and no address
+                version = self._models.champion.located.version
+                self._models.note = (
+                    f"Version {version}, the last known good, serves, since the registry could not be asked."
+                )
             return "failed"
         self._metrics.registry_reachable.set(1)
+        self._models.asked = True
         champion = self._models.champion
         if registered is None:
             self._behind_since = None
             self._explain(f"The alias names no version; version {champion.located.version} goes on serving.")
             return "unchanged"
-        if registered.folder == champion.located.path.name:
+        located = self._settings.registry.located(registered)
+        if located.path == champion.located.path and champion.is_of(located):
             self._behind_since = self._models.note = None
             self._refused.pop(self._alias, None)
             self._say(self._alias, logging.INFO, _in_service(champion))
@@ -155,17 +163,14 @@ class Updates:
         """
         self._refused.pop(registered.alias, None)
         try:
-            located = self._settings.registry.fetch(registered)
-            try:
-                found = self._models.loaded(located) or startup.load(self._settings, located)
-                self._check_classes(found)
-                return found
-            except RefusedError as error:
-                if not located.path.is_dir():
-                    raise RegistryError("another server removed it meanwhile") from error
-                discard(located)
-                raise
-        except (DamagedError, RefusedError):
+            found = self._models.loaded(self._settings.registry.located(registered))
+            if found is None:
+                found = startup.load(self._settings, self._settings.registry.fetch(registered))
+            self._check_classes(found)
+            return found
+        except (DamagedError, RefusedError) as error:
+            if isinstance(error, RefusedError):
+                discard(self._settings.registry.located(registered).path)
             self._refused[registered.alias] = registered.folder
             self._metrics.reloads.labels("refused").inc()
             raise

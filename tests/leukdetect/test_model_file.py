@@ -1,12 +1,19 @@
 import base64
+import hashlib
+import io
+import resource
+import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from leukdetect import contract, images, model_file
+from leukdetect import contract, images, model_file, similar
 from leukdetect.registry import Located
 from leukdetect.runtime import cpus
 from tests import tiny_model
@@ -101,6 +108,101 @@ def test_a_golden_image_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx", golden=[golden[0].model_copy(update={"image": "bm90IGFuIGltYWdl"})])
     with pytest.raises(model_file.RefusedError, match="golden set: an image cannot be read"):
         load(tmp_path / "m.onnx")
+
+
+def registered(path: Path, **fields: Any) -> Located:
+    """A version's folder as it came from the registry; `fields`: of the INT8 file."""
+    for precision, name in contract.FILES.items():
+        tiny_model.write(path / name, precision=precision, **fields if precision == "int8" else {})
+    return came(path)
+
+
+def came(path: Path) -> Located:
+    hashes = {each: hashlib.sha256((path / name).read_bytes()).hexdigest() for each, name in contract.FILES.items()}
+    return Located(path, "1", "champion", hashes)
+
+
+def children() -> str:
+    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+
+
+def test_a_graph_of_a_version_that_never_ends_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(tmp_path)
+    changed(tmp_path / contract.FILES["int8"], tiny_model.endless)
+    before = children()
+    for budget, said in (
+        ("TRIAL_CPU_SECONDS", "used up its processor time"),
+        ("TRIAL_SECONDS", "took longer than 2 s"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(model_file, budget, 2)
+            with pytest.raises(model_file.RefusedError, match=f"trial: to load it and to run its golden set {said}"):
+                model_file.load(came(tmp_path))
+        assert children() == before
+
+
+def test_an_index_of_a_version_that_unpacks_to_much_more_costs_this_process_nothing(tmp_path: Path) -> None:
+    registered(tmp_path)
+    buffer, shape = io.BytesIO(), {"descr": "<f2", "fortran_order": False, "shape": (8, 40_000_000)}
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("places.npy", "w") as places,
+    ):
+        np.lib.format.write_array_header_1_0(places, shape)
+        for _ in range(640):
+            places.write(bytes(1_000_000))
+    entry = base64.b64encode(buffer.getvalue()).decode()
+    file = onnx.load(tmp_path / contract.FILES["int8"])
+    file.metadata_props.add(key=similar.METADATA_KEY, value=entry)
+    onnx.save(file, tmp_path / contract.FILES["int8"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(model_file.RefusedError, match=r"index of similar cases cannot be read .*it has 640 MB"):
+        model_file.load(came(tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 50_000  # kB
+
+
+def test_more_memory_than_a_trial_may_take_is_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    located = registered(tmp_path, bias=3.0)
+    monkeypatch.setattr(model_file, "TRIAL_MEMORY", 1_000_000)
+    monkeypatch.setattr(model_file, "TRIAL_THREAD", 0)
+    with pytest.raises(model_file.RefusedError, match=r"^(trial|file|warm-up): "):
+        model_file.load(located)
+
+
+def test_a_version_is_tried_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    located = registered(tmp_path, bias=4.0)
+    model_file.load(located)
+    monkeypatch.setattr(model_file, "_tried", set())  # as after a restart
+    monkeypatch.setattr(model_file, "Child", lambda _: pytest.fail("it was tried again"))
+    assert model_file.load(located).contract.precision == "int8"
+    monkeypatch.setattr(onnxruntime, "__version__", "another")
+    with pytest.raises(pytest.fail.Exception, match="it was tried again"):
+        model_file.load(located)
+
+
+def flip(path: Path) -> None:
+    """200 bits in the middle of the file, where the weights are."""
+    content = bytearray(path.read_bytes())
+    for at in np.random.default_rng(0).choice(len(content) // 2, 200, replace=False):
+        content[len(content) // 4 + at] ^= 1
+    path.write_bytes(content)
+
+
+def another(path: Path) -> None:
+    """It never refers."""
+    promise = tiny_model.write(path, precision="int8")
+    lax = promise.thresholds.model_copy(update={"confidence": 0.0})
+    tiny_model.write(path, precision="int8", thresholds=lax)
+
+
+@pytest.mark.parametrize("change", [flip, another])
+def test_a_versions_file_that_is_not_what_came_is_refused(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    located = registered(tmp_path)
+    change(tmp_path / contract.FILES["int8"])
+    with pytest.raises(model_file.RefusedError, match=r"hash: leukdetect\.int8\.onnx is not the file that came"):
+        model_file.load(located)
 
 
 def test_threads_follow_the_affinity_mask(monkeypatch: pytest.MonkeyPatch) -> None:

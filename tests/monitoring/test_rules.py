@@ -18,6 +18,8 @@ import pytest
 import yaml
 
 from deploy import prometheus_rule
+from leukdetect import model_file, registry
+from leukdetect.contract import FILES
 from serving.metrics import SECONDS
 from serving.settings import Settings
 from tests.conftest import require
@@ -265,3 +267,9 @@ def test_a_registry_that_is_down_explains_a_stale_champion(tmp_path: Path) -> No
         ("tickets", "ReferralsHigh"),
         ("heartbeat", "Watchdog"),
     }
+
+
+def test_a_thread_that_keeps_to_its_budgets_never_counts_as_hanging() -> None:
+    budgets = registry.ASK_SECONDS + registry.DOWNLOAD_SECONDS + len(FILES) * model_file.TRIAL_SECONDS
+    [limit] = re.findall(r"leukdetect_thread_busy_seconds > (\d+)", (MONITORING / "prometheus/alerts.yml").read_text())
+    assert budgets < int(limit)

@@ -10,8 +10,11 @@ import pytest
 
 from leukdetect import contract, model_file
 from leukdetect.registry import DamagedError, RegistryError
+from serving.metrics import Metrics
 from serving.models import last_known_good
+from serving.models.served import Models
 from serving.models.startup import start
+from serving.models.updates import Updates
 from serving.settings import Settings
 from tests import tiny_model
 from tests.conftest import require
@@ -22,6 +25,16 @@ from tests.server import ROOT, running
 @pytest.fixture
 def settings(a_registry: Registry, tmp_path: Path) -> Settings:
     return Settings(tracking_uri=a_registry.uri, cache_dir=tmp_path / "cache")
+
+
+def asked(settings: Settings) -> Models:
+    """A start, and then the registry's answer."""
+    models = start(settings)
+    updates = Updates(settings.model_copy(update={"watch_seconds": 0}), models, Metrics())
+    updates.start()
+    updates.reload().result(60)
+    updates.stop()
+    return models
 
 
 def test_the_alias_is_resolved_downloaded_and_loaded(a_registry: Registry, settings: Settings) -> None:
@@ -88,21 +101,25 @@ def test_a_cold_start_without_the_registry_serves_the_last_known_good_and_says_s
     version = a_registry.add()
     good = start(settings)
     with a_registry.down():
-        begun = start(settings)
+        begun = asked(settings)
         assert not a_registry.database.exists()  # asking must not make an empty one
     assert (begun.champion.sha256, begun.champion.located.version) == (good.champion.sha256, version)
     assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
 
 
-def test_a_cold_start_does_not_wait_long_for_a_registry_that_does_not_answer(
+def test_a_cold_start_does_not_wait_for_a_registry_that_does_not_answer(
     a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = a_registry.add()
     start(settings)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # ten, else
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes every connection, and says nothing
-        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        begun = start(settings.model_copy(update={"tracking_uri": uri}))
+        elsewhere = settings.model_copy(update={"tracking_uri": f"http://127.0.0.1:{silent.getsockname()[1]}"})
+        assert start(elsewhere).champion.located.version == version
+        silent.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent.accept()  # it was not even asked
+        begun = asked(elsewhere)
     assert begun.note == f"Version {version}, the last known good, serves, since the registry could not be asked."
 
 
@@ -116,7 +133,8 @@ def test_a_last_known_good_that_a_disk_has_damaged_is_downloaded_anew(
     begun = start(settings)
     assert (begun.champion.located.version, begun.champion.sha256, begun.note) == (version, good.sha256, None)
     assert [each.getMessage() for each in caplog.records] == [
-        "the last known good does not load; it is downloaded anew"
+        "the last known good does not load; the registry is asked",
+        f"version {version} is damaged on this machine; it is downloaded anew",
     ]
 
 
@@ -128,9 +146,9 @@ def test_a_new_version_that_is_refused_changes_nothing(
     wrong = [good_model.contract.golden[0].model_copy(update={"probabilities": [0.25] * 4})]
     bad = a_registry.add(golden=wrong)
     for _ in range(2):  # a refused version never becomes the last known good
-        begun = start(settings)
+        begun = asked(settings)
         assert begun.champion.located.version == good != bad
-        assert begun.note == f"Version {good}, the last known good, serves, since version {bad} was refused."
+        assert begun.note == f"Version {bad} was refused; version {good} goes on serving."
         assert "golden set: a probability differs" in vars(caplog.records[-1])["error"]
 
 
@@ -146,12 +164,12 @@ def test_an_interrupted_download_never_looks_finished(
 ) -> None:
     a_registry.add()
 
-    def half(artifact_uri: str, dst_path: str, **_: str) -> None:
-        (Path(dst_path) / "leukdetect.onnx").write_bytes(b"half")
-        raise ConnectionError("the registry went away")
+    def half(_: Registry, __: str, folder: Path) -> Path:
+        (folder / "leukdetect.onnx").write_bytes(b"half")
+        raise RegistryError("the registry went away")
 
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow.artifacts.download_artifacts", half)
+        patched.setattr("leukdetect.registry.Registry.download", half)
         with pytest.raises(RegistryError, match="the registry went away"):
             settings.registry.locate(settings.model)
     assert not list(settings.cache_dir.rglob("*.onnx"))

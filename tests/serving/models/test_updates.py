@@ -1,7 +1,10 @@
 """Another version while the server runs, with a real registry and real requests: switched, refused, moved back."""
 
 import gc
+import hashlib
+import json
 import logging
+import socket
 import threading
 import time
 import weakref
@@ -19,8 +22,8 @@ import pytest
 from mlflow.entities.webhook import Webhook, WebhookAction, WebhookEntity, WebhookEvent, WebhookStatus
 from pydantic import SecretStr
 
-from leukdetect import registry
-from leukdetect.contract import FILES
+from leukdetect import model_file, registry
+from leukdetect.contract import FILES, SHA256_TAGS
 from serving.api import admin
 from serving.app import create_app
 from serving.metrics import Metrics
@@ -238,7 +241,10 @@ def another_answer(file: Path) -> None:
             {"classes": tiny_model.CLASSES[1:]},
             "classes: it knows early, pre, pro, and the server's",
         ),
-        ({"tags": {"leukdetect.sha256": "0" * 64}}, "leukdetect.onnx of models:/leukdetect/2/artifacts is not the"),
+        (
+            {"tags": dict.fromkeys(SHA256_TAGS.values(), "0" * 64)},
+            "leukdetect.onnx of models:/leukdetect/2/artifacts is",
+        ),
     ],
     ids=["corrupt", "wrong-shaped", "no contract", "golden set", "other classes", "hash"],
 )
@@ -269,6 +275,77 @@ def test_a_bad_candidate_is_refused_and_reported_once_and_watching_goes_on(
         assert note(client) is None
         assert metric(client, "alias_lag_seconds") == 0
     assert start(settings).champion.located.version == better
+
+
+def test_a_version_that_never_ends_is_refused_while_the_one_before_goes_on_answering(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_file, "TRIAL_CPU_SECONDS", 2)
+    good = a_registry.add()
+    with served(settings) as client, asking(client) as tally:
+        bad = a_registry.add(change=edited(tiny_model.endless))
+        until(lambda: note(client) == f"Version {bad} was refused; version {good} goes on serving.")
+    assert tally.errors == []
+    assert tally.seen.keys() == {(200, good, "benign")}
+
+
+@pytest.mark.parametrize("what", ["the file", "the file and the note of its hash"])
+def test_a_version_on_disk_that_is_not_what_came_is_fetched_again(
+    a_registry: Registry, settings: Settings, what: str
+) -> None:
+    first, file = a_registry.add(), FILES["int8"]
+    with served(settings) as client:
+        second = a_registry.add()
+        until(lambda: version(client) == second)
+    for folder in settings.cache_dir.glob("leukdetect/*/"):
+        tiny_model.write(folder / file, precision="int8", bias=ALWAYS_PRO)  # valid, and another
+        if what != "the file":
+            hashes = registry.came(folder) | {"int8": hashlib.sha256((folder / file).read_bytes()).hexdigest()}
+            (folder / registry.CAME).write_text(json.dumps(hashes))
+    with served(settings) as client:
+        until(lambda: client.post("/predict", content=RED).json()["class"] == "benign")
+        assert version(client) == second
+        a_registry.move(first)
+        until(lambda: version(client) == first)
+        assert client.post("/predict", content=RED).json()["class"] == "benign"
+        assert note(client) is None
+    whole = (a_registry.sources[-1] / "artifacts" / file).read_bytes()
+    assert [(folder / file).read_bytes() for folder in settings.cache_dir.glob("leukdetect/*/")] == [whole] * 2
+
+
+def test_a_version_that_another_server_removes_before_it_is_loaded_is_tried_again(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_registry.add()
+    with served(settings) as client:
+        load, removed = startup.load, threading.Event()
+
+        def late(settings: Settings, located: registry.Located) -> model_file.Model:
+            if not removed.is_set():
+                registry.discard(located.path)
+            removed.set()
+            return load(settings, located)
+
+        monkeypatch.setattr(startup, "load", late)
+        new = a_registry.add()
+        until(lambda: version(client) == new)
+        assert reloads(client) == {"failed": 1, "switched": 1}
+
+
+def test_a_watch_that_hangs_is_seen_and_ended(
+    a_registry: Registry, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = a_registry.add()
+    start(settings)
+    monkeypatch.setattr(registry, "ASK_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with served(settings, tracking_uri=uri) as client:
+            until(lambda: (metric(client, 'thread_busy_seconds{thread="updates"}') or 0) > 0.5)
+            until(lambda: metric(client, "registry_reachable") == 0)
+            assert version(client) == good
+            told = f"Version {good}, the last known good, serves, since the registry could not be asked."
+            assert note(client) == told
 
 
 def test_other_classes_take_over_where_the_server_is_told_so(a_registry: Registry, settings: Settings) -> None:
