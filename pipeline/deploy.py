@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import params, stage
 from pipeline.registry import tracking, versions
-from pipeline.registry.servers import Environment, Server
+from pipeline.registry.servers import Environment, Server, servers
 from pipeline.stage import Problem
 
 
 def main() -> None:
     options = _options()
     name = params.load().register_.name
-    addressed = [Server(url, name, options.environment) for url in options.server]
+    addressed = [each for url in options.server for each in servers(url, name, options.environment)]
     tracking.check()
     with tracking.reachable():
         client = tracking.client()

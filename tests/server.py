@@ -62,16 +62,16 @@ def running(folder: Path, *flags: str, python: str | Path = sys.executable, prob
 
 
 @contextmanager
-def serve(app: Starlette, **options: Any) -> Iterator[httpx.Client]:
+def serve(app: Starlette, at: tuple[str, int] = ("127.0.0.1", 0), **options: Any) -> Iterator[httpx.Client]:
     """Runs `app` in a thread, on a free loopback port. `options`: uvicorn's."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(at) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            with httpx.Client(base_url=f"http://{at[0]}:{listener.getsockname()[1]}") as client:
                 yield client
         finally:
             server.should_exit = True

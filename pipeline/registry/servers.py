@@ -2,12 +2,14 @@
 
 import base64
 import os
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from mlflow import MlflowClient
@@ -15,7 +17,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
 from leukdetect.contract import FILES
-from pipeline.registry import versions
+from pipeline.registry import promotions, versions
 from pipeline.registry.versions import ModelFile
 from pipeline.stage import Problem
 
@@ -26,6 +28,7 @@ BUSY = (429, 503, 504)  # tried again: a deployment comes while clients ask
 RETRY = Retry(
     connect=0,
     read=0,
+    other=0,  # a wrong certificate
     status=6,
     backoff_factor=0.5,
     status_forcelist=BUSY,
@@ -40,11 +43,15 @@ class UnreachableError(Problem):
 
 @dataclass(frozen=True)
 class Server:
-    """A server of the environment, or several behind one address."""
+    """A server of the environment, or several behind one address. `ip`: which of those that its name stands for."""
 
     url: str
     name: str
     alias: str
+    ip: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.ip})" if self.ip else self.url
 
     def check(self) -> None:
         """Raises Problem where it does not answer, or does not watch this alias."""
@@ -52,7 +59,7 @@ class Server:
         if (model["name"], model["alias"]) != (self.name, self.alias):
             watched = f"models:/{model['name']}@{model['alias']}"
             raise Problem(
-                f"{self.url} serves {watched} and would not follow. Give it LEUKDETECT_MODEL="
+                f"{self} serves {watched} and would not follow. Give it LEUKDETECT_MODEL="
                 f"models:/{self.name}@{self.alias}, or name the environment that it belongs to."
             )
 
@@ -68,7 +75,7 @@ class Server:
                 if in_a_row == 0 and _key():  # after a miss too: each time another one behind this address may hear it
                     answer = self._ask("POST", "/admin/reload")
                     if answer["result"] in ("refused", "failed"):
-                        raise Problem(f"{self.url}: {answer['note'] or 'the registry could not be asked'}")
+                        raise Problem(f"{self}: {answer['note'] or 'the registry could not be asked'}")
                 health = self._ask("GET", "/health")
                 served, state = health["model"]["version"], health["note"] or "it looks seldom, or has not looked yet"
             except UnreachableError as error:  # a first deployment is what its servers wait for
@@ -76,10 +83,10 @@ class Server:
             in_a_row = in_a_row + 1 if served == version else 0
             if in_a_row == 0:
                 if time.monotonic() > deadline:
-                    raise Problem(f"{self.url} did not serve version {version} within {TIMEOUT:.0f} s: {state}")
+                    raise Problem(f"{self} did not serve version {version} within {TIMEOUT:.0f} s: {state}")
                 time.sleep(0.2)
         self._ask("GET", "/readyz")
-        print(f"{self.url} serves version {version}", flush=True)
+        print(f"{self} serves version {version}", flush=True)
 
     def answer_golden_set(self, files: dict[str, ModelFile]) -> None:
         """Asks it, as any client would, about the images whose answers ride in the model file.
@@ -93,7 +100,7 @@ class Server:
         served = self._ask("GET", "/health")["model"]
         file = files[served["precision"]]
         if served["file_sha256"] != file.sha256:
-            raise Problem(f"{self.url} serves another {FILES[served['precision']]} than the registry has")
+            raise Problem(f"{self} serves another {FILES[served['precision']]} than the registry has")
         worst = 0.0
         for number, golden in enumerate(file.contract.golden):
             answer = self._ask("POST", "/predict", base64.b64decode(golden.image))["probabilities"]
@@ -102,10 +109,10 @@ class Server:
             worst = max(worst, difference)
             if difference > file.contract.golden_tolerance:
                 raise Problem(
-                    f"{self.url} answers golden image {number} otherwise than where the model was built: a probability "
+                    f"{self} answers golden image {number} otherwise than where the model was built: a probability "
                     f"is off by {difference:.4f}, tolerated are {file.contract.golden_tolerance}"
                 )
-        print(f"{self.url} answers {len(file.contract.golden)} golden images as expected, within {worst:.4f}")
+        print(f"{self} answers {len(file.contract.golden)} golden images as expected, within {worst:.4f}")
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         """One request over a connection of its own.
@@ -114,26 +121,59 @@ class Server:
             UnreachableError: it does not answer.
             Problem: it answers with an error.
         """
-        url = self.url.rstrip("/") + path
-        headers = {"X-API-Key": key} if (key := _key()) else {}
+        parts = urlsplit(self.url.rstrip("/") + path)
+        asked = f"{method} {parts.geturl()}" + (f" ({self.ip})" if self.ip else "")
+        headers = {"Host": parts.netloc} | ({"X-API-Key": key} if (key := _key()) else {})
+        if self.ip:
+            host = f"[{self.ip}]" if ":" in self.ip else self.ip
+            parts = parts._replace(netloc=host + (f":{parts.port}" if parts.port else ""))
+        url = parts.geturl()
         try:
             with requests.Session() as session:
-                session.mount(url, HTTPAdapter(max_retries=RETRY))
+                session.mount(url, _Adapter(urlsplit(self.url).hostname))
                 # A redirect would take the key to whoever it names.
                 answer = session.request(
                     method, url, data=body, headers=headers, timeout=REQUEST_TIMEOUT, allow_redirects=False
                 )
             if answer.is_redirect:
                 to = answer.headers["Location"]
-                raise Problem(f"{method} {url} redirects to {to}, where keys are not taken. Give the server's address.")
+                raise Problem(f"{asked} redirects to {to}, where keys are not taken. Give the server's address.")
             if not answer.ok:
                 absent = answer.status_code >= 500  # a load balancer says so of servers that are still starting
                 kind = UnreachableError if absent else Problem
-                raise kind(f"{method} {url} answered {answer.status_code}: {answer.text[:300]}")
+                raise kind(f"{asked} answered {answer.status_code}: {answer.text[:300]}")
             result: dict[str, Any] = answer.json()
         except requests.RequestException as error:
-            raise UnreachableError(f"{method} {url}: {error}") from error
+            raise UnreachableError(f"{asked}: {error}") from error
         return result
+
+
+class _Adapter(HTTPAdapter):
+    """For an address whose host is an IP address: its certificate is of the name that this stands for."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        super().__init__(max_retries=RETRY)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, server_hostname=self._name, **kwargs)
+
+
+def servers(url: str, name: str, alias: str) -> list[Server]:
+    """Whom an address stands for: each of its host's IP addresses, as a headless Service of Kubernetes has them.
+
+    A name with one address of a kind (IPv4, IPv6), such as localhost or a load balancer's, is left to the system.
+    """
+    parts = urlsplit(url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):  # said by whoever asks it
+        found = []
+    for kind in (socket.AF_INET, socket.AF_INET6):
+        ips = sorted({str(address[0]) for family, _, _, _, address in found if family == kind})
+        if len(ips) > 1:
+            return [Server(url, name, alias, ip) for ip in ips]
+    return [Server(url, name, alias)]
 
 
 @dataclass(frozen=True)
@@ -152,8 +192,11 @@ class Environment:
         return f"{self.alias}-previous"
 
     def move(self, alias: str, version: str | None) -> None:
-        """Moves an alias; None removes it."""
+        """Moves an alias; None removes it. Moves of the environment's own are in the promotions log."""
+        former = versions.aliases(self.client, self.model).get(alias)
         versions.move(self.client, self.model, alias, version)
+        if alias == self.alias and version and version != former:
+            promotions.append(self.client, self.model, alias, version, former)
 
     def at_once(self, act: Callable[[Server], None]) -> list[str]:
         """Acts on all servers side by side, so that one that is down keeps no other waiting; says what went wrong."""

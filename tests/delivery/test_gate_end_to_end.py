@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,13 +20,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pipeline import deploy, register
-from pipeline.registry import servers
+from pipeline.registry import promotions, servers
 from pipeline.stage import Problem
 from serving.app import create_app
 from serving.models.startup import start
 from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
+from tests.conftest import require
 from tests.load.clients import asking
 from tests.pipeline import test_register as small
 from tests.project import ROOT
@@ -108,7 +110,14 @@ def add(registry: Registry, alias: str, gate: str = "passed", **fields: Any) -> 
 
 
 @contextlib.contextmanager
-def production(registry: Registry, folder: Path, alias: str = "production", **settings: Any) -> Iterator[httpx.Client]:
+def production(
+    registry: Registry,
+    folder: Path,
+    alias: str = "production",
+    at: tuple[str, int] = ("127.0.0.1", 0),
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Iterator[httpx.Client]:
     """A server of that environment; unless it is told to, it does not look for another version within a test."""
     keys = write_keys(
         folder / "keys",
@@ -122,7 +131,7 @@ def production(registry: Registry, folder: Path, alias: str = "production", **se
         feedback_db=folder / "feedback.db",
         **usual | settings,
     )
-    with serve(create_app(own, start(own))) as client:
+    with serve(create_app(own, start(own)), at, **options or {}) as client:
         yield client
 
 
@@ -340,6 +349,73 @@ def test_all_servers_go_back_within_seconds_and_no_request_is_lost(
     assert (tally.failures, tally.lost, tally.wrong) == ({}, 0, [])
     assert {"1", "2"} == set(tally.versions)
     assert aliases(registry) == {"production": "1", "production-previous": "1"}
+
+
+@contextlib.contextmanager
+def replicas(
+    registry: Registry, folder: Path, name: str, **options: Any
+) -> Iterator[tuple[str, httpx.Client, httpx.Client]]:
+    """Two servers of one port, whose addresses a name stands for, as a headless Service's does; where it leads."""
+    (folder / "one").mkdir()
+    (folder / "two").mkdir()
+    with production(registry, folder / "one", options=options) as one:
+        port = one.base_url.port
+        assert port
+        with production(registry, folder / "two", at=("127.0.0.2", port), options=options) as two:
+            yield f"{name}:{port}", one, two
+
+
+@pytest.fixture
+def a_name_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name `pods` has two addresses."""
+    resolve = socket.getaddrinfo
+
+    def both(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host != "pods":
+            return resolve(host, port, *args, **kwargs)
+        return [found for each in ("127.0.0.1", "127.0.0.2") for found in resolve(each, port, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+@pytest.mark.usefixtures("a_name_of_two")
+def test_every_server_behind_one_name_is_deployed_to_and_goes_back(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """None of them looks by itself: whoever was not asked would stay behind."""
+    with replicas(registry, tmp_path, "http://pods") as (url, one, two):
+        run(monkeypatch, "--server", url)
+        assert served(one) == served(two) == ("2", None)
+        run(monkeypatch, "--server", url, "--back")
+        assert served(one) == served(two) == ("1", None)
+        told = capfd.readouterr().out
+        for ip in ("127.0.0.1", "127.0.0.2"):
+            assert f"{url} ({ip}) serves version 2" in told
+            assert f"{url} ({ip}) serves version 1" in told
+        lines = promotions.read(registry.client, "leukdetect")
+        moves = [(line["alias"], line["from_version"], line["version"]) for line in lines]
+        assert moves == [("production", "1", "2"), ("production", "2", "1")]
+    with production(registry, tmp_path / "one", at=("127.0.0.1", int(url.rpartition(":")[2]))) as one:
+        with pytest.raises(Problem, match=r"not everywhere:\nGET http://pods:\d+/health \(127\.0\.0\.2\): "):
+            run(monkeypatch, "--server", url, "--back")
+        assert served(one) == ("1", None)
+
+
+@pytest.mark.usefixtures("a_name_of_two")
+def test_over_tls_each_server_behind_a_name_has_to_show_the_names_certificate(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(shutil.which("openssl"), "there is no openssl to make a certificate with")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=pods"
+    files = ["-addext", "subjectAltName=DNS:pods", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    options = {"ssl_certfile": certificate, "ssl_keyfile": key}
+    with replicas(registry, tmp_path, "https://pods", **options) as (url, _, _):
+        run(monkeypatch, "--server", url)
+        with pytest.raises(Problem, match="CERTIFICATE_VERIFY_FAILED"):  # of the name alone
+            run(monkeypatch, "--server", url.replace("pods", "127.0.0.1"), "--back")
 
 
 def test_a_server_that_is_down_keeps_no_other_from_going_back(

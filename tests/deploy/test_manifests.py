@@ -1,5 +1,6 @@
 """Compose file and Kubernetes manifests against their schemas, and against the code that they start."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from pipeline import deploy as model_deployment
 from serving import shutdown
 from serving.app import ROUTERS
 from serving.metrics import Metrics
+from serving.problems import ProblemError
+from serving.request.auth import Access, Key, digest_of
 from serving.settings import Settings
 from tests.project import ROOT
 
@@ -68,6 +71,7 @@ def stop_seconds(environment: dict[str, str]) -> float:
 
 def test_every_leukdetect_variable_is_a_setting() -> None:
     settings = {f"LEUKDETECT_{name.upper()}" for name in Settings.model_fields}
+    settings.add("LEUKDETECT_ADMIN_KEY")  # a deployer's
     for path in DELIVERY:
         assert set(re.findall(r"LEUKDETECT_[A-Z_]+", path.read_text())) <= settings, path
 
@@ -85,7 +89,7 @@ def test_every_leukdetect_metric_exists() -> None:
 def test_what_a_guide_names_exists(path: Path) -> None:
     text = path.read_text()
     for file in re.findall(r"(?<![\w./])(?:deploy|mlflow|monitoring|tests)/[\w./-]+\w", text):
-        assert (ROOT / file).exists() or file in ("deploy/.env", "deploy/webhook_token"), file
+        assert (ROOT / file).exists() or file in ("deploy/.env", "deploy/webhook_token", "deploy/keys/keys"), file
     for name in re.findall(r"\$(REGISTRY_\w+)", text):
         assert f"{name}=" in (ROOT / "deploy/.env.example").read_text(), name
     for service in re.findall(r"docker compose -f \S+ (?:stop|build|exec -T|up --wait) ([a-z]+)", text):
@@ -158,7 +162,8 @@ def test_secrets_come_from_outside_and_have_no_default() -> None:
     declared = re.findall(r"^([A-Z_]+)=(.*)$", example, re.MULTILINE)
     assert all(value == "" for _, value in declared)
     used = {use for path in COMPOSE for use in re.findall(r"\$\{([^}]+)\}", path.read_text())}
-    assert {use.partition(":?")[0] for use in used} | {"ALERT_WEBHOOK_TOKEN"} == {name for name, _ in declared}
+    in_files = {"ALERT_WEBHOOK_TOKEN", "LEUKDETECT_ADMIN_KEY"}
+    assert {use.partition(":?")[0] for use in used} | in_files == {name for name, _ in declared}
     assert all(":?" in use for use in used), "unset is an error, not empty"
     for name, (_, service) in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
@@ -172,12 +177,25 @@ def test_make_env_fills_in_every_secret_once(tmp_path: Path) -> None:
     subprocess.run(["sh", tmp_path / "make_env.sh"], check=True)
     first = (tmp_path / ".env").read_text()
     values = dict(re.findall(r"^([A-Z_]+)=(.*)$", first, re.MULTILINE))
+    assert values.pop("KEYS_GROUP") == str(os.getgid())
     assert all(re.fullmatch("[0-9a-f]{48}", value) for value in values.values())
     assert len(set(values.values())) == len(values)
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
     assert (tmp_path / "webhook_token").read_text().strip() == values["ALERT_WEBHOOK_TOKEN"]
+    keys = tmp_path / "keys/keys"
+    assert (keys.stat().st_mode & 0o777, keys.stat().st_gid, keys.parent.stat().st_mode & 0o777) == (
+        (0o640, os.getgid(), 0o750)
+    )
+    access = Access(keys)  # takes the file as it is
+    access.allow("admin", access.known(values["LEUKDETECT_ADMIN_KEY"]))
     subprocess.run(["sh", tmp_path / "make_env.sh"], check=True)
     assert (tmp_path / ".env").read_text() == first
+    (tmp_path / ".env").write_text(first.replace("GRAFANA", "#"))  # as an earlier version left it
+    subprocess.run(["sh", tmp_path / "make_env.sh"], check=True)
+    now = dict(re.findall(r"^([A-Z_]+)=(.*)$", (tmp_path / ".env").read_text(), re.MULTILINE))
+    assert {name for name, value in now.items() if value != values.get(name)} == (
+        {"GRAFANA_ADMIN_PASSWORD", "KEYS_GROUP"}
+    )
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -186,7 +204,48 @@ def test_what_is_mounted_exists(name: str) -> None:
     volumes = yaml.safe_load(path.read_text()).get("volumes", {})
     for volume in service.get("volumes", []):
         source = volume.split(":")[0]
-        assert source in volumes or (path.parent / source).exists(), source
+        made = source == "./keys"  # by make_env.sh
+        assert source in volumes or made or (path.parent / source).exists(), source
+
+
+def test_keys_are_mounted_as_folders_so_that_new_ones_are_read_and_only_the_server_reads_them() -> None:
+    """A file or a subPath stays the one that it was at the start."""
+    service = SERVICES["leukdetect"][1]
+    file = Path(service["environment"]["LEUKDETECT_KEYS_FILE"])
+    assert f"./keys:{file.parent}:ro" in service["volumes"]
+    assert "/deploy/keys/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert service["group_add"] == ["${KEYS_GROUP:?run deploy/make_env.sh}"]
+    (file,) = (Path(each["value"]) for each in CONTAINER["env"] if each["name"] == "LEUKDETECT_KEYS_FILE")
+    (mount,) = (each for each in CONTAINER["volumeMounts"] if each["name"] == "keys")
+    assert mount == {"name": "keys", "mountPath": str(file.parent), "readOnly": True}
+    (volume,) = (each for each in POD["volumes"] if each["name"] == "keys")
+    assert volume["secret"] == {"secretName": "leukdetect-keys", "defaultMode": 0o440}
+    assert POD["securityContext"]["fsGroup"] == POD["securityContext"]["runAsGroup"]
+    guide = (ROOT / "deploy/README.md").read_text()
+    assert f"create secret generic leukdetect-keys --from-file={file.name}=keys.txt" in guide
+    assert "leukdetect-keys" not in str(MANIFESTS["kserve/servingruntime.yaml"])
+
+
+def test_a_secret_that_kubernetes_renews_is_read_again(tmp_path: Path) -> None:
+    """The kubelet writes a new folder beside the old and moves the link `..data`."""
+
+    def write(number: int, *names: str) -> None:
+        (tmp_path / f"..{number}").mkdir()
+        lines = [Key(name, "predict", digest_of(name)).line() + "\n" for name in names]
+        (tmp_path / f"..{number}/keys").write_text("".join(lines))
+        (tmp_path / f"..{number}/keys").chmod(0o440)
+        (tmp_path / "..new").symlink_to(f"..{number}")
+        (tmp_path / "..new").replace(tmp_path / "..data")
+
+    write(1, "ward")
+    (tmp_path / "keys").symlink_to("..data/keys")
+    access = Access(tmp_path / "keys")
+    assert access.known("ward")
+    write(2, "ward-2")
+    access.look()
+    assert access.known("ward-2")
+    with pytest.raises(ProblemError):
+        access.known("ward")
 
 
 def test_the_server_is_told_of_in_prometheus_where_it_listens() -> None:
@@ -335,6 +394,44 @@ def test_probes_ask_the_server_what_it_answers() -> None:
                 assert container[probe]["httpGet"]["path"] in ROUTES
 
 
+def test_a_name_stands_for_every_pod_and_adds_no_scrape() -> None:
+    pods = MANIFESTS["base/service-pods.yaml"]
+    assert pods["spec"]["clusterIP"] == "None"
+    assert pods["spec"]["selector"] == LABELS
+    assert not LABELS.items() <= pods["metadata"]["labels"].items()
+    assert pods["spec"]["ports"] == [{"name": "http", "port": int(IMAGE["LEUKDETECT_PORT"]), "targetPort": "http"}]
+    address = f"http://{pods['metadata']['name']}.leukdetect.svc:{IMAGE['LEUKDETECT_PORT']}"
+    for guide in ("deploy/README.md", "docs/operations.md"):
+        assert f"--server {address}" in (ROOT / guide).read_text()
+
+
+def test_the_ingress_ends_tls_and_lets_out_all_but_metrics() -> None:
+    ingress = MANIFESTS["ingress/ingress.yaml"]
+    (tls,), (rule,) = ingress["spec"]["tls"], ingress["spec"]["rules"]
+    assert tls["hosts"] == [rule["host"]]
+    assert f"create secret tls {tls['secretName']}" in (KUBERNETES / "ingress/kustomization.yaml").read_text()
+    service = MANIFESTS["base/service.yaml"]
+    paths = rule["http"]["paths"]
+    port = {"name": service["spec"]["ports"][0]["name"]}
+    for each in paths:
+        assert each["backend"] == {"service": {"name": service["metadata"]["name"], "port": port}}
+
+    def let_out(path: str) -> bool:
+        return any(
+            path == each["path"] or (each["pathType"] == "Prefix" and path.startswith(each["path"] + "/"))
+            for each in paths
+        )
+
+    every = {route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)}
+    inside = {"/metrics", "/livez"}
+    for path in every | {"/static/app.js", "/static/swagger-ui/swagger-ui.css", "/openapi.json"}:
+        assert let_out(path) == (path not in inside), path
+    nginx = {name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
+    body = Settings.model_fields["max_batch_bytes"].default
+    assert int(nginx["proxy-body-size"].removesuffix("m")) * 1_000_000 >= body
+    assert int(nginx["proxy-read-timeout"]) * 1000 > Settings.model_fields["max_deadline_ms"].default
+
+
 def test_every_port_is_the_servers() -> None:
     port = int(IMAGE["LEUKDETECT_PORT"])
     assert CONTAINER["ports"] == [{"name": "http", "containerPort": port}]
@@ -377,7 +474,8 @@ def test_a_pod_may_do_nothing_but_write_its_volumes() -> None:
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", IMAGE["LEUKDETECT_CACHE_DIR"]}
+        writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert writable == {"/tmp", IMAGE["LEUKDETECT_CACHE_DIR"]}
         assert set(container["resources"]) == {"requests", "limits"}
 
 
