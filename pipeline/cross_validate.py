@@ -64,7 +64,7 @@ def main() -> None:
         named = last.assign(image=prepared.images(last), group=prepared.numbers(last)).drop(columns="sha256")
         named.to_csv(path, index=False, float_format="%.6f")
     with stage.writing(PNG) as path, matplotlib.rc_context(STYLE):
-        save(curve.figure(result), path, curve.sample(result), synthetic=recipe.fetch.synthetic)
+        save(curve.figure(result), path, curve.sample(result), synthetic=recipe.fetch.synthetic, vector=False)
     stage.write_json(learning_curve.JSON, result.model_dump(mode="json"))
     shutil.rmtree(state)
 

@@ -29,16 +29,24 @@ def render(card: str, datasheet: str = "", figures: Path | None = None, *, pictu
     With `pictures` those of `PICTURES` too, which show images of the data: only where its licence lets some travel.
     """
     shown = FIGURES | (PICTURES if pictures else {})
-    drawn = {caption: figures / f"{name}.png" for name, caption in shown.items()} if figures else {}
+    drawn = [(caption, each) for name, caption in shown.items() if (each := _drawn(figures, name))] if figures else []
     return page.render(
         PAGE,
         title=card.splitlines()[0].removeprefix("# "),
         text=_html(card),
-        figures={
-            caption: base64.b64encode(path.read_bytes()).decode() for caption, path in drawn.items() if path.is_file()
-        },
+        figures={caption: _embedded(path) for caption, path in drawn},
         rest=_html(datasheet),
     )
+
+
+def _drawn(figures: Path, name: str) -> Path | None:
+    """The vector file, which is sharp at any size and smaller, else the other."""
+    return next((path for kind in ("svg", "png") if (path := figures / f"{name}.{kind}").is_file()), None)
+
+
+def _embedded(path: Path) -> str:
+    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _html(markdown: str) -> str:

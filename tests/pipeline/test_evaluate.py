@@ -201,19 +201,19 @@ class TestFiles:
             "reports/predictions.csv",
             *(f"reports/plots/{name}.csv" for name in ("confusion", "history", "reliability", "roc", "slices")),
             *(
-                f"reports/figures/{name}.png"
+                f"reports/figures/{name}.{kind}"
                 for name in (
                     "abstention",
                     "calibration",
                     "confusion_matrix",
                     "explanations",
-                    "mistakes",
-                    "overlays",
                     "reliability",
                     "roc",
                     "training_curves",
                 )
+                for kind in ("png", "svg")
             ),
+            *(f"reports/figures/{pictures}.png" for pictures in ("mistakes", "overlays")),
         }
         assert {path: path.read_bytes() for path in files} == before
         printed = capsys.readouterr().out
@@ -237,7 +237,7 @@ class TestFiles:
         Path("reports/cross_validation.json").write_text(json.dumps(folds))
         evaluate.main()
         assert json.loads(Path("reports/metrics.json").read_text())["cross_validation"] == folds
-        drawn = base64.b64encode(Path("reports/figures/learning_curve.png").read_bytes()).decode()
+        drawn = base64.b64encode(Path("reports/figures/learning_curve.svg").read_bytes()).decode()
         assert drawn in Path("reports/report.html").read_text()
         card = Path("reports/model_card.md").read_text()
         assert "2 grouped folds, about 12 images (100% of the training groups)" in card
@@ -280,7 +280,9 @@ class TestFiles:
         assert roc.iloc[-1].tolist() == [1, 1]
 
     def test_figures_are_real_images_that_name_no_date_or_software(self, done: Path) -> None:
-        for path in (done / "reports/figures").iterdir():
+        figures = list((done / "reports/figures").iterdir())
+        assert not any("<dc:date>" in path.read_text() for path in figures if path.suffix == ".svg")
+        for path in (path for path in figures if path.suffix == ".png"):
             with Image.open(path) as image:
                 assert min(image.size) > 300
                 assert set(image.info) == {"dpi"}
@@ -382,7 +384,7 @@ class TestFiles:
         page = (done / "reports/report.html").read_text()
         for text in ("Not a medical device", "Shortcut audit", "Datasheet of the data", 'name="viewport"'):
             assert text in page
-        assert page.count('src="data:image/png;base64,') == page.count("<img ") >= 3
+        assert page.count('src="data:image/svg+xml;base64,') == page.count("<img ") >= 3
         assert not re.search(r"<script|<link|https?:|url\(|@import", page)
         for name in ("mistakes", "overlays"):  # they show images
             assert base64.b64encode((done / f"reports/figures/{name}.png").read_bytes()).decode() not in page

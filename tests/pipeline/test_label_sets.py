@@ -13,7 +13,6 @@ import yaml
 import leukdetect
 from leukdetect.contract import Class
 from pipeline import evaluate, params, register
-from pipeline.reporting.figures.style import looks
 from serving.app import create_app
 from serving.models.served import Models
 from serving.settings import Settings
@@ -129,7 +128,3 @@ def ask(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
         pages = {path: client.get(path).text for path in paths}
         assert client.get("/health").json()["subject"] == WORDING["subject"]
     return answers, pages
-
-
-def test_no_two_lines_of_a_figure_look_alike() -> None:
-    assert len({str(look) for look in looks(21)}) == 21

@@ -7,14 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.abstention import Abstention, Foreign, Referrals
-from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, RED, SKY, blank
+from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, RED, SKY, blank, legend
 
 
 def figure(confidence: np.ndarray, correct: np.ndarray, measured: Abstention) -> Figure:
     """The risk–coverage curve, and which check refers what share of each kind of foreign images."""
-    drawn = blank(11, 4.6, "Abstention")
+    drawn = blank(11, 5.0, "Abstention")
     curve, kinds = drawn.subplots(1, 2, width_ratios=(1, 1.1))
     _draw_curve(curve, confidence, correct, measured)
+    legend(drawn, curve, ncols=4)
     _draw_kinds(kinds, {"held-out smears": measured, **measured.foreign})
     return drawn
 
@@ -31,9 +32,8 @@ def _draw_curve(axes: Any, confidence: np.ndarray, correct: np.ndarray, measured
     axes.scatter(answered, wrong, 70, color=RED, edgecolor="white", zorder=5, label="as the server refers")
     axes.set_title(f"Risk–coverage: area {area}", fontsize=10, loc="left")
     axes.set(xlabel="Coverage (share answered)", ylabel="Risk (share of these wrong)", xlim=(0, 1.02))
-    axes.set_ylim(0, 1.6 * max(risk, 0.01))  # room for the legend above the curves
+    axes.set_ylim(0, 1.1 * max(risk, 0.01))
     axes.grid(True)
-    axes.legend(loc="upper left")
 
 
 def _draw_kinds(axes: Any, rows: Mapping[str, Referrals]) -> None:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from pipeline.evaluation.calibration import Calibration, uncalibrated
 from pipeline.evaluation.metrics import Estimate
-from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, RED, SKY, blank
+from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, RED, SKY, blank, legend
 from pipeline.reporting.tables import reliability_table
 
 CONFIDENCE = "Confidence (highest probability)"
@@ -15,27 +15,26 @@ CONFIDENCE = "Confidence (highest probability)"
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, ece: Estimate) -> Figure:
     """Below, how many images have which confidence."""
-    figure = blank(5.8, 6.6, f"Reliability: ECE {ece}")
+    figure = blank(5.8, 7.0, f"Reliability: ECE {ece}")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     table = reliability_table(confidence, correct)
     fewest, most = table["images"].min(), table["images"].max()
     _bins(above, table, f"Bin of {fewest if fewest == most else f'{fewest} to {most}'} images", 6)
     start = np.floor(min(confidence.min(), table["accuracy"].min()) * 10) / 10
     above.set(xlim=(start, 1.01), ylim=(start - 0.02, 1.02), ylabel="Accuracy")
-    above.legend(loc="upper left")
 
     apart = [confidence[correct], confidence[~correct]]
     below.hist(apart, np.linspace(start, 1, 21).tolist(), color=[SKY, RED], label=["right", "wrong"])
     below.set_yscale("symlog", linthresh=1)  # the few that are wrong, beside hundreds
     below.set(xlabel=CONFIDENCE, ylabel="Images", yticks=[0, 1, 10, 100], yticklabels=[0, 1, 10, 100])
     below.grid(True, axis="y")
-    below.legend(loc="upper left")
+    legend(figure, above, below, ncols=3)
     return figure
 
 
 def temperature(probabilities: np.ndarray, labels: np.ndarray, measured: Calibration) -> Figure:
     """Before and after the temperature."""
-    figure = blank(8.6, 4.2, f"Calibration: temperature {measured.temperature:.2f}")
+    figure = blank(8.6, 4.5, f"Calibration: temperature {measured.temperature:.2f}")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     before = uncalibrated(probabilities, measured.temperature)
     for axes, name, p, scores in (
@@ -47,7 +46,7 @@ def temperature(probabilities: np.ndarray, labels: np.ndarray, measured: Calibra
         axes.set_title(f"{name}: ECE {scores.ece}", fontsize=10)
         axes.set(xlim=(0.2, 1.02), ylim=(-0.02, 1.03), xlabel=CONFIDENCE)
     panels[0].set_ylabel("Accuracy")
-    panels[0].legend(loc="lower right")
+    legend(figure, panels[0], ncols=3)
     return figure
 
 

@@ -10,7 +10,8 @@ from sklearn.metrics import roc_curve
 from leukdetect.contract import Contract
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers
-from pipeline.reporting.figures.style import BLUE, FAINT, INK, ORANGE, RED, blank, looks
+from pipeline.evaluation.classification import WholeHeadline
+from pipeline.reporting.figures.style import BLUE, FAINT, INK, ORANGE, RED, blank, legend, looks
 
 MOST_MISTAKES = 12
 
@@ -18,17 +19,21 @@ MOST_MISTAKES = 12
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, names: list[str]) -> Figure:
     """Counts of images [N], rows actual, in cells that are shaded by their share of the row."""
     counts = metrics.confusion(labels, predicted, len(names), np.ones((1, len(labels))))[0]
-    side = 0.95 * len(names)  # inches
+    many = len(names) > 8
+    side = (0.6 if many else 0.95) * len(names)  # inches
+    large, small, up, down = (9.5, 6.5, 4, -6) if many else (14, 8.5, 5, -11)  # points
     figure = blank(side + 3.0, side + 1.4, "Confusion matrix")
     axes = figure.subplots()
     shares = counts / counts.sum(1, keepdims=True)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
+        if many and not count:
+            continue  # nearly all are 0: the eye finds the others
         ink = "white" if shares[row, column] > 0.55 else INK
         look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "color": ink}
-        axes.annotate(f"{count:.0f}", (column, row), xytext=(0, 5), fontsize=14, **look)
-        axes.annotate(f"{shares[row, column]:.0%}", (column, row), xytext=(0, -11), fontsize=8.5, **look)
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+        axes.annotate(f"{count:.0f}", (column, row), xytext=(0, up), fontsize=large, **look)
+        axes.annotate(f"{shares[row, column]:.0%}", (column, row), xytext=(0, down), fontsize=small, **look)
+    axes.set_xticks(range(len(names)), names, rotation=45 if many else 30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), [f"{name}\nn = {n:.0f}" for name, n in zip(names, counts.sum(1), strict=True)])
     axes.set(xlabel="Predicted", ylabel="Actual")
     axes.tick_params(length=0)
@@ -38,23 +43,22 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, names: list[str]
     return figure
 
 
-def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics.Estimate | None) -> Figure:
-    """Each class against the rest, and malignant against benign (of that AUROC) with its operating point."""
-    many = len(contract.classes) > 5
-    figure = blank(10.5 if many else 6.4, 6.2, "ROC")
+def roc(answers: Answers, labels: np.ndarray, contract: Contract, measured: WholeHeadline) -> Figure:
+    """Each class against the rest, and malignant against benign with its operating point; areas with intervals."""
+    figure, auroc = blank(11, 6.2, "ROC"), measured.malignant_auroc
     axes = figure.subplots()
     curves = [
         (each.label, answers.probabilities[:, index], labels == index) for index, each in enumerate(contract.classes)
     ]
-    areas = [metrics.auroc(scores, positive, np.ones((1, len(labels))))[0] for _, scores, positive in curves]
+    areas = [measured.per_class[each.key].auroc for each in contract.classes]
     panels = [axes]
-    if min([*areas, *([auroc.value] if auroc else [])]) > 0.95:  # the curves crowd the corner: show it larger
+    if min(each.value for each in (*areas, auroc) if each) > 0.95:  # the curves crowd the corner: show it larger
         panels.append(axes.inset_axes((0.42, 0.36, 0.55, 0.55)))
         panels[-1].set(xlim=(0, 0.2), ylim=(0.8, 1.005), xticks=[0, 0.1, 0.2], yticks=[0.8, 0.9, 1])
     for panel in panels:
         for (label, scores, positive), area, (colour, dashes) in zip(curves, areas, looks(len(curves)), strict=True):
             fpr, tpr, _ = roc_curve(positive, scores)
-            text = f"{label} against the rest: {area:.3f}"
+            text = f"{label} against the rest: {area}"
             panel.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=1.6, label=text)
         if answers.malignant is not None and answers.p_malignant is not None:
             is_malignant = np.array([c.malignant for c in contract.classes])[labels]
@@ -67,18 +71,16 @@ def roc(answers: Answers, labels: np.ndarray, contract: Contract, auroc: metrics
 
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
     axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), aspect="equal", xlabel="1 − specificity", ylabel="Sensitivity")
-    legend = {"title": "Area under the curve", "alignment": "left", "title_fontsize": 9}
-    if many:  # beside the curves, since it would cover them
-        axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), **legend)
-    else:
-        axes.legend(loc="lower right", **legend)
+    title = {"title": "Area under the curve", "alignment": "left", "title_fontsize": 9}
+    legend(figure, axes, loc="outside center right", ncols=1, handlelength=5, **title)
     return figure
 
 
 def training_curves(table: pd.DataFrame) -> Figure:
     """Loss and accuracy over the epochs of `history_table`, with the boundary between its phases."""
-    figure = blank(10, 4, "Training curves")
-    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    figure = blank(10, 4.3, "Training curves")
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
         axes.plot(table["step"], table[metric], color=ORANGE, linestyle="--", marker=".", label="training")
         axes.plot(table["step"], table[f"val_{metric}"], color=BLUE, marker="o", markersize=4, label="validation")
         for phase, steps in table.groupby("phase", sort=False)["step"]:
@@ -89,7 +91,7 @@ def training_curves(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="Epoch", ylabel=metric.capitalize(), xlim=(0.5, len(table) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(True)
-        axes.legend()
+    legend(figure, *panels)
     return figure
 
 

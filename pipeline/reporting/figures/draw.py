@@ -12,6 +12,8 @@ from pipeline.evaluation.report import Measured, Report, Split
 from pipeline.reporting.figures import abstention, calibration, classification, explanations, learning_curve
 from pipeline.reporting.figures.style import STYLE, save
 
+PICTURES = ("mistakes", "overlays")  # of the data: as vectors they would hold the same pixels
+
 
 def write(
     folder: Path,
@@ -22,7 +24,7 @@ def write(
     history: pd.DataFrame,
     cells: np.ndarray | None,
 ) -> None:
-    """Writes PNGs of the FP32 file's answers into a folder; those of the maps' tests are `write_explanations`'s.
+    """Writes figures of the FP32 file's answers into a folder; those of the maps' tests are `write_explanations`'s.
 
     `cells`: bool [N, S, S]; None where they are not known.
     """
@@ -32,7 +34,7 @@ def write(
     with matplotlib.rc_context(STYLE):
         figures = {
             "confusion_matrix": classification.confusion_matrix(labels, answers.predicted, names),
-            "roc": classification.roc(answers, labels, contract, fp32.malignant_auroc),
+            "roc": classification.roc(answers, labels, contract, fp32),
             "reliability": calibration.reliability(answers.confidence, correct, fp32.ece),
             "training_curves": classification.training_curves(history),
             "mistakes": classification.mistakes(test.pixels, labels, answers.predicted, answers.confidence, names),
@@ -42,11 +44,12 @@ def write(
         } | ({"learning_curve": learning_curve.figure(folds)} if folds else {})
         samples = {"training_curves": on_train} | ({"learning_curve": learning_curve.sample(folds)} if folds else {})
         for name, figure in figures.items():
-            save(figure, folder / f"{name}.png", samples.get(name, _on_test(split)), synthetic=measured.synthetic)
+            said, vector = samples.get(name, _on_test(split)), name not in PICTURES
+            save(figure, folder / f"{name}.png", said, synthetic=measured.synthetic, vector=vector)
 
 
 def write_explanations(folder: Path, report: Report) -> None:
-    """Writes the PNG of the maps' tests."""
+    """Writes the PNG and the SVG of the maps' tests."""
     with matplotlib.rc_context(STYLE):
         figure = explanations.tests(report.explanations)
         save(figure, folder / "explanations.png", _on_test(report.split), synthetic=report.synthetic)

@@ -2,12 +2,14 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.answers import Maps, enlarged
 from pipeline.evaluation.explanations import STEPS, Altered, Explanations
 from pipeline.evaluation.metrics import Estimate
-from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank
+from pipeline.reporting.figures.style import BLUE, FAINT, GREEN, INK, ORANGE, blank, legend
 from pipeline.reporting.model_card import BESIDE, PARTS
 
 SHOWN = 8  # overlays
@@ -17,8 +19,9 @@ def tests(measured: Explanations) -> Figure:
     """Deletion and insertion, what is left of the maps without the weights, and how much is on the cell."""
     figure = blank(10, 7.6 if measured.cell else 7.2, "Where the model looked: tests of the maps")
     panels = figure.subplots(2, 2).ravel()
-    _curves(panels[0], "Deletion", measured.deletion, measured.altered_images, "lower left")
-    _curves(panels[1], "Insertion", measured.insertion, measured.altered_images, "lower right")
+    _curves(panels[0], "Deletion", measured.deletion, measured.altered_images)
+    _curves(panels[1], "Insertion", measured.insertion, measured.altered_images)
+    legend(figure, *panels[:2])
     panels[2].set_title("Left of the map: rank correlation with it", fontsize=10)
     if measured.randomised:
         left = {title: measured.randomised[name].correlation for name, title in PARTS.items()}
@@ -45,7 +48,7 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
     figure = blank(10, 5.6, f"Where the model looked for the class it gave (maps of {h} × {w} positions)")
     # At fixed places: the layout engine's last bits vary, an outline shows them, and equal maps must give equal bytes
     figure.set_layout_engine("none")
-    places = {"left": 0.02, "right": 0.98, "bottom": 0.09, "top": 0.84, "wspace": 0.08, "hspace": 0.25}
+    places = {"left": 0.02, "right": 0.91, "bottom": 0.09, "top": 0.84, "wspace": 0.08, "hspace": 0.25}
     for axes, row in zip(figure.subplots(2, SHOWN // 2, gridspec_kw=places).ravel(), rows, strict=False):
         grid = seen.grid[row : row + 1]
         axes.imshow(seen.pixels[row], interpolation="bicubic")
@@ -59,23 +62,26 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
         axes.set_xlabel(text, fontsize=9, linespacing=1.35)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
+    colours = ScalarMappable(Normalize(0, 1), "viridis")
+    bar = figure.colorbar(colours, cax=figure.add_axes((0.93, 0.09, 0.015, 0.75)), label="Share of the map's highest")
+    bar.outline.set_visible(False)
     return figure
 
 
-def _curves(axes: Axes, title: str, found: Altered | None, images: int | None, legend: str) -> None:
+def _curves(axes: Axes, title: str, found: Altered | None, images: int | None) -> None:
     axes.set_title(title, fontsize=10)
     if found is None:
         axes.axis("off")
         axes.text(0, 0.5, "Every map is empty.", color=FAINT)
         return
     share = np.linspace(0, 1, STEPS + 1)
-    for curve, area, colour, dashes, order in (
-        (found.curves.map, found.map, BLUE, "-", "the map's order"),
-        (found.curves.random, found.random, ORANGE, "--", "a random map's"),
+    for curve, colour, dashes, order in (
+        (found.curves.map, BLUE, "-", "the map's"),
+        (found.curves.random, ORANGE, "--", "a random map's"),
     ):
-        label = f"{order}: area {area.value:.3f}"
-        axes.plot(share, curve, color=colour, linestyle=dashes, marker=".", label=label)
+        axes.plot(share, curve, color=colour, linestyle=dashes, marker=".", label=f"pixels in {order} order")
     gain = found.gain
+    axes.set_title(f"{title}: area {found.map.value:.3f}, at random {found.random.value:.3f}", fontsize=10)
     gained = f"gain {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     axes.set(
         xlabel=f"Share of pixels ({images} images)\n{gained}",
@@ -84,7 +90,6 @@ def _curves(axes: Axes, title: str, found: Altered | None, images: int | None, l
     )
     axes.set_ylabel("Probability of the class")
     axes.grid(True)
-    axes.legend(loc=legend)
 
 
 def _bars(axes: Axes, values: dict[str, Estimate], limits: tuple[float, float], colour: str) -> None:

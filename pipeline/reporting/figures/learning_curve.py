@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from pipeline.evaluation.learning_curve import Folds
-from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, SKY, blank
+from pipeline.reporting.figures.style import BLUE, FAINT, ORANGE, SKY, blank, legend
 
 
 def sample(found: Folds) -> str:
@@ -16,7 +16,7 @@ def figure(measured: Folds) -> Figure:
     """Balanced accuracy over training images, of what `pipeline.cross_validate` wrote."""
     points = list(measured.by_share.values())
     trained = [point.trained_on for point in points]
-    drawn = blank(7, 4.4, f"Learning curve over {measured.folds} grouped folds")
+    drawn = blank(7, 4.8, f"Learning curve over {measured.folds} grouped folds")
     axes = drawn.subplots()
     for name, title, colour, marker in (
         ("colour_only", "colour only, 95 % over groups", ORANGE, "s"),
@@ -36,5 +36,5 @@ def figure(measured: Folds) -> Figure:
     axes.set(xlim=(0, 1.08 * max(trained)), ylim=(0, 1.02))
     axes.set(xlabel="Training images (mean over folds)", ylabel="Balanced accuracy, held-out folds")
     axes.grid(True)
-    axes.legend(loc="lower right", reverse=True)  # the recipe first
+    legend(drawn, axes, reverse=True)  # the recipe first
     return drawn

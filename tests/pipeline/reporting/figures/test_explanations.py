@@ -15,4 +15,5 @@ def test_overlays_name_the_class_and_what_the_model_made_of_it() -> None:
     with matplotlib.rc_context(STYLE):
         figure = overlays(seen, np.array([0, 0, 1]), ["Benign", "Pro-B"], None)
     labels = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert figure.axes[-1].get_ylabel() == "Share of the map's highest"  # the colour bar
     assert labels == ["Benign\n→ Benign", "Benign\n→ Pro-B", "Pro-B\n→ Pro-B, empty map"]
