@@ -33,7 +33,7 @@ from pipeline.stage import Problem
 
 CSV, PNG = (learning_curve.JSON.with_suffix(suffix) for suffix in (".csv", ".png"))
 ROOT = Path(__file__).parents[1]
-STAGES = {"features": "data/features", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
+STAGES = {"features": "data/features.json", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Phase 2 trains the top of the base together with the head.
 
-Reads:  models/head.keras, data/features/, data/prepared/split.csv, params (fine_tune)
+Reads:  models/head.keras, data/features/ (made first if it is not here), data/prepared/, params (fine_tune)
 Writes: models/model.keras (the whole model, float32), reports/history/fine_tune.csv
 Run:    python -m pipeline.fine_tune
 """
@@ -12,7 +12,7 @@ import keras
 
 from pipeline import params, stage
 from pipeline.data import prepared
-from pipeline.network import classifier, stored, trained, training
+from pipeline.network import classifier, precompute, stored, trained, training
 from pipeline.params import FineTune
 from pipeline.registry import tracking
 
@@ -25,6 +25,7 @@ def main() -> None:
     seed = recipe.seed + 1  # so that dropout differs from phase 1
     keras.utils.set_random_seed(seed)
 
+    precompute.ensure(recipe)
     views, val = stored.read("inputs")
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     tune = recipe.fine_tune

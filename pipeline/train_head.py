@@ -1,6 +1,7 @@
 """Phase 1 trains the head on a frozen base; with `weights: none` nothing is frozen, and the whole network trains.
 
-Reads:  data/features/, data/prepared/split.csv, params (features.weights, fine_tune.trainable_from, train_head)
+Reads:  data/features/ (made first if it is not here), data/prepared/, params (features.weights,
+        fine_tune.trainable_from, train_head)
 Writes: models/head.keras (the whole model, float32), reports/history/train_head.csv
 Run:    python -m pipeline.train_head
 """
@@ -12,7 +13,7 @@ import keras
 
 from pipeline import params, stage
 from pipeline.data import prepared
-from pipeline.network import classifier, frozen, stored, trained, training
+from pipeline.network import classifier, frozen, precompute, stored, trained, training
 from pipeline.registry import tracking
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     run = tracking.run_id(recipe, data)
     keras.utils.set_random_seed(recipe.seed)
 
+    precompute.ensure(recipe)
     pretrained = recipe.features.weights != "none"
     views, val = stored.read("pooled" if pretrained else "inputs")
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))

@@ -1,4 +1,4 @@
-"""`data/features`: stored activations that both phases of training read in every epoch; see `pipeline.features`."""
+"""`data/features`: stored activations that both phases of training read in every epoch (`precompute` makes them)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +10,7 @@ import numpy as np
 from pipeline import stage
 
 FEATURES = Path("data/features")
+RECORD = Path("data/features.json")  # of what they are; a copy lies with them
 
 
 def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -47,20 +47,16 @@ def _differences(tags: dict[str, str], version: str) -> list[str]:
 
 
 def _status() -> list[str]:
-    """What `dvc status` finds changed, but for stored activations that are not here: nobody pulls those."""
+    """What `dvc status` finds changed."""
     done = subprocess.run(["dvc", "status", "--json", "dvc.yaml"], capture_output=True, text=True)
     if done.returncode != 0:
         raise Problem(f"`dvc status` says: {done.stderr.strip()}")
     found = []
     for name, changes in json.loads(done.stdout).items():
-        parts = [part for part in changes if isinstance(part, dict) and not _is_absent_cache(part)]
+        parts = [part for part in changes if isinstance(part, dict)]
         if parts and name not in ALWAYS:
             found.append(f"  {name}: {json.dumps(parts, ensure_ascii=False)}. Run `dvc repro` and commit {LOCK}.")
     return found
-
-
-def _is_absent_cache(part: dict[str, dict[str, str]]) -> bool:
-    return all(files == {"data/features": "deleted"} for files in part.values())
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_views_from_two_nodes_are_the_bytes_of_one_machine_and_a_worker_that_is_
         time.sleep(0.02)
     finish(process)
     here = contents(project / "here")
-    assert len(here) == 10  # of four views and val, both arrays
+    assert len(here) == 11  # of four views and val, both arrays, and the record
     assert contents(project / "data/features") == here
 
 

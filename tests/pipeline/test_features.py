@@ -1,10 +1,12 @@
 """The views: the same whether the stage was interrupted or not, and of the size that was asked for."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +19,7 @@ import yaml
 
 from pipeline import features, params, stage
 from pipeline.data import prepared
-from pipeline.network import augment, classifier, frozen
+from pipeline.network import augment, classifier, frozen, precompute
 from pipeline.network import stored as stored_views
 from pipeline.network.views import session
 from tests.project import ROOT
@@ -77,14 +79,14 @@ def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
 KILLED = """
 import os, signal
 from pipeline import features
-from pipeline.network import stored
+from pipeline.network import precompute, stored
 write = stored.write
 def after_a_batch(batches):
     yield next(batches)
     os.kill(os.getpid(), signal.SIGKILL)
 def killed(folder, name, rows, batches):
     write(folder, name, rows, batches if name == "view-00.npy" else after_a_batch(batches))
-stored.write, features.BATCH = killed, 8
+stored.write, precompute.BATCH = killed, 8
 features.main()
 """
 
@@ -97,7 +99,11 @@ def test_nothing_is_left_of_a_view_in_whose_middle_the_process_was_killed(projec
 
     features.main()
     names = {str(path.relative_to(stored_views.FEATURES)) for path in stored_views.FEATURES.rglob("*")}
-    assert names == {"inputs", *(f"inputs/{name}.npy" for name in ("view-00", "view-01", "view-02", "val"))}
+    assert names == {
+        "features.json",
+        "inputs",
+        *(f"inputs/{name}.npy" for name in ("view-00", "view-01", "view-02", "val")),
+    }
 
 
 def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +115,55 @@ def test_another_recipe_does_not_go_on_from_what_was_left(project: Path, capsys:
     features.main()
     assert "going on" not in capsys.readouterr().out
     assert not left.exists()
+
+
+def test_views_that_are_not_here_are_made_before_a_phase_is_trained_and_only_then(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features.main()
+    recipe, before = params.load(), stored()
+    record = stored_views.RECORD.read_bytes()
+    filled: list[str] = []
+    fill = precompute.fill
+
+    def filling(recipe: params.Params) -> None:
+        filled.append(recipe.augment.model_dump_json())
+        fill(recipe)
+
+    monkeypatch.setattr(precompute, "fill", filling)
+    precompute.ensure(recipe)
+    assert not filled  # all is here
+    shutil.rmtree(stored_views.FEATURES)
+    precompute.ensure(recipe)
+    for a, b in zip(before, stored(), strict=True):
+        assert np.array_equal(a, b)
+    assert stored_views.RECORD.read_bytes() == record
+    other = yaml.safe_load(Path("params.yaml").read_text())
+    other["augment"]["rotation"] = 0
+    precompute.ensure(params.parse(other))  # as after a switch of branches
+    precompute.ensure(recipe)
+    assert len(filled) == 3
+    monkeypatch.setattr(precompute, "CODE", [*precompute.CODE, Path("params.yaml")])  # code that changed
+    precompute.ensure(recipe)
+    assert len(filled) == 4
+
+
+def test_what_dvc_keeps_is_the_same_whatever_the_processor_makes_of_the_activations(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features.main()
+    record = stored_views.RECORD.read_bytes()
+    other_bits = [{"inputs": np.zeros((40, 32, 32, 3), np.uint8)}]
+    monkeypatch.setattr(precompute, "_computing", lambda recipe: nullcontext(lambda batches: iter(other_bits)))
+    features.main()
+    assert not stored()[0].any()
+    assert stored_views.RECORD.read_bytes() == record
+
+
+def test_both_phases_ask_for_the_views_before_they_read_them() -> None:
+    for phase in ("train_head", "fine_tune"):
+        text = (ROOT / f"pipeline/{phase}.py").read_text()
+        assert 0 < text.index("precompute.ensure(recipe)") < text.index("stored.read(")
 
 
 @pytest.fixture
