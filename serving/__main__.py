@@ -15,7 +15,7 @@ from leukdetect.model_file import RefusedError
 from leukdetect.registry import RegistryError
 from serving import logs
 from serving.app import application
-from serving.request import connections
+from serving.request import connections, descriptors
 from serving.request.auth import KeysError
 from serving.settings import Settings
 from serving.waiting import Waiting, may_come
@@ -37,7 +37,7 @@ def main() -> None:
     except SettingsError as error:  # of a list, which must be JSON
         sys.exit(f"error: {error}: it must be JSON" + (f" ({error.__cause__})" if error.__cause__ else ""))
     logs.configure()
-    most, backlog = connections.allow_many()
+    most, backlog = descriptors.allow_many()
     # uvicorn drains, then raises the signal again for whoever was there before: being stopped is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

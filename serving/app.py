@@ -20,6 +20,7 @@ from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
 from serving.request.auth import Access
+from serving.request.budget import Budget, left
 from serving.request.middleware import Observe
 from serving.service import Service
 from serving.settings import Settings
@@ -57,16 +58,17 @@ class Application(FastAPI):
         return schema
 
 
-def create_app(settings: Settings, models: Models) -> FastAPI:
-    """The server around models that are loaded already."""
+def create_app(settings: Settings, models: Models, budget: Budget | None = None) -> FastAPI:
+    """The server around models that are loaded already; `budget`: where connections hold a part of it already."""
     metrics, access = Metrics(), Access(settings.keys_file, settings.keys_readable)
+    budget = budget or Budget(settings.request_memory or left())
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = Service(settings, models, metrics, access)
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        app.state.service = service = Service(settings, models, metrics, access, budget)
         shutdown.install(service)
         service.start()
-        yield
+        yield {"budget": budget}
         await service.stop()
 
     app = Application(

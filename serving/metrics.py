@@ -37,6 +37,7 @@ class Metrics:
             "request_seconds", "From the first byte in to the last out", ["route"], buckets=SECONDS
         )
         self.in_flight = gauge("in_flight", "Requests that are being answered")
+        self.request_bytes = gauge("request_bytes", "Memory that requests hold, and the most that they may", ["what"])
         self.stage_seconds = histogram(
             "stage_seconds", "A prediction's time in read, decode, queue, infer and respond", ["stage"], buckets=SECONDS
         )

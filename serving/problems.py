@@ -3,6 +3,7 @@
 Under /v2 they have the Open Inference Protocol's form {"error": "…"}, since its clients read nothing else.
 """
 
+from errno import ENOMEM
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from leukdetect import images
 from leukdetect.apart import CostlyError
 from leukdetect.decoding import TooLargeError
+from leukdetect.formats.errors import NoMemoryError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -57,6 +59,15 @@ def body_too_large(max_bytes: int) -> ProblemError:
 def overloaded(detail: str, retry_after: int = 1) -> ProblemError:
     """503: nothing is wrong with the request; it may be sent again in `retry_after` seconds."""
     return ProblemError(503, "overloaded", "The server is busy", detail, retry_after=retry_after)
+
+
+def no_memory(error: Exception) -> ProblemError | None:
+    """503 for an error that says that memory, or a thread, was not to be had; None for any other."""
+    said = str(error)
+    without = isinstance(error, MemoryError | NoMemoryError) or (isinstance(error, OSError) and error.errno == ENOMEM)
+    if without or "can't start new thread" in said or "bad allocation" in said or "Failed to allocate" in said:
+        return overloaded("There is no memory for this now. Try again in a second.")
+    return None
 
 
 def expired() -> ProblemError:

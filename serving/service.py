@@ -24,6 +24,7 @@ from serving.observability.shadow import Shadow
 from serving.periodic import Periodic
 from serving.request import auth
 from serving.request.auth import Access
+from serving.request.budget import Budget
 from serving.request.deadline import while_connected
 from serving.request.upload import Buffered, body
 from serving.settings import Settings
@@ -32,12 +33,12 @@ from serving.settings import Settings
 class Service:
     """The parts of a server. `draining`: asked to stop, and answering until its clients know."""
 
-    def __init__(self, settings: Settings, models: Models, metrics: Metrics, access: Access) -> None:
-        self.settings, self.models, self.metrics = settings, models, metrics
+    def __init__(self, settings: Settings, models: Models, metrics: Metrics, access: Access, budget: Budget) -> None:
+        self.settings, self.models, self.metrics, self.budget = settings, models, metrics, budget
         self.draining = False
         self.since = time.monotonic()
-        self.buffered = Buffered(settings.max_buffered_bytes)
-        self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels, metrics.decoded_apart)
+        self.buffered = Buffered(settings.max_buffered_bytes, budget)
+        self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels, metrics.decoded_apart, budget)
         sizes: dict[Lane, int] = {"predict": settings.queue_size, "explain": settings.explain_queue_size}
         self.engine = Engine(sizes | {"shadow": BATCH}, models.champion.seconds_an_image, metrics)
         self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)
@@ -57,6 +58,8 @@ class Service:
             metrics.thread_busy.labels(each.name).set_function(partial(getattr, each, "busy_seconds"))
         for thread in self._threads:
             metrics.thread_alive.labels(thread.name).set_function(partial(getattr, thread, "alive"))
+        metrics.request_bytes.labels("held").set_function(lambda: budget.held)
+        metrics.request_bytes.labels("most").set(budget.most)
         metrics.describe(models.champion)
         metrics.threads.set(models.champion.threads)
         metrics.registry_reachable.set(1)  # until it is asked in vain

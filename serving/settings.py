@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     max_batch_files: Count = Field(default=64, description="files in one request to /predict/batch (413)")
     max_pixels: Count = Field(default=40_000_000, description="a larger image is refused undecoded (413)")
     max_buffered_bytes: Count = Field(default=256_000_000, description="bodies in memory together; beyond: 503")
+    request_memory: Count | None = Field(
+        default=None,
+        description="bytes that requests may hold together: heads, bodies, pixels, explanations; else what is left",
+    )
     read_seconds: Seconds = Field(default=30, gt=0, description="how long a client may take to send its body (408)")
     queue_size: Count = Field(default=32, description="images admitted, not yet answered; one more: 503")
     explain_queue_size: Count = Field(default=4, description="the same for /explain, which waits for predictions")

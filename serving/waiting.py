@@ -17,6 +17,7 @@ from leukdetect.registry import RegistryError, parse
 from serving import problems
 from serving.app import create_app
 from serving.models.startup import start
+from serving.request.budget import Budget, left
 from serving.settings import Settings
 
 MOST_SECONDS = 5.0  # between two questions: a deployment waits for this server
@@ -45,6 +46,7 @@ class Waiting:
         self._pause = min(settings.watch_seconds, MOST_SECONDS)
         self._said = ""
         self._app: FastAPI | None = None
+        self._budget = Budget(settings.request_memory or left())
         self._router = Router([Route("/livez", _alive)], default=self._not_ready, lifespan=self._lifespan)
         self._say(error)
 
@@ -53,10 +55,10 @@ class Waiting:
         await (self._router if own or self._app is None else self._app)(scope, receive, send)
 
     @asynccontextmanager
-    async def _lifespan(self, _: object) -> AsyncIterator[None]:
+    async def _lifespan(self, _: object) -> AsyncIterator[dict[str, Budget]]:
         async with AsyncExitStack() as running:
             looking = asyncio.create_task(self._look(running))
-            yield
+            yield {"budget": self._budget}
             looking.cancel()
 
     async def _look(self, running: AsyncExitStack) -> None:
@@ -64,7 +66,7 @@ class Waiting:
             await asyncio.sleep(self._pause)
             try:
                 models = await asyncio.to_thread(start, self._settings)
-                app = create_app(self._settings, models)
+                app = create_app(self._settings, models, self._budget)
                 await running.enter_async_context(app.router.lifespan_context(app))
             except Exception as error:  # whatever it is, the next turn may do better
                 self._say(error)

@@ -20,6 +20,8 @@ from serving.request import auth
 from serving.request.deadline import DEADLINE_PARAMETER
 from serving.service import champion, of
 
+EXPLANATION = 30_000_000  # bytes that drawing the overlay and packing the answer take
+
 # One at a time: pictures are not to take the processors from predictions.
 _drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")
 
@@ -84,7 +86,7 @@ async def explain(
         contract = model.contract
         wanted = None if key is None else _index(key, contract)
         # The place is kept until the picture is drawn, so that pictures cannot pile up either.
-        with engine.admitted(sent.deadline, "explain"):
+        with engine.admitted(sent.deadline, "explain"), service.budget.taken(EXPLANATION):
             image, scores, decode_seconds = await examine(
                 service.pool, engine, model, sent.data, sent.deadline, lane="explain", outputs=explanation.OUTPUTS
             )

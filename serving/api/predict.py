@@ -111,10 +111,11 @@ async def predict_batch(request: Request) -> Response:
                     return BatchItem(index=index, prediction=answered)
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
-                except Exception:  # our own fault, of which the others know nothing
+                except Exception as error:  # our own fault, of which the others know nothing
                     log.exception("a request failed", extra={"request_id": request_id})
-                    service.metrics.requests.labels(request.scope["route"].path, 500, "failed").inc()  # as if alone
-                    return BatchItem(index=index, problem=problems.details(request_id, problems.failed()))
+                    told = problems.no_memory(error) or problems.failed()
+                    service.metrics.requests.labels(request.scope["route"].path, told.status, told.code).inc()
+                    return BatchItem(index=index, problem=problems.details(request_id, told))
 
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(index, data)) for index, data in enumerate(files)]

@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
+import numpy as np
 from PIL import Image
 from prometheus_client import Counter
 
 from leukdetect import images
-from leukdetect.apart import Ask, Helper
+from leukdetect.apart import MEMORY, Ask, Helper, Want
 from leukdetect.contract import OBSERVED, Decode
-from leukdetect.cost import ordinary
+from leukdetect.cost import memory
 from leukdetect.decoding import Decoded, decode, seen
 from leukdetect.formats.errors import NoMemoryError
 from leukdetect.model_file import Model
 from serving import problems
 from serving.inference.engine import Engine, Lane, Scores
+from serving.request.budget import Budget
 
 WAITING_APART = 4  # images that may cost much and wait for the one process that decodes them
 _RESULTS = {"overloaded": "refused", "costly-image": "over_budget"}
@@ -32,13 +35,15 @@ class DecodePool:
     """A few threads that decode, and a helper process for what may cost much; at most `waiting` more images wait.
 
     An image whose cost a look at the file bounds goes to a thread, where it cannot be stopped. What may cost more is
-    decoded `apart`, one at a time: ended when its client leaves, its deadline passes or its budget is spent.
+    decoded `apart`, one at a time: ended when its client leaves, its deadline passes or its budget is spent. What it
+    may take of memory is taken of the server's budget meanwhile.
     """
 
-    def __init__(self, threads: int, waiting: int, max_pixels: int, decoded_apart: Counter) -> None:
+    def __init__(self, threads: int, waiting: int, max_pixels: int, decoded_apart: Counter, budget: Budget) -> None:
         """`decoded_apart`: counts what was decoded apart, by result."""
         Image.init()  # else Pillow looks for its plugins at the first odd upload, which then waits a third of a second
-        self._max_pixels = max_pixels
+        self._max_pixels, self._budget = max_pixels, budget
+        self._memory_apart = min(MEMORY, budget.most * 4 // 5)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._room = threading.Semaphore(threads + waiting)
         self._helper, self._decoded_apart = Helper(), decoded_apart
@@ -51,12 +56,13 @@ class DecodePool:
         Raises:
             ProblemError: 413, 415, 422 for the image; 503 at once where too many wait already, 504 past the deadline.
         """
-        if ordinary(data):
-            return await self._in_a_thread(lambda: decode(data, how.size, self._max_pixels, how.scaled), self._room)
-        ask = Ask(data, "seen", how.size, self._max_pixels, how.scaled)
+        if (needed := memory(data)) is not None:
+            decoded = partial(decode, data, how.size, self._max_pixels, how.scaled)
+            return await self._in_a_thread(decoded, needed, self._room)
+        ask = self._ask(data, "seen", how.size, how.scaled)
 
         def look() -> Decoded:
-            header, pixels = ask.answer(self._helper)
+            header, pixels = self._answer(ask)
             return seen(Image.fromarray(pixels), header, how.size, data)
 
         # Explanations are few by their lane's own size, and would never find a place that predictions wait for.
@@ -74,10 +80,10 @@ class DecodePool:
             picture.thumbnail((side, side))
             return picture
 
-        if ordinary(data):
-            return await self._in_a_thread(small, None)
-        ask = Ask(data, "picture", side, self._max_pixels)
-        return await self._in_a_process(ask, lambda: Image.fromarray(ask.answer(self._helper)[1]), deadline, None)
+        if (needed := memory(data)) is not None:
+            return await self._in_a_thread(small, needed, None)
+        ask = self._ask(data, "picture", side)
+        return await self._in_a_process(ask, lambda: Image.fromarray(self._answer(ask)[1]), deadline, None)
 
     def close(self) -> None:
         """Waits for the images that are being decoded."""
@@ -85,9 +91,20 @@ class DecodePool:
         self._apart.shutdown()
         self._helper.close()
 
-    async def _in_a_thread(self, work: Callable[[], T], room: threading.Semaphore | None) -> T:
+    def _ask(self, data: bytes, want: Want, size: int, scaled: bool = True) -> Ask:
+        return Ask(data, want, size, self._max_pixels, scaled, memory=self._memory_apart)
+
+    def _answer(self, ask: Ask) -> tuple[images.Header, np.ndarray]:
+        with self._budget.taken(self._memory_apart):
+            return ask.answer(self._helper)
+
+    async def _in_a_thread(self, work: Callable[[], T], needed: int, room: threading.Semaphore | None) -> T:
+        def within() -> T:
+            with self._budget.taken(needed):
+                return work()
+
         with _problems():
-            return await asyncio.wrap_future(_submitted(self._threads, work, room))
+            return await asyncio.wrap_future(_submitted(self._threads, within, room))
 
     async def _in_a_process(
         self, ask: Ask, work: Callable[[], T], deadline: float, room: threading.Semaphore | None

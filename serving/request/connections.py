@@ -1,10 +1,6 @@
 """Connections: one HTTP parser (httptools) and a bound on what a client can make the server keep, beyond uvicorn's."""
 
 import asyncio
-import fcntl
-import resource
-import struct
-import termios
 from typing import Any
 
 import httptools
@@ -12,7 +8,8 @@ from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallab
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.problems import ProblemError, overloaded
-from serving.request import heads
+from serving.request import descriptors, heads
+from serving.request.budget import Budget
 
 HEAD_SECONDS = 10.0  # until a request's head must be there; its body has `read_seconds`
 LEFTOVER_SECONDS = 60.0  # for the rest of a body that was refused: many a client reads no answer before all is sent
@@ -23,21 +20,7 @@ MAX_HEAD_BYTES = 2**16  # of a request: whatever is not its body, so also traile
 MAX_CHUNK_SHARE = 16  # the same for each byte of the body, which may come byte by byte
 MAX_FIELDS = 100  # headers of a request
 PIECE = 4096  # bytes parsed at a time, so that few requests are taken from a client that sends them all at once
-MOST = 2000  # connections; each may hold a head
-OWN_FILES = 40  # descriptors that the server needs besides: models, databases, downloads, RESERVED
 RESERVED = 8  # connections beyond all others, for requests without a body: probes
-
-
-def allow_many() -> tuple[int, int]:
-    """How many connections there may be, and how many may wait to be accepted, so that descriptors do not run out.
-
-    First raises the soft limit of open files, often 1024, to the hard one.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    files = most if most != resource.RLIM_INFINITY else 2**20
-    backlog = max(8, min(2048, files // 8))  # all of these may be accepted before one of them is looked at
-    return max(4, min(MOST, (files - OWN_FILES - backlog) // 2)), backlog  # one may be sent a page: a file, too
 
 
 class _Answers(asyncio.Transport):
@@ -68,6 +51,7 @@ class Connection(HttpToolsProtocol):
     - Upgrade is ignored (RFC 9110, 7.8), trailers too.
     - An answer that comes before its request's end is not lost: the rest is read and dropped, within limits.
     - A client that does not read is cut off.
+    - What it keeps beyond a piece, of a head, of what is not parsed yet or of an answer, is of the server's budget.
     - One connection too many ends the one that has been idle longest, or else the one whose answer has waited longest
       to be read. (`limit_concurrency` tells how many.)
     """
@@ -84,6 +68,8 @@ class Connection(HttpToolsProtocol):
         self._dropped = 0  # bytes of what was answered already
         self._sent: int | None = None  # bytes that the client had taken when an answer was last seen to wait
         self._every = HEAD_SECONDS
+        self._budget: Budget | None = self.app_state.get("budget")  # None: no application of ours
+        self._kept = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
@@ -96,6 +82,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         self._unparsed = memoryview(b"")
+        if self._budget:
+            self._budget.give_back(self._kept)
+            self._budget = None
         if self._answering is not None and not self._answering.response_complete:  # uvicorn tells only the newest
             self._answering.disconnected = True
             self._answering.message_event.set()
@@ -130,7 +119,7 @@ class Connection(HttpToolsProtocol):
     def _look(self) -> None:
         """Ends the connection where what it waits for does not come."""
         waiting = self.transport.get_write_buffer_size()
-        sent = self._answers.written - waiting - _on_the_way(self.transport)
+        sent = self._answers.written - waiting - descriptors.on_the_way(self.transport)
         unread = waiting > 0 and self._sent is not None and sent - self._sent < LEAST_SENT
         self._sent = sent if waiting else None
         between_requests = self.timeout_keep_alive_task is not None  # then it is uvicorn that closes it
@@ -157,10 +146,31 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
         self._parse()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._keep()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._keep()
+
+    def _keep(self, ask: bool = False) -> None:
+        """Counts what it keeps as a part of the budget; `ask`: raises ProblemError (503) where that is too much."""
+        whole = memoryview(self._unparsed.obj).nbytes if self._unparsed else 0  # of which a part is not parsed yet
+        unread = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        keeps = self._fed - self._body + whole + unread
+        keeps = keeps if keeps > PIECE else 0
+        if keeps != self._kept and self._budget:
+            if ask:
+                self._budget.check(keeps - self._kept)
+            self._budget.keep(keeps - self._kept)
+            self._kept = keeps
+
     def _parse(self) -> None:
         try:
             while self._unparsed and not self.pipeline and not self._deaf:
                 self._feed(self._unparsed[: self._body_left or PIECE])
+            self._keep(ask=True)
         except ProblemError as problem:
             self._refuse(problem)
         except httptools.HttpParserError as error:
@@ -274,16 +284,6 @@ class Connection(HttpToolsProtocol):
         if self._unparsed and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._parse()
-
-
-def _on_the_way(transport: asyncio.Transport) -> int:
-    """Bytes that the system has and the client does not; by the transport alone, reading seems to go by megabytes."""
-    try:
-        told = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:  # closed, or not on this system
-        return 0
-    count: int = struct.unpack("i", told)[0]
-    return count
 
 
 def _closing(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:

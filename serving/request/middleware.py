@@ -77,11 +77,14 @@ class Observe:
             await app(scope, receive, send_on)
         except ClientDisconnect:
             pass  # nobody is there to answer; the log line below says so
-        except Exception:
+        except Exception as error:
             log.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise  # half an answer is out: the server must cut the connection
-            await problems.plain(Request(scope), 500, problems.failed().detail)(scope, receive, send_on)
+            if short := problems.no_memory(error):
+                await problems.answer(Request(scope), short)(scope, receive, send_on)
+            else:
+                await problems.plain(Request(scope), 500, problems.failed().detail)(scope, receive, send_on)
         finally:
             now = time.perf_counter()
             seconds = now - started

@@ -9,30 +9,34 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from serving.problems import ProblemError, body_too_large, overloaded
+from serving.request.budget import Budget
 
 FIELD = "file"
 _FORM = b"multipart/form-data"
 MAX_BOUNDARY = 70  # RFC 2046
 MAX_HEAD_BYTES = 8192  # of one part
 MAX_PARTS = 1000  # other fields included; far more than any client means to send, and few enough to look at
+COPIES = 2  # of a body: chunks are joined, and files copied out of their form
 LARGE_BYTES = 2**23  # a longer body is put together in a thread, which releases the interpreter meanwhile
 
 
 class Buffered:
-    """How many bytes of bodies are in memory, over all requests."""
+    """How many bytes of bodies are in memory, over all requests: of their own, and as a part of the server's budget."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, budget: Budget) -> None:
+        self._most, self._budget = most, budget
         self._held = 0
 
     def take(self, count: int) -> None:
         """Takes the place of a body's chunk; raises ProblemError (503) where they would be too many together."""
         if self._held + count > self._most:
             raise overloaded("Too many uploads are under way. Try again in a second.")
+        self._budget.take(COPIES * count)
         self._held += count
 
     def give_back(self, count: int) -> None:
         """Frees the place of bodies that are answered."""
+        self._budget.give_back(COPIES * count)
         self._held -= count
 
 

@@ -20,6 +20,7 @@ from serving.observability import feedback_file, feedback_store
 from serving.observability.feedback_store import Confirmed, Feedback
 from serving.problems import ProblemError
 from serving.request.auth import Access, Key, Role, digest_of
+from serving.request.budget import Budget
 from serving.request.upload import Buffered
 from tests import tiny_model
 from tests.server import write_keys
@@ -345,7 +346,7 @@ def served(path: Path, keys_file: Path | None = None) -> Iterator[tuple[httpx.Cl
         app.state.service = SimpleNamespace(
             feedback=store.feedback,
             models=SimpleNamespace(champion=champion),
-            buffered=Buffered(1_000_000),
+            buffered=Buffered(1_000_000, Budget(2_000_000)),
             settings=SimpleNamespace(read_seconds=30),
         )
         yield client, store

@@ -22,6 +22,7 @@ from serving.inference.engine import Engine
 from serving.inference.examine import DecodePool, examine
 from serving.metrics import Metrics
 from serving.problems import ProblemError
+from serving.request.budget import Budget
 from tests import bombs, tiny_model
 
 SECONDS = 10
@@ -52,7 +53,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
 
 @pytest.fixture
 def pool(decoder: Decoder) -> Iterator[DecodePool]:
-    pool = DecodePool(1, 2, 1_000_000, Metrics().decoded_apart)
+    pool = DecodePool(1, 2, 1_000_000, Metrics().decoded_apart, Budget(10**10))
     yield pool
     decoder.gate.set()
     pool.close()
@@ -196,7 +197,7 @@ def results(metrics: Metrics) -> dict[str, float]:
 def test_what_may_cost_much_has_few_places_and_ends_with_its_deadline_or_its_client() -> None:
     bomb, honest = bombs.png_of_empty_chunks(1_600_000), bombs.saved("PNG", (1000, 1000), "RGBA", pnginfo=forty_texts())
     metrics = Metrics()
-    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
+    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart, Budget(10**10))
 
     async def main() -> None:
         attacks = [asyncio.create_task(pool.decode(bomb, HOW)) for _ in range(5)]
@@ -234,7 +235,7 @@ def forty_texts() -> PngInfo:
 def test_over_its_budget_an_image_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Ask", functools.partial(apart.Ask, seconds=1))
     metrics = Metrics()
-    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart)
+    pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart, Budget(10**10))
     try:
         with pytest.raises(ProblemError, match="more than 1 s of processor time") as refused:
             asyncio.run(pool.decode(bombs.png_of_profiles(3_000), HOW))

@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from serving.problems import ProblemError
 from serving.request import upload
+from serving.request.budget import Budget
 
 BOUNDARY = b"frontier"
 
@@ -75,7 +76,7 @@ def test_a_boundary_that_cannot_be_is_refused(boundary: bytes) -> None:
 @pytest.mark.parametrize("size", [upload.LARGE_BYTES // 4, 2 * upload.LARGE_BYTES], ids=["small", "large"])
 def test_a_body_in_pieces_arrives_whole_and_is_in_memory_once(size: int) -> None:
     pieces = 8
-    buffered = upload.Buffered(size)
+    buffered = upload.Buffered(size, Budget(2 * size))
 
     async def exchange() -> None:
         sent = []
