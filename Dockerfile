@@ -1,8 +1,8 @@
 # serving    the server, without TensorFlow and without a compiler; the root file system may be read-only
-#              docker build --target serving -t leukdetect-serving:0.1.0 .
+#              docker build --target serving -t leukdetect-serving .
 # training   what `dvc repro` needs beside the repository, which is mounted
-#              docker build --target training -t leukdetect-training:0.1.0 .
-#              docker build --target training --build-arg LOCK=gpu -t leukdetect-training:0.1.0-gpu .
+#              docker build --target training -t leukdetect-training .
+#              docker build --target training --build-arg LOCK=gpu -t leukdetect-training:gpu .
 #
 # A tag can be moved by whoever owns it. To pin the bytes, add to each FROM the digest that
 # `docker buildx imagetools inspect python:3.11.14-slim-bookworm` prints: python:3.11.14-slim-bookworm@sha256:…
@@ -30,11 +30,14 @@ COPY serving /app/serving
 COPY --from=serving-packages --chown=10001:10001 /var/lib/leukdetect /var/lib/leukdetect
 VOLUME /var/lib/leukdetect
 WORKDIR /app
+# The commit that it was built from, for /metrics.
+ARG SOURCE_COMMIT=
 ENV HOME=/tmp \
     LEUKDETECT_CACHE_DIR=/var/lib/leukdetect \
     LEUKDETECT_HOST=0.0.0.0 \
     LEUKDETECT_PORT=8000 \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    SOURCE_COMMIT=${SOURCE_COMMIT}
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=90s \
@@ -58,7 +61,7 @@ ENV DVC_NO_ANALYTICS=1 \
     HOME=/tmp \
     MLFLOW_DISABLE_TELEMETRY=true \
     PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin
-# docker run --user "$(id -u):$(id -g)" -v "$PWD:/leukdetect" leukdetect-training:0.1.0
+# docker run --user "$(id -u):$(id -g)" -v "$PWD:/leukdetect" leukdetect-training
 WORKDIR /leukdetect
 USER 10001:10001
 CMD ["dvc", "repro"]

@@ -11,7 +11,7 @@ export DVC_NO_ANALYTICS := 1
 # Trust the system's certificates, as pip does: a hospital's proxy may sign with one that only the machine has.
 export UV_SYSTEM_CERTS := true
 
-.PHONY: help demo serve repro mlflow-ui test quick test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom clean
+.PHONY: help demo serve repro mlflow-ui test quick test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -78,7 +78,7 @@ lock: .venv/.ready  ## requirements/*.txt from requirements/*.in, keeping what s
 	@# One resolution for all: the smaller locks are parts of dev.txt.
 	cd requirements && $(LOCK) dev.in -o dev.txt
 	cd requirements && $(LOCK) sbom.in -o sbom.txt
-	cd requirements && for name in pipeline ray serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
+	cd requirements && for name in deploy pipeline ray serving uv; do $(LOCK) $$name.in -c dev.txt -o $$name.txt; done
 	cd requirements && $(LOCK) gpu.in --override gpu-overrides.txt -c dev.txt -o gpu.txt
 	cd requirements && $(LOCK) ../mlflow/requirements.in -c dev.txt -o ../mlflow/requirements.txt
 
@@ -91,6 +91,12 @@ SBOM := reports/sbom
 sbom: .venv-sbom/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
 	mkdir -p $(SBOM)
 	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done
+
+audit: .venv-sbom/.ready  ## known vulnerabilities of what the locks hold (needs: PyPI's or OSV's service)
+	for lock in requirements/*.txt mlflow/requirements.txt; do \
+	  case $$lock in *overrides*) continue ;; esac; \
+	  echo "$$lock"; .venv-sbom/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r $$lock || failed=1; \
+	done; test -z "$$failed"
 
 clean:  ## delete everything that was made, except the environments
 	rm -rf data models .state .serving mlflow.db mlartifacts reports/figures reports/plots reports/history .dvc/cache .dvc/tmp

@@ -5,4 +5,4 @@ exec docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/leukd
   --env AWS_ACCESS_KEY_ID --env AWS_SECRET_ACCESS_KEY --env AWS_SESSION_TOKEN --env AWS_REGION \
   --env GITHUB_ACTOR --env GITHUB_HEAD_REF --env GITHUB_REF_NAME \
   --env MLFLOW_TRACKING_URI --env MLFLOW_TRACKING_USERNAME --env MLFLOW_TRACKING_PASSWORD \
-  leukdetect-training:0.1.0-gpu "$@"
+  leukdetect-training:gpu "$@"

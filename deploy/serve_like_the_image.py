@@ -15,6 +15,7 @@ import shlex
 import shutil
 import signal
 import socket
+import string
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,9 @@ def said(stage: Stage, instruction: str) -> str:
 
 
 def environment(stage: Stage) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in shlex.split(said(stage, "ENV")))
+    arguments = dict(rest.split("=", 1) for name, rest in stage if name == "ARG")
+    pairs = string.Template(said(stage, "ENV")).substitute(arguments)
+    return dict(pair.split("=", 1) for pair in shlex.split(pairs))
 
 
 def build(folder: Path, target: str = TARGET) -> Path:

@@ -36,7 +36,9 @@ def test_every_package_of_a_lock_is_pinned_with_hashes_and_no_index_is_named(loc
     assert "://" not in lock.read_text()
 
 
-@pytest.mark.parametrize(("smaller", "larger"), [("serving", "pipeline"), ("pipeline", "dev"), ("ray", "dev")])
+@pytest.mark.parametrize(
+    ("smaller", "larger"), [("serving", "pipeline"), ("deploy", "pipeline"), ("pipeline", "dev"), ("ray", "dev")]
+)
 def test_what_is_in_two_locks_has_one_version(smaller: str, larger: str) -> None:
     assert set(pins(Path(f"requirements/{smaller}.txt"))) <= set(pins(Path(f"requirements/{larger}.txt")))
 

