@@ -19,8 +19,8 @@ help:  ## this list
 demo: .venv/.ready .venv-serving/.ready  ## the whole path on rendered smears: dvc repro, registry, server, one prediction (ONCE=1: stop there)
 	python -m pipeline.demo --port $(PORT) $(if $(ONCE),--once)
 
-serve: .venv-serving/.ready  ## the champion of the recipe's register.name alone, on PORT; or LEUKDETECT_MODEL
-	name=$$(python -c 'from pipeline import params; print(params.load().register_.name)') && \
+serve: .venv-serving/.ready  ## the champion of register.name alone, on PORT; with PRESET=all4 of recipes/all4; or LEUKDETECT_MODEL
+	name=$$(cd ./$(if $(PRESET),recipes/$(PRESET)) && PYTHONPATH=$(CURDIR):$$PYTHONPATH python -c 'from pipeline import params; print(params.load().register_.name)') && \
 	  LEUKDETECT_MODEL=$${LEUKDETECT_MODEL:-models:/$$name@champion} LEUKDETECT_PORT=$(PORT) exec .venv-serving/bin/python -m serving
 
 repro: .venv/.ready  ## dvc repro; with PRESET=all4 (or another of presets/) of the recipe in recipes/all4, which is made if need be

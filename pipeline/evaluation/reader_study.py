@@ -1,6 +1,7 @@
 """A reader study's results: how often readers and the model are right, and how far they agree.
 
 Reads:  a CSV, a row a call: case, patient, truth, reader, call. The model is a reader of its own.
+        Or a folder that `python -m pipeline.calls --study` made and readers filled in.
 Run:    python -m pipeline.evaluation.reader_study calls.csv [--negative benign] [--model model]
 
 Sensitivity and specificity are of malignant against benign: every call but those of --negative counts as positive, a
@@ -19,6 +20,7 @@ from pipeline.evaluation import compare, metrics
 from pipeline.stage import Problem
 
 COLUMNS = ["case", "patient", "truth", "reader", "call"]
+MADE = "docs/clinical-evaluation.md shows such a file"
 RESAMPLES, SEED = 2000, 0
 
 
@@ -37,7 +39,7 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises Problem if the file is missing or lacks a column, a cell is empty, a case has two truths or patients, or a
     reader did not call every case exactly once.
     """
-    table = compare.read_columns(path, COLUMNS, "docs/clinical-evaluation.md shows such a file")
+    table = of_folder(path) if path.is_dir() else compare.read_columns(path, COLUMNS, MADE)
     table = table.apply(lambda column: column.str.strip())
     empty = table.index[(table == "").any(axis=1)]
     if table.empty or len(empty):
@@ -53,6 +55,20 @@ def read(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         raise Problem(f"{path}: reader {reader} has {counts.loc[case, reader]} calls of case {case}; it must be one")
     cases = table.groupby("case")[["truth", "patient"]].first()
     return cases, table.pivot(index="case", columns="reader", values="call").loc[cases.index]
+
+
+def of_folder(folder: Path) -> pd.DataFrame:
+    """The table of COLUMNS that key.csv and each reader's form of a folder say together. Raises Problem as `read`."""
+    made = "`python -m pipeline.calls --study` makes such a folder"
+    key = compare.read_columns(folder / "key.csv", ["case", "patient", "truth", "model"], made)
+    tables = [key.rename(columns={"model": "call"}).assign(reader="model")]
+    for path in sorted(folder.glob("*.csv")):
+        if path.name != "key.csv":
+            form = compare.read_columns(path, ["case", "call"], made)
+            if open_cases := form.loc[form["call"].str.strip() == "", "case"].tolist():
+                raise Problem(f"{path}: {len(open_cases)} cases have no call, first {open_cases[0]}")
+            tables.append(form.merge(key[["case", "patient", "truth"]], on="case").assign(reader=path.stem))
+    return pd.concat(tables, ignore_index=True)[COLUMNS]
 
 
 def report(cases: pd.DataFrame, calls: pd.DataFrame, negative: Sequence[str], model: str) -> str:

@@ -427,6 +427,10 @@ def test_serving_scoring_and_deploying_follow_the_recipes_registered_name(
     monkeypatch.delenv("LEUKDETECT_MODEL", raising=False)
     made = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv-serving/.ready", "serve"]
     assert "serves models:/mll23@champion on 8000" in subprocess.run(made, capture_output=True, text=True).stdout
+    Path("recipes/ward").mkdir(parents=True)
+    Path("recipes/ward/params.yaml").write_text((ROOT / "presets/cll.yaml").read_text())
+    ward = subprocess.run([*made, "PRESET=ward"], capture_output=True, text=True)
+    assert "serves models:/cll@champion" in ward.stdout
     own = subprocess.run([*made, "LEUKDETECT_MODEL=models:/mine@canary"], capture_output=True, text=True)
     assert "serves models:/mine@canary" in own.stdout
     monkeypatch.setattr(sys, "argv", ["score", ".", "--out", "out"])
