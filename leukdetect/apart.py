@@ -16,9 +16,10 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -29,10 +30,12 @@ from leukdetect.formats.errors import NoMemoryError
 
 SECONDS = 5  # of processor time for one image; 40 megapixels, transparent and lossless, take one or two
 MEMORY = 1_000_000_000  # bytes for one image; these take 0.96 GB as WebP
+_PATIENT = {"seconds": 60, "memory": 2_000_000_000}  # 160 megapixels, or 80 with transparency
+_ANY = 2**40  # pixels: the memory decides
 
-Want = Literal["seen", "picture"]  # as the model sees it, or as a person does
-# whether a picture, and scaled; pixels a side; at most so many pixels; seconds; memory; bytes of the file
-_QUESTION = struct.Struct("!??IQIQQ")
+Want = Literal["seen", "picture", "header"]  # as the model sees it, as a person does, or no pixel
+# which of these, and whether scaled; pixels a side; at most so many pixels; seconds; memory; bytes of the file
+_QUESTION = struct.Struct("!B?IQIQQ")
 _STATUS = struct.Struct("!i")
 _ERRORS = {each.__name__: each for each in (images.ImageError, images.UnsupportedImage, decoding.TooLargeError)}
 
@@ -60,7 +63,9 @@ class Ask:
         memory: int = MEMORY,
     ) -> None:
         self._seconds, self._memory = seconds, memory
-        self._question = _QUESTION.pack(want == "picture", scaled, size, max_pixels, seconds, memory, len(data))
+        self._question = _QUESTION.pack(
+            get_args(Want).index(want), scaled, size, max_pixels, seconds, memory, len(data)
+        )
         self._data = data
         self._most = 3 * size * size + 65_536
         self._ours: socket.socket | None = None
@@ -104,7 +109,9 @@ class Ask:
             raise images.ImageError("the image's decoder crashed on it")
         told = json.loads(head)
         if "error" not in told:
-            return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(told["rows"], -1, 3)
+            return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(
+                told["rows"], told["columns"], 3
+            )
         if told["error"] == "MemoryError":
             raise _costly(f"{self._memory / 1e6:g} MB of memory")
         raise _ERRORS.get(told["error"], images.ImageError)(told["message"])
@@ -160,10 +167,53 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = 
         CostlyError: the budget does not suffice.
         ImageError: as `decoding.decode`.
     """
-    if cost.ordinary(data) or not hasattr(socket, "send_fds"):  # Windows
+    if _at_once(data):
         return decoding.decode(data, size, max_pixels, scaled)
-    header, pixels = Ask(data, "seen", size, max_pixels, scaled).answer(_helper)
+    header, pixels = _answer_of(Ask(data, "seen", size, max_pixels, scaled))
     return decoding.seen(Image.fromarray(pixels), header, size, data)
+
+
+def sized(data: bytes, size: int, scaled: bool = True) -> np.ndarray:
+    """As `images.sized`, within a budget for jobs that nobody waits for, whose images may be larger than a server's.
+
+    Raises:
+        CostlyError, ImageError: as `decode`.
+    """
+    if _at_once(data):
+        return images.sized(data, size, scaled)
+    return _answer_of(Ask(data, "seen", size, _ANY, scaled, **_PATIENT))[1]
+
+
+def header(data: bytes) -> images.Header:
+    """As `images.header`, within the budget of `sized`."""
+    if _at_once(data):
+        return images.header(data)
+    return _answer_of(Ask(data, "header", 0, _ANY, False, **_PATIENT))[0]
+
+
+def whole(data: bytes, side: int) -> tuple[images.Header, Image.Image]:
+    """As `images.read`, of an image of at most `side` pixels a side, within the budget of `sized`."""
+    if _at_once(data):
+        return images.read(data, lambda header: None)
+    header, pixels = _answer_of(Ask(data, "picture", side, _ANY, False, **_PATIENT))
+    return header, Image.fromarray(pixels)
+
+
+def _at_once(data: bytes) -> bool:
+    return cost.ordinary(data) or not hasattr(socket, "send_fds")  # Windows
+
+
+def _answer_of(ask: Ask) -> tuple[images.Header, np.ndarray]:
+    """By a helper that is idle, or one more: as many as the caller has threads."""
+    try:
+        helper = _idle.pop()
+    except IndexError:
+        helper = Helper()
+        atexit.register(helper.close)
+    try:
+        return ask.answer(helper)
+    finally:
+        _idle.append(helper)
 
 
 def look(source: decoding.Source, size: int, scaled: bool = True) -> Decoded:
@@ -173,8 +223,7 @@ def look(source: decoding.Source, size: int, scaled: bool = True) -> Decoded:
     return decode(decoding.file_bytes(source), size, scaled=scaled)
 
 
-_helper = Helper()
-atexit.register(_helper.close)
+_idle: deque[Helper] = deque()
 
 
 def _costly(than: str) -> CostlyError:
@@ -221,18 +270,22 @@ def _in_a_child(connection: socket.socket, control: socket.socket) -> int:
 
 def _answer(connection: socket.socket) -> None:
     with connection.makefile("rwb") as stream:
-        is_picture, scaled, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
+        which, scaled, size, max_pixels, seconds, memory, length = _QUESTION.unpack(stream.read(_QUESTION.size))
+        want: Want = get_args(Want)[which]
         child.limit(memory, seconds, files=False)
         data = stream.read(length)
         pixels = b""
         try:
-            least = images.least(size, scaled and not is_picture)
-            header, picture = images.read(data, lambda header: decoding.check(header, max_pixels), least)
-            if is_picture:
-                picture.thumbnail((size, size))
+            if want == "header":
+                header, picture = images.header(data), Image.new("RGB", (0, 0))
             else:
+                least = images.least(size, scaled and want == "seen")
+                header, picture = images.read(data, lambda header: decoding.check(header, max_pixels), least)
+            if want == "picture":
+                picture.thumbnail((size, size))
+            elif want == "seen":
                 picture = Image.fromarray(images.resize(picture, size))
-            answer: dict[str, Any] = {"header": asdict(header), "rows": picture.height}
+            answer: dict[str, Any] = {"header": asdict(header), "rows": picture.height, "columns": picture.width}
             pixels = picture.tobytes()
         except (MemoryError, NoMemoryError):
             answer = {"error": "MemoryError"}

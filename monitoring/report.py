@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leukdetect import contract, drift, images
+from leukdetect import apart, contract, drift, images
 from leukdetect.contract import Reference
 from leukdetect.drift import Comparison
 from leukdetect.page import render
@@ -113,7 +113,7 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
     unreadable = 0
     for path in paths:
         try:
-            pixels = images.sized(path.read_bytes(), promise.decode.size, promise.decode.scaled)
+            pixels = apart.sized(path.read_bytes(), promise.decode.size, promise.decode.scaled)
         except images.ImageError:
             unreadable += 1
             continue

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-from leukdetect import images
+from leukdetect import apart
+from leukdetect.images import ImageError
 from pipeline import params, stage
 from pipeline.data import manifest, prepared, splits
 from pipeline.data.source import RAW
@@ -38,7 +39,10 @@ def main() -> None:
             start = file.tell()
 
             def decode(row: int, path: str) -> None:
-                pixels = images.sized((RAW / path).read_bytes(), size).tobytes()
+                try:
+                    pixels = apart.sized((RAW / path).read_bytes(), size).tobytes()
+                except ImageError as error:
+                    raise Problem(f"{RAW / path} cannot be used: {error}. Take it away, then run this again") from error
                 # Not through a memory map: where the disk fills up, that kills the process without a word.
                 if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(prepared.PREPARED))

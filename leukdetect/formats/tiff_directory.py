@@ -26,9 +26,11 @@ _TYPES = {  # NumPy's names of TIFF's types
     **{13: "u4", 16: "u8", 17: "i8", 18: "u8"},
 }
 _PAIRS = (5, 10)  # of numerator and denominator
-_CHANNELS = (  # what ImageJ, OME-TIFF and tifffile write where each page holds one colour
-    rb"\AImageJ=.*^channels=0*([2-9]|[1-9]\d)",
-    rb"<(?:\w{1,9}:)?Pixels\b[^>]{0,800}\bSizeC=[\"']0*([2-9]|[1-9]\d)",
+# What ImageJ, OME-TIFF and tifffile write where each page holds one colour. No two matches may begin in one stretch of
+# text, so that the search takes time in proportion to its length: an attribute holds no `<`, and few zeros.
+_CHANNELS = (
+    rb"\AImageJ=.*^channels=0{0,9}([2-9]|[1-9]\d)",
+    rb"<(?:\w{1,9}:)?Pixels\b[^<>]{0,800}?\bSizeC=[\"']0{0,9}([2-9]|[1-9]\d)",
     rb"\"axes\": \"\w{0,9}C\w{0,9}\"",
 )
 

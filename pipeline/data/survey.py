@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from leukdetect import images
+from leukdetect import apart, images
 from pipeline.stage import Problem, progress
 
 _DECIMALS = 4  # of brightness and sharpness: enough to compare, few enough to diff
@@ -40,11 +40,11 @@ def look(path: Path, max_side: int) -> Facts:
     data = path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        header = images.header(data)
+        header = apart.header(data)
         described = (sha256, None, header.width, header.height, header.format, header.mode)
         if max(header.width, header.height) > max_side:
             return Facts(*described)
-        header, image = images.read(data, lambda header: None)
+        header, image = apart.whole(data, max(header.width, header.height))
     except images.ImageError as error:
         return Facts(sha256, str(error))
     pixels = np.asarray(image)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from leukdetect import images
+from leukdetect import apart, images
 from pipeline.data import walk
 from pipeline.stage import Problem
 
@@ -56,7 +56,7 @@ def folder(path: Path, size: int) -> np.ndarray:
     pixels = []
     for file in walk.image_files(path, left_out) if path.is_dir() else ():
         try:
-            pixels.append(images.sized(file.read_bytes(), size))
+            pixels.append(apart.sized(file.read_bytes(), size))
         except images.ImageError as error:
             raise Problem(f"evaluate.other_laboratory: {file} cannot be used: {error}. Take it away.") from error
     if not pixels:

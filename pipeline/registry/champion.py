@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 
-from leukdetect import images
+from leukdetect import apart
 from leukdetect.contract import Decode
 from pipeline import params, stage
 from pipeline.data import prepared
@@ -76,4 +76,4 @@ def _as_seen(pixels: np.ndarray, rows: pd.DataFrame, how: Decode) -> np.ndarray:
     if pixels.shape[1] == how.size and how.scaled:  # as the prepared ones are
         return pixels[rows.index]
     files = stage.progress([RAW / path for path in rows["path"]], f"decode at {how.size} px")
-    return np.stack([images.sized(file.read_bytes(), how.size, how.scaled) for file in files])
+    return np.stack([apart.sized(file.read_bytes(), how.size, how.scaled) for file in files])

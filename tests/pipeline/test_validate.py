@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from leukdetect import images
-from pipeline import stage, validate
-from pipeline.data import manifest, survey
+from leukdetect import apart, cost, images
+from pipeline import prepare, stage, validate
+from pipeline.data import manifest, splits, survey
+from tests import bombs
 from tests.leukdetect.formats.tiffs import Page, tiff
 from tests.project import ROOT
 
@@ -339,3 +342,42 @@ def test_the_manifest_reads_back_classes_and_hashes_that_look_like_something_els
 def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
     with pytest.raises(stage.Problem, match=r"manifest\.csv is missing; `dvc repro validate` makes it"):
         manifest.read(tmp_path / "manifest.csv")
+
+
+def test_a_file_made_to_cost_is_named_with_why_and_the_others_are_used(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(apart._PATIENT, "seconds", 1)
+    bomb = bombs.png_of_profiles(3_000)
+    (RAW / "benign/bomb.png").write_bytes(bomb)
+    recipe(max_broken=1)
+    validate.main()
+    [broken] = results()["broken"]
+    assert broken["path"] == "benign/bomb.png"
+    assert "takes more than 1 s of processor time" in broken["reason"]
+
+
+@pytest.mark.usefixtures("recipe")
+def test_what_is_decoded_apart_is_seen_as_the_rest_is() -> None:
+    odd, even = RAW / "benign/odd.png", RAW / "benign/even.png"
+    save("benign/even.png", "noise")
+    info = PngInfo()
+    for number in range(cost.PARTS + 5):
+        info.add_text(f"text {number}", "…")
+    with Image.open(even) as image:
+        image.save(odd, pnginfo=info)
+    assert not cost.ordinary(odd.read_bytes())
+    found = survey.look(odd, 4096)
+    assert replace(found, sha256="") == replace(survey.look(even, 4096), sha256="")
+    assert found.dhash
+    assert survey.look(odd, 8) == replace(found, dhash=None, brightness=None, sharpness=None)
+
+
+@pytest.mark.usefixtures("recipe")
+def test_prepare_names_a_file_that_has_become_unusable_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    validate.main()
+    (RAW / "pre/pre-0.png").write_bytes((RAW / "pre/pre-0.png").read_bytes()[:200])
+    monkeypatch.setattr(splits, "assign", lambda frame, *_: frame.assign(split="train", group=frame["path"]))
+    with pytest.raises(stage.Problem, match=r"data/raw/pre/pre-0\.png cannot be used: the PNG .* Take it away"):
+        prepare.main()
+    assert not Path("data/prepared").exists()

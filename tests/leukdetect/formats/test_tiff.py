@@ -1,6 +1,8 @@
 """TIFFs of every depth and layout: the pixels that were written, or a refusal that names what the file is."""
 
 import io
+import re
+import time
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
+from leukdetect.formats import tiff_directory
 from tests.leukdetect.formats.pictures import encoded, photograph, turned
 from tests.leukdetect.formats.tiffs import Order, Page, tiff
 
@@ -200,6 +203,22 @@ def grey_pages(description: bytes) -> bytes:
 def test_channels_as_pages_are_no_grey_picture(description: bytes) -> None:
     with pytest.raises(images.ImageError, match="save it as one RGB page"):
         images.decode(grey_pages(description))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"<Pixels ", b'<Pixels SizeC="', b'<a:Pixels SizeC="0', b"\nchannels=0", b'"axes": "C', b'<Pixels SizeC="000000'],
+)
+def test_a_long_description_is_searched_in_time_in_proportion(piece: bytes) -> None:
+    def seconds(length: int) -> float:
+        description = b"ImageJ=" + piece * (length // len(piece)) + b"0" * length
+        begun = time.process_time()
+        for pattern in tiff_directory._CHANNELS:
+            re.search(pattern, description, re.DOTALL | re.MULTILINE)
+        return time.process_time() - begun
+
+    short, long = (min(seconds(length) for _ in range(3)) for length in (20_000, 320_000))
+    assert long < 60 * max(short, 1e-4)  # 16 times as long; the square would be 256 times
 
 
 @pytest.mark.parametrize(
