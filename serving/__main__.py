@@ -65,6 +65,7 @@ def main() -> None:
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=settings.drain_seconds,
         proxy_headers=False,  # the client's address is used for nothing
+        loop="serving.request.handshakes:Loop",
         http=connections.Connection,
         ws="none",
         limit_concurrency=most,

@@ -198,3 +198,11 @@ def test_what_is_being_loaded_is_not_removed_and_what_is_removed_goes_as_a_whole
     assert left[2:] == [False]  # before the first of its files was removed
     with pytest.raises(RegistryError, match="another server removed it meanwhile"):
         model_file.load(Located(folder, "1"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"fp32": null}', "[" * 9_000, '{"a":' * 1_500, "9" * 9_000, "\udcff"]
+)
+def test_a_note_of_hashes_that_cannot_be_read_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / registry.CAME).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert registry.came(tmp_path) == {}
