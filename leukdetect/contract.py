@@ -144,6 +144,12 @@ class Reference(_Frozen):
     class_shares: list[Share] = Field(description="of predicted classes, in class order")
     bandwidth: float = Field(gt=0, description="of the kernel on embeddings of length 1")
     embedding: list[float] = Field(description="mean of the embeddings' random features")
+    sides: list[float] | None = Field(
+        default=None,
+        min_length=QUANTILES,
+        max_length=QUANTILES,
+        description="of the validation files' pixels, √(width × height): 0, 5, … 100 %; null before version 4",
+    )
     windows: list[Window] = Field(min_length=1, description="the smallest first; below it nothing is said")
 
 

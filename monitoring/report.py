@@ -29,6 +29,7 @@ from leukdetect.contract import Reference
 from leukdetect.drift import Comparison
 from leukdetect.page import render
 from leukdetect.runtime import cpus, open_session, run
+from monitoring import whole
 
 PAGE = Path(__file__).with_name("report.html.jinja")
 ALARM = 3  # exit code
@@ -54,6 +55,7 @@ class Findings:
     windows: dict[str, Comparison]  # by name, in order of time
     unreadable: int = 0
     order: str = "in the order of the answers"
+    whole: tuple[str, ...] = ()  # what all images show together
 
     @property
     def reference(self) -> Reference:
@@ -91,8 +93,9 @@ def main() -> int:
         return 1
     options.out.write_text(page(found))
     alarms = found.alarms()
-    print(f"{options.out}: {'drift in ' + ', '.join(alarms) if alarms else 'no drift'}")
-    return ALARM if alarms else 0
+    verdict = f"drift in {', '.join(alarms)}" if alarms else "no drift in a window" if found.whole else "no drift"
+    print(f"{options.out}: {verdict}", *found.whole, sep="\n")
+    return ALARM if alarms or found.whole else 0
 
 
 def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings:
@@ -110,15 +113,21 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
     reference = promise.reference
     encode = drift.encoder(reference)
     rows: list[np.ndarray] = []
-    unreadable = 0
+    predicted, sides, unreadable = [], [], 0
+    whose: set[str] = set()  # as --patient finds them
     for path in paths:
         try:
-            pixels = apart.sized(path.read_bytes(), promise.decode.size, promise.decode.scaled)
+            data = path.read_bytes()
+            pixels = apart.sized(data, promise.decode.size, promise.decode.scaled)
         except images.ImageError:
             unreadable += 1
             continue
         answers = dict(zip(contract.OBSERVED, run(session, pixels[None], contract.OBSERVED), strict=True))
         rows.append(encode(drift.signals([drift.looks(pixels)], **answers))[0])
+        predicted.append(int(answers["probabilities"].argmax()))
+        header = images.header(data)
+        sides.append((header.width * header.height) ** 0.5)
+        whose.update(re.findall(patient, path.as_posix())[:1] if patient else ())
     full = [window.images for window in reference.windows if window.images <= len(rows)]
     if not full:
         needed = reference.windows[0].images
@@ -128,7 +137,12 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
         end = start + full[-1]
         if found := drift.compare(rows[start:end], reference):
             windows[f"{start + 1}–{end}"] = found
-    return Findings(f"{len(rows)} images of a folder", promise.model_dump(mode="json"), windows, unreadable, order)
+    together = (
+        whole.mix(np.array(predicted), len(whose), reference, [each.label for each in promise.classes]),
+        whole.sizes(np.array(sides), reference),
+    )
+    source, said = f"{len(rows)} images of a folder", tuple(filter(None, together))
+    return Findings(source, promise.model_dump(mode="json"), windows, unreadable, order, said)
 
 
 def in_order(paths: Sequence[Path], patient: str | None) -> tuple[list[Path], str]:

@@ -1,6 +1,6 @@
 """Turns the model and its calibration into two self-explaining files, FP32 and INT8, and compares FP32 with Keras.
 
-Reads:  models/model.keras, models/calibration.json, models/unlikeness.npz, data/prepared/, data/source.json, params
+Reads:  models/ (model.keras, calibration.json, unlikeness.npz), data/ (prepared/, manifest.csv, source.json), params
 Writes: models/leukdetect.onnx, models/leukdetect.int8.onnx (each with the whole contract), reports/parity.json
 Run:    python -m pipeline.export
 """
@@ -17,7 +17,7 @@ from scipy.special import softmax
 from leukdetect import contract, images
 from leukdetect.runtime import open_session
 from pipeline import params, stage
-from pipeline.data import prepared
+from pipeline.data import manifest, prepared
 from pipeline.data.source import read_source
 from pipeline.model_file import assemble, drift_reference, graph, onnx_model, prediction_sets, quantise, similar_index
 from pipeline.model_file.calibration import CALIBRATION, UNLIKENESS
@@ -38,7 +38,7 @@ def main() -> None:
         space = dict(arrays)
     pixels, train = prepared.read("train")
     _, val = prepared.read("val")
-    labels, groups = val["label"].to_numpy(), val["group"].tolist()
+    labels, groups, sides = val["label"].to_numpy(), val["group"].tolist(), manifest.sides(val["path"])
 
     function = graph.contract_function(whole, calibration["temperature"], space)
     proto = to_onnx.to_onnx(function, recipe.prepare.image_size, whole.weights)
@@ -57,7 +57,7 @@ def main() -> None:
             own = {  # fitted to this graph's own answers to the validation images
                 "precision": precision,
                 "prediction_sets": prediction_sets.fit(answers["probabilities"], labels, recipe.calibrate.set_error),
-                "reference": drift_reference.fit(signals, groups, len(recipe.classes), recipe.seed),
+                "reference": drift_reference.fit(signals, groups, len(recipe.classes), recipe.seed, sides),
             }
             embedding = onnx_model.answers(session, pixels[indexed.index], ("embedding",))["embedding"]
             index = similar_index.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), thumbnails)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from pipeline import stage
@@ -21,3 +22,9 @@ def read(path: Path = MANIFEST_FILE) -> pd.DataFrame:
     # A class or a hash may look like a number, or like one of pandas' words for a missing value.
     text = dict.fromkeys(["path", "class", "sha256", "dhash"], str)
     return pd.read_csv(stage.require(path, "validate"), dtype=text, keep_default_na=False)
+
+
+def sides(paths: pd.Series) -> np.ndarray:
+    """√(width × height) of each file's pixels."""
+    sizes = read().set_index("path").loc[paths, ["width", "height"]]
+    return np.sqrt(sizes.prod(axis=1).to_numpy(float))

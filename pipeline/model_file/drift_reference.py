@@ -24,8 +24,13 @@ def signals(pixels: np.ndarray, answers: dict[str, np.ndarray]) -> Signals:
     return drift.signals([drift.looks(image) for image in pixels], **answers)
 
 
-def fit(found: Signals, groups: Sequence[str], classes: int, seed: int) -> contract.Reference:
-    """The reference of n validation images, each of a patient or session, `groups` [n]; windows are drawn by `seed`."""
+def fit(
+    found: Signals, groups: Sequence[str], classes: int, seed: int, sides: np.ndarray | None = None
+) -> contract.Reference:
+    """The reference of n validation images, each of a patient or session, `groups` [n]; windows are drawn by `seed`.
+
+    `sides` [n]: √(width × height) of each file's pixels.
+    """
     quantiles = np.quantile(found.scalars, np.linspace(0, 1, contract.QUANTILES), axis=0).T
     # As JSON will hold them, so that server and pipeline put an image into the same cell.
     edges = np.array([[_short(value) for value in row] for row in quantiles])
@@ -44,6 +49,7 @@ def fit(found: Signals, groups: Sequence[str], classes: int, seed: int) -> contr
         class_shares=[_short(share) for share in parts["class"]],
         bandwidth=bandwidth,
         embedding=[_short(value) for value in parts["embedding"]],
+        sides=None if sides is None else [_short(q) for q in np.quantile(sides, np.linspace(0, 1, contract.QUANTILES))],
         windows=[
             contract.Window(images=size, thresholds=thresholds(rows, groups, classes, size, rng)) for size in SIZES
         ],

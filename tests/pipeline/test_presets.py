@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import leukdetect
 from pipeline import fetch, params, prepare, validate
 from pipeline.data import smears
 from pipeline.stage import Problem
@@ -123,6 +124,7 @@ def test_a_preset_is_trained_registered_served_and_asked(
     assert all(limit in card for limit in recipe["wording"]["limits"])
     assert ("| By patient |" in card) == (recipe["evaluate"]["label_of"] == "patient")
     name = recipe["register"]["name"]
+    assert leukdetect.open("models/leukdetect.onnx").contract.reference.sides == [40.0] * 21  # of the files' pixels
     settings = Settings(model=f"models:/{name}@champion", cache_dir=tmp_path / "cache")
     image = Image.open(next(path for path in Path("data/raw").rglob("*") if path.is_file()))
     buffer = io.BytesIO()
