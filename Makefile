@@ -90,7 +90,9 @@ licences: .venv/.ready .venv-serving/.ready  ## docs/licences.md, and whether ev
 SBOM := reports/sbom
 sbom: .venv-sbom/.ready  ## reports/sbom/*.json: what is installed, as CycloneDX, from the locks
 	mkdir -p $(SBOM)
-	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done
+	@# It reads no version that the project takes from its code.
+	version=$$(sed -n 's/^__version__ = \("[^"]*"\).*/\1/p' leukdetect/__init__.py); sed "s/^dynamic = .*/version = $$version/" pyproject.toml > $(SBOM)/pyproject.toml
+	for name in serving pipeline ray; do .venv-sbom/bin/cyclonedx-py requirements requirements/$$name.txt --pyproject $(SBOM)/pyproject.toml --output-reproducible --output-file $(SBOM)/$$name.json || exit 1; done; rm $(SBOM)/pyproject.toml
 
 audit: .venv-sbom/.ready  ## known vulnerabilities of what the locks hold (needs: PyPI's or OSV's service)
 	for lock in requirements/*.txt mlflow/requirements.txt; do \

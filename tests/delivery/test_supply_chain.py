@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import leukdetect
 from deploy import licences
 from tests.conftest import require
 
@@ -118,7 +119,8 @@ def sboms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sbom_holds_every_package_of_the_lock_with_its_hashes(lock: str, sboms: Path) -> None:
     bom = json.loads((sboms / f"{lock}.json").read_text())
     assert bom["bomFormat"] == "CycloneDX"
-    assert bom["metadata"]["component"]["name"] == "leukdetect"
+    component = bom["metadata"]["component"]
+    assert (component["name"], component["version"]) == ("leukdetect", leukdetect.__version__)
     found = {f"{each['name']}=={each['version']}": each for each in bom["components"]}
     assert {re.sub(r"\[.*\]", "", pin) for pin in pins(Path(f"requirements/{lock}.txt"))} <= set(found)
     assert all(reference["hashes"] for each in found.values() for reference in each["externalReferences"])
