@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline import params
 from pipeline.params import Section, Share
@@ -18,6 +18,12 @@ from pipeline.registry import git
 from pipeline.stage import Problem
 
 GATE_FILE = Path("gate.yaml")
+
+
+Mode = Annotated[
+    Literal["off", "dry-run", "enforce"],
+    BeforeValidator(lambda given: "off" if given is False else given),  # as YAML reads a plain off
+]
 
 
 class Bound(Section):
@@ -46,7 +52,7 @@ class FileBounds(Section):
 class Gate(Section):
     """gate.yaml; the file itself says what each key is for."""
 
-    mode: Literal["off", "dry-run", "enforce"]
+    mode: Mode
     reason: Annotated[str, Field(min_length=1)] | None
     fp32: FileBounds
     int8: FileBounds

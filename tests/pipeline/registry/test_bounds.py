@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.registry import bounds, git
 from pipeline.stage import Problem
@@ -137,3 +138,13 @@ def test_outside_git_the_trees_own_bounds_judge(tmp_path: Path, monkeypatch: pyt
 def test_a_mistake_is_named(old: str, new: str, message: str) -> None:
     with pytest.raises(Problem, match=message):
         bounds.read(DEMO.replace(old, new))
+
+
+def test_off_may_be_written_as_gate_yaml_has_it_though_yaml_takes_it_for_false() -> None:
+    text = DEMO.replace("mode: enforce", "mode: off").replace("reason: null", "reason: the ward needs it")
+    assert yaml.safe_load(text)["mode"] is False
+    assert bounds.read(text).mode == "off"
+    with pytest.raises(Problem, match="mode: off needs a reason"):
+        bounds.read(DEMO.replace("mode: enforce", "mode: off"))
+    with pytest.raises(Problem, match=r"mode: .*True"):
+        bounds.read(text.replace("mode: off", "mode: on"))
