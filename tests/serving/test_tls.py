@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -73,7 +74,7 @@ def test_handshakes_that_never_end_are_ended_and_others_go_on(
     monkeypatch.setattr(handshakes, "MOST", 3)
     certificate, key = files
     app = Starlette(routes=[Route("/", alive)])
-    options = {"ssl_certfile": certificate, "ssl_keyfile": key, "backlog": 10}
+    options: dict[str, Any] = {"ssl_certfile": certificate, "ssl_keyfile": key, "backlog": 10}
     loop = "serving.request.handshakes:Loop"
     trusted = ssl.create_default_context(cafile=certificate)
     with serve(app, loop=loop, http=Connection, **options) as client, ExitStack() as opened:
