@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 PORT ?= 8000
 PRESET ?=
 ONCE ?=
+FUZZ_SECONDS ?= 3600
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
@@ -11,7 +12,7 @@ export DVC_NO_ANALYTICS := 1
 # Trust the system's certificates, as pip does: a hospital's proxy may sign with one that only the machine has.
 export UV_SYSTEM_CERTS := true
 
-.PHONY: help demo serve repro mlflow-ui test quick test-slow test-load bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom audit clean
+.PHONY: help demo serve repro mlflow-ui test quick test-slow test-load fuzz bench-serving bench-overhead bench-startup bench-probes bench-training bench-score soak lint lock licences sbom audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -38,6 +39,9 @@ test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes eac
 
 test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed, swapped, full disk, stalled clients, 10,000 mutated images
 	pytest -m slow tests/load
+
+fuzz: .venv/.ready  ## an hour of mutated images, requests and model files (FUZZ_SECONDS=60: shorter)
+	python -m tests.load.fuzz --seconds $(FUZZ_SECONDS)
 
 # Run benchmarks on an idle machine. They share a 224 px model, made from the demo's, and their peers' environments.
 .benchmarks/model224: .venv/.ready

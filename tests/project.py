@@ -70,11 +70,16 @@ class Project:
     def read(self) -> dict[str, Any]:
         return yaml.safe_load((self.root / "params.yaml").read_text())
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *command: str) -> tuple[tuple[str, ...], dict[str, str]]:
+        """A command, and the environment that it needs."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "LEUKDETECT_", "GIT_"))}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         who = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         environment |= {"PATH": path, "DVC_NO_ANALYTICS": "1", **who, **self.environment}
+        return command, environment
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        _, environment = self.command(*command)
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=900)
 
     def dvc(self, *arguments: str) -> str:

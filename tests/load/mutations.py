@@ -28,6 +28,7 @@ SEEDS = {
     "tiff": _saved("TIFF", "RGB"),
     "tiff, lzw": _saved("TIFF", "RGB", compression="tiff_lzw"),
     "tiff, deflate": _saved("TIFF", "RGB", compression="tiff_deflate"),
+    "avif": _saved("AVIF", "RGB"),
     "webp": _saved("WEBP", "RGB"),
     "webp, lossless": _saved("WEBP", "RGBA", lossless=True),
 }
