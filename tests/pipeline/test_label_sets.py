@@ -13,6 +13,7 @@ import yaml
 import leukdetect
 from leukdetect.contract import Class
 from pipeline import evaluate, params, register
+from pipeline.registry import tracking
 from serving.app import create_app
 from serving.models.served import Models
 from serving.settings import Settings
@@ -108,8 +109,12 @@ def test_a_label_set_is_evaluated_registered_and_served_in_its_own_words(classes
         if answer["decision"] == "report":
             assert answer["wording"] == sentence.replace("{label}", answer["label"])
     assert any(answer["decision"] == "report" for answer in answers)
-    written = (path for path in Path("reports").rglob("*") if path.suffix in (".md", ".html", ".csv"))
-    pages |= {path.name: path.read_text() for path in written}
+    texts = (path for path in Path("reports").rglob("*") if path.is_file() and path.suffix not in (".png", ".svg"))
+    pages |= {path.name: path.read_text() for path in texts}
+    client = tracking.client()
+    registered, (version,) = client.get_registered_model("leukdetect"), client.search_model_versions()
+    pages["registry"] = str((dict(registered), dict(version)))
+    pages["run"] = str(client.get_run(str(version.run_id)).data.to_dictionary())
     found = {name: OURS.findall(text) for name, text in (pages | {"answers": json.dumps(answers)}).items()}
     assert {name: words for name, words in found.items() if words} == {}
 
@@ -124,7 +129,11 @@ def ask(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
             answered = client.post("/predict", content=data, headers={"Content-Type": "image/jpeg"})
             assert answered.status_code == 200, answered.text
             answers.append(answered.json())
-        paths = ("/", "/static/app.js", "/health", "/docs", "/openapi.json", "/model", "/metrics")
-        pages = {path: client.get(path).text for path in paths}
+        known = client.get("/openapi.json").json()["paths"]
+        paths = {path.replace("{model}", "leukdetect") for path, methods in known.items() if "get" in methods}
+        static = (f"/static/{file.name}" for file in (ROOT / "serving/static").iterdir())
+        pages = {path: client.get(path).text for path in (*paths, *static, "/openapi.json", "/docs", "/status")}
+        pages["/explain"] = client.post("/explain", content=data, headers={"Content-Type": "image/jpeg"}).text
+        pages["not an image"] = client.post("/predict", content=b"none").text
         assert client.get("/health").json()["subject"] == WORDING["subject"]
     return answers, pages

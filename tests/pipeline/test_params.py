@@ -1,5 +1,6 @@
 """params.yaml: every mistake is named with its key and value."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,26 @@ def test_what_the_demo_says_of_its_images_is_said_of_no_others(recipe: dict[str,
     recipe["fetch"] |= said | {key: params.DEMO[key] for key in ("origin", "licence")}
     with pytest.raises(Problem, match="source: folder needs its own origin and licence, not the demo's"):
         params.parse(recipe)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_every_bound_of_a_number_stands_beside_it(path: Path) -> None:
+    """But for those that the file's head names: counts of 1 or more, shares and rates between 0 and 1."""
+    text = path.read_text()
+    assert "counts are 1 or more, and shares and rates lie between 0 and 1" in text
+    checked = 0
+    for name, field in params.Params.model_fields.items():
+        section = field.annotation
+        if not (isinstance(section, type) and issubclass(section, params.Section)):
+            continue
+        (body,) = re.findall(rf"^{field.alias or name}:.*\n((?: .*\n|\n)+)", text, re.MULTILINE)
+        for key, each in section.model_fields.items():
+            (line,) = re.findall(rf"^  {key}:.*", body, re.MULTILINE)
+            ends = {
+                getattr(rule, end) for rule in each.metadata for end in ("ge", "gt", "le", "lt") if hasattr(rule, end)
+            }
+            beyond = ends - {0, 1}
+            missing = [end for end in beyond if not re.search(rf"\b{end:g}\b", line.partition("#")[2])]
+            assert not missing, f"{path}: {line!r} does not name {missing}"
+            checked += len(beyond)
+    assert checked >= 8
