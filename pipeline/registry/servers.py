@@ -123,14 +123,15 @@ class Server:
         """
         parts = urlsplit(self.url.rstrip("/") + path)
         asked = f"{method} {parts.geturl()}" + (f" ({self.ip})" if self.ip else "")
-        headers = {"Host": parts.netloc} | ({"X-API-Key": key} if (key := _key()) else {})
+        headers = {"X-API-Key": key} if (key := _key()) else {}
         if self.ip:
+            user, at, headers["Host"] = parts.netloc.rpartition("@")
             host = f"[{self.ip}]" if ":" in self.ip else self.ip
-            parts = parts._replace(netloc=host + (f":{parts.port}" if parts.port else ""))
+            parts = parts._replace(netloc=f"{user}{at}{host}" + (f":{parts.port}" if parts.port else ""))
         url = parts.geturl()
         try:
             with requests.Session() as session:
-                session.mount(url, _Adapter(urlsplit(self.url).hostname))
+                session.mount(url, _Adapter(urlsplit(self.url).hostname if self.ip else None))
                 # A redirect would take the key to whoever it names.
                 answer = session.request(
                     method, url, data=body, headers=headers, timeout=REQUEST_TIMEOUT, allow_redirects=False
@@ -149,7 +150,7 @@ class Server:
 
 
 class _Adapter(HTTPAdapter):
-    """For an address whose host is an IP address: its certificate is of the name that this stands for."""
+    """Holds the certificate to a name where the address has an IP in its place."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
