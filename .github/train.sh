@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The steps of the workflows `train` (pull, evaluate, push, gate, report) and `champion` (pull, promote).
-# DVC_REMOTE says where the data is, BASE what to compare with.
+# DVC_REMOTE says where the data is, BASE what to compare with, RECIPE in which folder (recipes/ward; or the project's).
 set -euo pipefail
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+cd "${RECIPE:-.}"
 
 case $1 in
   pull) # earlier outputs, so that only what changed runs again; not the gate's, which always judges anew

@@ -230,6 +230,18 @@ def test_the_training_image_is_given_secrets_by_name_alone(tmp_path: Path) -> No
     assert "value-of" not in started.stdout
 
 
+def test_a_recipes_steps_run_in_its_folder_on_the_projects_code(tmp_path: Path) -> None:
+    (tmp_path / "recipes/ward").mkdir(parents=True)
+    (tmp_path / "dvc").write_text('#!/bin/sh\necho "$PWD $PYTHONPATH $*"\n')
+    (tmp_path / "dvc").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{PATH}", "PYTHONPATH": ""}
+    for recipe, folder in (({}, tmp_path), ({"RECIPE": "recipes/ward"}, tmp_path / "recipes/ward")):
+        done = run(GITHUB / "train.sh", "evaluate", cwd=tmp_path, env=environment | recipe)
+        assert done.stdout == f"{folder} {tmp_path} repro evaluate\n"
+    both = (workflow(name)["jobs"][name]["env"]["RECIPE"] for name in ("train", "champion"))
+    assert set(both) == {"${{ vars.RECIPE || '.' }}"}
+
+
 # A training, step by step
 
 DVC_YAML = """
