@@ -5,6 +5,9 @@ PRESET ?=
 ONCE ?=
 FUZZ_SECONDS ?= 3600
 
+# Whole files, in the order of their names, so that what files share is made once and the longest one begins early.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -32,10 +35,11 @@ mlflow-ui: .venv/.ready  ## the embedded MLflow at localhost:5000
 	mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI)
 
 test: .venv/.ready .venv-serving/.ready .venv-sbom/.ready lint  ## lint, types and tests, all but the slow ones
-	pytest -m "not slow"
+	pytest -m "not slow" $(PARALLEL)
 
-test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each
-	pytest -m slow
+test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each; those under load have the machine alone
+	pytest -m slow --ignore=tests/load $(PARALLEL)
+	pytest -m slow tests/load
 
 test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed, swapped, full disk, stalled clients, 10,000 mutated images
 	pytest -m slow tests/load
