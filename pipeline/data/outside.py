@@ -61,10 +61,11 @@ def look(path: Path, table: str | None = None) -> dict[str, Any] | None:
         try:
             now = file.stat()
             times = [now.st_size, now.st_mtime_ns, now.st_ctime_ns]
-            found, sha256 = former.get(name, [None, ""])
-            known[name] = [times, sha256 if found == times else stage.sha256(file)]
+            key = stage.state_key(name)  # a name may be a patient's, and stays where the data is
+            found, sha256 = former.get(key, [None, ""])
+            known[key] = [times, sha256 if found == times else stage.sha256(file)]
         except OSError as error:
             raise Problem(f"{walk.shown(file)} cannot be read ({error.strerror})") from error
-        digest.update(f"{known[name][1]}  {name}\n".encode())
+        digest.update(f"{known[key][1]}  {name}\n".encode())
     stage.write_json(kept, known)
     return {"files": len(files), "sha256": digest.hexdigest()}
