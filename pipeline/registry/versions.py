@@ -231,12 +231,12 @@ def _new_version(
 ) -> ModelVersion:
     """Uploads the model first, then registers it: a version never lacks its files."""
     name, wording = recipe.register_.name, recipe.wording
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    classes = ", ".join(each.label for each in recipe.classes)
-    client.update_registered_model(
-        name, f"{wording.subject}: {classes}.\n\n{wording.intended_use}\n\n{wording.disclaimer}"
-    )
+    found = client.search_registered_models(f"name = '{name}'") or [client.create_registered_model(name)]
+    if not found[0].description:  # else somebody's words
+        classes = ", ".join(each.label for each in recipe.classes)
+        client.update_registered_model(
+            name, f"{wording.subject}: {classes}.\n\n{wording.intended_use}\n\n{wording.disclaimer}"
+        )
     model_id = logged_model.log(client, run_id, name, model)
     provenance = model.contract.provenance
     warning = "Trained on rendered images: its numbers have no clinical meaning. " if provenance.synthetic else ""

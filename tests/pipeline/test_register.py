@@ -199,6 +199,12 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     assert (version.tags["fp32.balanced_accuracy"], version.tags["int8_drop"]) == ("0.9000", "0.0100")
 
 
+def test_a_description_that_somebody_wrote_stays(project: Path) -> None:
+    tracking.client().create_registered_model("leukdetect", description="Ward 4's")
+    register.main()
+    assert tracking.client().get_registered_model("leukdetect").description == "Ward 4's"
+
+
 def test_the_run_that_the_model_file_names_is_used_with_what_it_holds_already(project: Path) -> None:
     recipe = register.params.load()
     run = tracking.run_id(recipe, "0" * 64)
