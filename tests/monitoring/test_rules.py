@@ -92,7 +92,7 @@ def test_where_the_links_lead_is_set_by_one_command(tmp_path: Path, monkeypatch:
     for name in ("alerts.yml", "rule.yaml", "alerts_test.yml"):
         links = re.findall(r"runbook_url: (.*)#\w+$", (tmp_path / name).read_text(), re.MULTILINE)
         assert set(links) == {"https://wiki.example/a?page=1"}
-    tool("promtool", "test", "rules", tmp_path / "alerts_test.yml")
+    tool("promtool", "check", "rules", tmp_path / "alerts.yml")
     monkeypatch.setattr(sys, "argv", ["rule", "--runbooks", "docs/operations.md"])
     with pytest.raises(SystemExit):
         prometheus_rule.main()
