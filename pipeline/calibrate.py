@@ -61,6 +61,7 @@ def main() -> None:
     }
     with stage.writing(calibration.UNLIKENESS) as path, path.open("wb") as file:
         np.savez(file, allow_pickle=False, **space)
+    stage.seal(calibration.UNLIKENESS)
     stage.write_json(calibration.CALIBRATION, result)
     validation, thresholds = result["validation"], result["thresholds"]
     print(

@@ -34,7 +34,7 @@ PARITY_LIMIT = 1e-4  # largest difference in a probability between Keras and ONN
 def main() -> None:
     recipe, source, whole = params.load(), read_source(), trained.load_model()
     calibration = stage.read_json(CALIBRATION, "calibrate")
-    with np.load(UNLIKENESS) as arrays:
+    with np.load(stage.require(UNLIKENESS, "calibrate")) as arrays:
         space = dict(arrays)
     pixels, train = prepared.read("train")
     _, val = prepared.read("val")
@@ -63,6 +63,7 @@ def main() -> None:
             index = similar_index.fit(embedding, indexed["label"].to_numpy(), indexed["sha256"].tolist(), thumbnails)
             assemble.save(made, session, path, recipe, facts | own, index)
 
+    stage.seal(FP32, INT8)
     parity = _parity(whole, calibration["temperature"], pixels)
     stage.write_json(PARITY, parity)
     apart, otherwise = parity["max_difference"], parity["argmax_differs"]

@@ -55,6 +55,7 @@ def main() -> None:
         if recipe.prepare.patient:
             _check_patients_differ(frame, pixels, recipe.prepare.near_duplicate_bits)
         frame[prepared.COLUMNS].to_csv(folder / "split.csv", index=False)
+        stage.seal(folder / "images.npy")
 
     print(pd.crosstab(frame["class"], frame["split"], margins=True).to_string())
     unit = "patients" if recipe.prepare.patient else "blocks"

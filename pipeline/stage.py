@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import gc
 import hashlib
 import json
@@ -105,10 +106,38 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def require(path: Path, made_by: str) -> Path:
-    """Returns the path of an input. Raises Problem if it is missing, which names the stage that makes it."""
+    """Returns the path of an input.
+
+    Raises Problem, which names the stage that makes it, if it is missing, or not what was there when it was sealed.
+    """
     if not path.exists():
         raise Problem(f"{path} is missing; `dvc repro {made_by}` makes it")
+    digest, found = _digest(path), path.stat()
+    if not digest.exists():
+        return path
+    if digest.read_bytes().strip() != _known(path.absolute(), found.st_size, found.st_mtime_ns).encode():
+        raise Problem(
+            f"{path} is not the file that was made: {digest.name} has another hash. A damaged disk or DVC cache puts "
+            f"other content in its place. Remove .dvc/cache, then `dvc repro --force {made_by}` makes it anew"
+        )
     return path
+
+
+def seal(*paths: Path) -> None:
+    """Writes each file's hash beside it, which `require` holds it against: DVC trusts what lies in its cache."""
+    for path in paths:
+        with writing(_digest(path)) as file:
+            file.write_text(f"{sha256(path)}\n")
+
+
+def _digest(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+@functools.cache
+def _known(path: Path, size: int, time_ns: int) -> str:
+    """The hash of a file that has not changed since, as its size and time tell."""
+    return sha256(path)
 
 
 def read_json(path: Path, made_by: str) -> dict[str, Any]:

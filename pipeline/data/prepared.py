@@ -20,7 +20,7 @@ def read(split: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
     frame = pd.read_csv(table, dtype={"patient": str, "group": str}, keep_default_na=False)
     if split is not None:
         frame = frame[frame["split"] == split]
-    return np.load(PREPARED / "images.npy", mmap_mode="r"), frame
+    return np.load(stage.require(PREPARED / "images.npy", "prepare"), mmap_mode="r"), frame
 
 
 def images(frame: pd.DataFrame) -> pd.Series:

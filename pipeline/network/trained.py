@@ -23,3 +23,4 @@ def save(whole: keras.Model, history: pd.DataFrame, path: Path) -> None:
         history.to_csv(table, index=False)
     with stage.writing(path) as model:
         whole.save(model)
+    stage.seal(path)

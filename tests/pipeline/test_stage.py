@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from pipeline import params, stage
+from pipeline.data import prepared
+from pipeline.model_file import onnx_model
 from pipeline.network import stored
 from pipeline.stage import Problem
+from tests import tiny_model
 from tests.project import ROOT
 
 
@@ -110,3 +114,66 @@ def test_a_file_of_another_stage_that_is_damaged_names_that_stage(tmp_path: Path
     (tmp_path / "source.json").write_bytes(content)
     with pytest.raises(Problem, match=r"source\.json is damaged .*; `dvc repro --force fetch` makes it anew"):
         stage.read_json(tmp_path / "source.json", "fetch")
+
+
+@pytest.mark.slow
+def test_what_a_damaged_dvc_cache_puts_in_a_files_place_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    def dvc(command: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *command.split()],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT)}
+    (tmp_path / "write.py").write_text(
+        "import numpy, pathlib\nfrom pipeline import stage\n"
+        "pathlib.Path('prepared').mkdir()\nfile = pathlib.Path('prepared/images.npy')\n"
+        "numpy.save(file, numpy.zeros((2, 8, 8, 3), numpy.uint8))\nstage.seal(file)\n"
+    )
+    command = f"{sys.executable} write.py"
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{prepare: {{cmd: {command}, outs: [prepared]}}}}")
+    dvc("init -q --no-scm")
+    dvc("repro -q")
+    images = tmp_path / "prepared/images.npy"
+    assert stage.require(images, "prepare") == images
+
+    [cached] = [path for path in (tmp_path / ".dvc/cache").rglob("*") if path.is_file() and path.stat().st_size > 200]
+    cached.chmod(0o644)
+    content = bytearray(cached.read_bytes())
+    content[-100] ^= 1
+    cached.write_bytes(content)
+    cached.chmod(0o444)  # as DVC has it, which then trusts it
+    shutil.rmtree(images.parent)
+    dvc("checkout -q")
+    assert np.load(images).any()  # wrong pixels
+    with pytest.raises(Problem, match=r"images\.npy is not the file that was made.*`dvc repro --force prepare`"):
+        stage.require(images, "prepare")
+
+    shutil.rmtree(tmp_path / ".dvc/cache")
+    dvc("repro -q --force prepare")
+    shutil.rmtree(images.parent)
+    dvc("checkout -q")
+    assert not np.load(stage.require(images, "prepare")).any()
+
+
+def test_whatever_reads_an_array_or_a_model_refuses_another_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model.write(onnx_model.FP32)
+    prepared.PREPARED.mkdir(parents=True)
+    (prepared.PREPARED / "split.csv").write_text(",".join(prepared.COLUMNS) + "\n")
+    images = prepared.PREPARED / "images.npy"
+    np.save(images, np.zeros((2, 8, 8, 3), np.uint8))
+    stage.seal(onnx_model.FP32, images)
+    onnx_model.load(onnx_model.FP32)
+    prepared.read()
+    tiny_model.write(onnx_model.FP32, bias=9.0)
+    np.save(images, np.ones((2, 8, 8, 3), np.uint8))
+    for read in (lambda: onnx_model.load(onnx_model.FP32), prepared.read):
+        with pytest.raises(Problem, match="is not the file that was made"):
+            read()

@@ -17,6 +17,7 @@ import requests
 import yaml
 from PIL import Image
 
+from pipeline import stage
 from pipeline.data import smears
 from tests.conftest import require
 from tests.project import LAX, NO_BOUNDS, ROOT, TINY, Project
@@ -120,6 +121,14 @@ def test_a_parameter_reruns_only_what_reads_it(
     finally:
         project.write(before)
     assert set(status) == stages | {"register"}  # always: it asks the registry
+
+
+def test_arrays_and_models_have_their_hashes_beside_them(project: Project) -> None:
+    sealed = {path.relative_to(project.root).as_posix() for path in project.root.glob("[dm]*/**/*.sha256")}
+    models = ("head.keras", "model.keras", "unlikeness.npz", "leukdetect.onnx", "leukdetect.int8.onnx")
+    assert sealed == {"data/prepared/images.npy.sha256", *(f"models/{name}.sha256" for name in models)}
+    for name in sealed:
+        stage.require(project.root / name.removesuffix(".sha256"), "repro")
 
 
 def test_the_file_runs_where_nothing_of_ours_is_installed(project: Project, tmp_path: Path) -> None:
