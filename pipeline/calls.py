@@ -24,7 +24,7 @@ from pipeline.data import prepared
 from pipeline.data.source import RAW
 from pipeline.evaluation import answers, calls
 from pipeline.evaluation.answers import Answers
-from pipeline.model_file import onnx_model
+from pipeline.model_file import onnx_model, similar_index
 from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
 from pipeline.reporting import calls_page
 from pipeline.stage import Problem
@@ -90,7 +90,8 @@ def write_study(
 ) -> None:
     """Writes STUDY. A referral is the model's call, too."""
     keys = np.array(list(labels))
-    chosen = calls.cases(rows["label"].to_numpy(), most, seed)
+    even = similar_index.choose(rows["label"].to_numpy(), seed, most)
+    chosen = np.random.default_rng(seed).permutation(even)  # so that a case's number tells nothing
     cases = [f"{number:04d}" for number in range(1, len(chosen) + 1)]
     said = np.where(ours.reported, keys[ours.predicted], "refer")[chosen]
     with writing_anew(STUDY) as folder:

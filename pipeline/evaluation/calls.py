@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.data import table
-from pipeline.evaluation import metrics
+from pipeline.evaluation import compare, metrics
+from pipeline.evaluation.abstention import CHECKS
 from pipeline.evaluation.answers import Answers
 from pipeline.evaluation.reader_study import cohen
 from pipeline.stage import Problem
 
 READER = "reader"  # the column that a person fills in
 UNCLEAR = "unclear"  # what may be said instead of a class
-DOUBTS = {"low_confidence", "malignant_not_excluded", "malignant_not_confirmed"}
+READ = ["image", "class", "predicted", "why", READER]  # columns
 
 
 def why(fp32: Answers, int8: Answers, labels: np.ndarray, near: np.ndarray | None) -> list[str]:
@@ -28,7 +28,7 @@ def why(fp32: Answers, int8: Answers, labels: np.ndarray, near: np.ndarray | Non
         apart |= (near == fp32.predicted[:, None]).mean(axis=1) < 0.5
     flags = {
         "wrong": fp32.predicted != labels,
-        "uncertain": np.array([bool(each & DOUBTS) for each in fp32.reasons]),
+        "uncertain": np.array([bool(each & CHECKS["scores"]) for each in fp32.reasons]),
         "unlike": np.array(["unlike_training_images" in each for each in fp32.reasons]),
         "disagreement": apart,
     }
@@ -40,20 +40,16 @@ def read(path: Path, labels: dict[str, str]) -> pd.DataFrame:
 
     Raises Problem if the file is no such list, nothing is filled in, or a word is no class.
     """
-    hint = "`python -m pipeline.calls` writes such a file"
-    if not path.is_file():
-        raise Problem(f"{path} is missing; {hint}")
-    known = {name.casefold(): key for key, label in labels.items() for name in (key, label)} | {UNCLEAR: UNCLEAR}
-    rows = []
-    for line, cells in table.rows(path, ["image", "class", "predicted", "why", READER], hint):
-        said = cells[READER].strip()
-        if said and said.casefold() not in known:
-            raise Problem(f"{path}, line {line}: {said!r} is no class; use {', '.join(labels)} or {UNCLEAR}")
-        if said:
-            rows.append(cells | {READER: known[said.casefold()]})
-    if not rows:
+    read = compare.read_columns(path, READ, "`python -m pipeline.calls` writes such a file")
+    known = {name.casefold(): key for key, label in labels.items() for name in (key, label)}
+    said = read[READER].str.strip().str.casefold()
+    keys = said.map(known | {UNCLEAR: UNCLEAR, "": ""})
+    if len(wrong := keys.index[keys.isna()]):
+        what = f"{path}, line {wrong[0] + 2}: {said[wrong[0]]!r} is no class"
+        raise Problem(f"{what}; use {', '.join(labels)} or {UNCLEAR}")
+    if not keys.any():
         raise Problem(f"{path}: the column {READER} is empty everywhere; fill in a class, or {UNCLEAR}")
-    return pd.DataFrame(rows)
+    return read.assign(**{READER: keys})[keys != ""]
 
 
 def agreement(read: pd.DataFrame) -> str:
@@ -76,13 +72,3 @@ def suspected(read: pd.DataFrame) -> pd.DataFrame:
     sides = np.where(found["predicted"] == found[READER], "reader and model", "reader")
     columns = ["image", "class", READER, "predicted", "against"]
     return found.assign(against=sides).sort_values("against", ascending=False, kind="stable")[columns]
-
-
-def cases(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Rows of at most so many images, evenly from all classes, in an order that tells nothing."""
-    rng = np.random.default_rng(seed)
-    turns = np.empty(len(labels), int)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        turns[members] = np.arange(len(members))
-    return rng.permutation(np.lexsort((labels, turns))[:most])

@@ -16,14 +16,14 @@ QUALITY = 75  # of its WebP: no header of 600 bytes, as JPEG has
 ID = 12  # hex digits: the chance that any two of 100,000 files share them is 1 in 50,000
 
 
-def choose(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of the training images, of classes [n], for the index: all, or MOST by chance, evenly from all classes."""
+def choose(labels: np.ndarray, seed: int, most: int = MOST) -> np.ndarray:
+    """Rows of images, of classes [n]: all, or so many by chance, evenly from all classes; for the index, or a study."""
     rng = np.random.default_rng(seed)
     turns = np.empty(len(labels), int)  # an image's place in the queue of its class
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         turns[members] = np.arange(len(members))
-    return np.sort(np.lexsort((labels, turns))[:MOST])
+    return np.sort(np.lexsort((labels, turns))[:most])
 
 
 def fit(embedding: np.ndarray, labels: np.ndarray, sha256: Sequence[str], pixels: np.ndarray | None) -> Index:
