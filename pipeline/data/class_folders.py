@@ -58,7 +58,10 @@ def find_images(tree: Path, classes: Sequence[ClassParams], fetch: Fetch) -> tup
         elif key := next((key_of[name] for name in names if name in key_of), None):
             other = images.setdefault(unicodedata.normalize("NFC", f"{key}/{label.place}"), path)
             if other != path and not filecmp.cmp(other, path, shallow=False):
-                raise Problem(f"two different images of class {key} have one name: {other} and {path}. Rename one.")
+                raise Problem(
+                    f"two different images of class {key} have one name: {other} and {path}. Rename one; or, where the "
+                    "folders above a class are patients, set fetch.label to a pattern of the path, which keeps them all"
+                )
         else:
             unknown.add(label.names[0] if label.names else f"{path.name}, which has none")
     _check(tree, classes, set(images), unknown, left_out)

@@ -74,7 +74,8 @@ def find(pattern: str, group: str | int, path: str) -> str:
     if match is None:
         raise Problem(
             f"neither {stem!r} nor {whole!r} matches {pattern!r}. Change prepare.patient or prepare.number in "
-            "params.yaml to fit the names; with patient: null the split goes by file numbers."
+            "params.yaml to fit the names; with patient: null the split goes by file numbers. Folders above a "
+            "class's are in the path only where fetch.label or fetch.table says which class an image has."
         )
     return match[group]
 

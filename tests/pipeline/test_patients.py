@@ -105,3 +105,35 @@ def test_where_a_label_is_the_patients_two_classes_of_one_are_an_error(ward: Pat
     validate.main()
     with pytest.raises(Problem, match=f"patient {NAME}-benign-3 has images of benign and early, but evaluate.label_of"):
         prepare.main()
+
+
+def test_patients_may_be_folders_above_the_classes_and_have_several(ward: Path) -> None:
+    """ward/p07/benign/1.png: equal names under each patient, and each with images of two classes."""
+    for path in (ward / "ward").rglob("*.png"):
+        key, patient, image = path.parent.name, int(path.stem.split("-")[-2]), path.stem.split("-")[-1]
+        neighbour = patient + 16 * (list(COLOURS).index(key) // 2)  # benign and early are one's, pre and pro another's
+        moved = ward / f"clinic/p{neighbour:02}/{key}/{image}.png"
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    recipe["fetch"]["folder"] = str(ward / "clinic")
+    recipe["prepare"]["patient"] = r"/(?P<patient>p\d+)/"
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(Problem, match=r"have one name: .* set fetch\.label to a pattern of the path, which keeps them"):
+        fetch.main()
+    recipe["fetch"]["label"] = "/(?P<label>[^/]+)/[^/]+$"
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    for stage in (fetch, validate, prepare):
+        stage.main()
+    split = pd.read_csv("data/prepared/split.csv", dtype=str)
+    assert split["patient"].nunique() == 32
+    assert split.groupby("patient")["class"].nunique().eq(2).all()
+    assert split.groupby("patient")["split"].nunique().eq(1).all()
+    assert split.groupby("split")["class"].nunique().eq(4).all()
+    tiny_model.write(evaluate.FP32, bias=26.0)
+    tiny_model.write(evaluate.INT8, precision="int8", bias=28.0)
+    write_history()
+    evaluate.main()
+    register.main()
+    held_out = split.loc[split["split"] == "test", "patient"].nunique()
+    assert f"in {held_out} groups, " in Path("reports/model_card.md").read_text()
