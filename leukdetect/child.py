@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -65,6 +66,8 @@ class Child:
             if line.endswith(b"\n"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it is ending: its own code says why
+                process.wait(1)
             code = self._end()
         if late.is_set():
             raise EndedError(f"took longer than {seconds:g} s")
@@ -116,8 +119,12 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
-        answers.write(json.dumps(answer(json.loads(questions.get()))).encode() + b"\n")
-        answers.flush()
+        try:
+            answers.write(json.dumps(answer(json.loads(questions.get()))).encode() + b"\n")
+            answers.flush()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # an ordinary end would wait for the thread that listens
 
 
 def limit(memory: int, seconds: int | None = None, *, files: bool = True) -> None:

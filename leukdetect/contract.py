@@ -6,9 +6,12 @@ The same promise as a JSON Schema, for other languages: `contract.schema.json`, 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 METADATA_KEY = "leukdetect"
 # The file names in a registered version's artifacts/, and the tags that hold both model files' hashes.
@@ -226,6 +229,18 @@ class Contract(_Frozen):
         if key not in keys:
             raise KeyError(f"the model's classes are {', '.join(keys)}, and {key!r} is none of them")
         return keys.index(key)
+
+
+def metadata_of(session: "onnxruntime.InferenceSession") -> dict[str, str]:
+    """An open ONNX file's metadata.
+
+    Raises:
+        ContractError: it is no text.
+    """
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ContractError("the ONNX file's metadata is not UTF-8") from error
 
 
 def parse(metadata: dict[str, str]) -> Contract:

@@ -139,7 +139,7 @@ def _load(located: Located, path: Path, threads: int) -> Model:
         _try_apart(path, sha256, threads)
     session = _open(path, threads)
     try:
-        metadata = session.get_modelmeta().custom_metadata_map
+        metadata = contract.metadata_of(session)
         promise = contract.parse(metadata)
         index = similar.read(metadata, len(promise.classes))
     except contract.ContractError as error:

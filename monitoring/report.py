@@ -107,7 +107,7 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
     paths, order = in_order([path for path in folder.rglob("*") if path.is_file()], patient)
     session = open_session(model, cpus())
     try:
-        promise = contract.parse(session.get_modelmeta().custom_metadata_map)
+        promise = contract.parse(contract.metadata_of(session))
     except contract.ContractError as error:
         raise ReportError(f"{model}: {error}") from error
     reference = promise.reference

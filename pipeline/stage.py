@@ -45,7 +45,8 @@ def guard(main: Callable[[], None]) -> None:
     try:
         if any(_PASSWORD.search(argument) for argument in sys.argv[1:]):
             raise Problem(
-                "an argument holds a password, which others see in the process list; keep it in the environment"
+                "an argument holds a password, which others see in the process list; a server's belongs in ~/.netrc, "
+                "the registry's in MLFLOW_TRACKING_PASSWORD"
             )
         main()
     except Problem as problem:

@@ -62,7 +62,7 @@ def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
     """
     session = runtime.open_session(require(path, "export"), 1)
     try:
-        promise = contract.parse(session.get_modelmeta().custom_metadata_map)
+        promise = contract.parse(contract.metadata_of(session))
     except contract.ContractError as error:
         raise Problem(f"{path}: {error}") from error
     known = [c.key for c in promise.classes]

@@ -66,6 +66,14 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "m.onnx")
 
 
+def test_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx")
+    data = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data.replace(b'"intended_use":"tests"', b'"intended_use":"t\xecsts"'))
+    with pytest.raises(model_file.RefusedError, match="contract: the ONNX file's metadata is not UTF-8"):
+        model_file.load(Located(tmp_path / "m.onnx"))
+
+
 def test_another_decoder_is_refused(tmp_path: Path) -> None:
     tiny_model.write(tmp_path / "m.onnx", decode=contract.Decode(size=tiny_model.SIZE, behaviour="0" * 64))
     with pytest.raises(model_file.RefusedError, match="decoder: this machine decodes images otherwise"):
