@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def stand_in(preset: str, *, cells: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:
+def stand_in(preset: str, *, images: int = IMAGES, cells: bool = False, **changes: dict[str, Any]) -> dict[str, Any]:
     """In the current folder: a set of the preset's layout, noise or rendered cells; the preset, changed by section."""
     recipe: dict[str, Any] = yaml.safe_load((ROOT / f"presets/{preset}.yaml").read_text())
     for section, values in changes.items():
@@ -48,7 +49,7 @@ def stand_in(preset: str, *, cells: bool = False, **changes: dict[str, Any]) -> 
     Path("params.yaml").write_text(yaml.safe_dump(recipe))
     rng = np.random.default_rng(0)
     for label, each in enumerate(recipe["classes"]):
-        for number in range(IMAGES):
+        for number in range(images):
             path = Path(recipe["fetch"]["folder"], LAYOUTS[preset](each["folders"][0], number))
             path.parent.mkdir(parents=True, exist_ok=True)
             patient, look = 1 + number // 4 + label * IMAGES, smears.CLASSES[label % len(smears.CLASSES)]
@@ -77,13 +78,24 @@ def test_a_class_that_the_preset_does_not_know_is_listed_as_it_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    stand_in("mll23")
+    stand_in("mll23", images=2)
     Path("MLL23/monocyte").rename("MLL23/monocytes_typical")
     Path("MLL23/monocytes_typical/monocyte").rename("MLL23/monocytes_typical/monocytes_typical")
     with pytest.raises(
         Problem, match=r"belong to no class: monocytes_typical\. Known are basophil: .*fetch\.leave_out"
     ):
         fetch.main()
+
+
+def test_files_of_mll23_may_lie_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "presets/mll23.yaml").read_text()
+    (pattern,) = re.findall(r"label: '(.+?)'", text.partition("seed:")[0])  # as its head says
+    recipe = stand_in("mll23", images=2, fetch={"label": pattern})
+    for path in list(Path("MLL23").rglob("*.TIF")):
+        path.rename(Path("MLL23") / path.name)
+    fetch.main()
+    assert len(list(Path("data/raw").rglob("*.TIF"))) == 2 * len(recipe["classes"])
 
 
 def test_a_label_set_of_its_own_has_a_name_of_its_own() -> None:

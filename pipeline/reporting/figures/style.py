@@ -46,10 +46,10 @@ _TITLE, _STAMP = 0.18, 0.24  # inches of that strip: above the title, and for a 
 
 
 def looks(n: int) -> list[tuple[str, Any]]:
-    """A colour and a dash for each of n lines, 24 at most; none comes twice."""
-    marks = [(_DASHES[i % 4], *_TAILS[(i + i // 4) % 6]) for i in range(n)]
+    """A colour and a dash for each of n lines; of 24 none comes twice, of 576 no pair of both."""
+    marks = [(_DASHES[i % 4], *_TAILS[(i + i // 4) % 6]) for i in range(24)]
     dashes = [(0, tuple(length for mark in each for length in (mark, _GAP))) for each in marks]
-    return list(zip(_COLOURS, dashes, strict=False))
+    return [(_COLOURS[i % 24], dashes[(i + i // 24) % 24]) for i in range(n)]
 
 
 def legend(figure: Figure, *axes: Axes, **options: Any) -> None:

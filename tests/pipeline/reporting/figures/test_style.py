@@ -52,6 +52,7 @@ def test_of_up_to_24_lines_none_has_the_colour_or_the_dash_of_another() -> None:
     linear = np.array([to_rgb(colour) for colour in (*(colour for colour, _ in lines), INK, RED, FAINT, "white")])
     apart = [np.linalg.norm(a - b) for i, a in enumerate(linear) for b in linear[:i]]
     assert min(apart) > 0.14
+    assert len(set(looks(100))) == 100  # and with more classes no line is another's twin
 
 
 def test_a_figure_has_300_dots_an_inch_and_a_vector_file_beside_it(tmp_path: Path) -> None:
