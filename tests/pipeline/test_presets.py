@@ -118,7 +118,7 @@ def test_a_preset_is_trained_registered_served_and_asked(
     Path("mlflow.db").write_bytes(empty_database.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     # Random weights, of few layers, and one epoch: the path is under test, not the accuracy.
-    small: dict[str, dict[str, Any]] = {
+    small: dict[str, Any] = {
         "train_head": {"epochs": 1},
         "features": {"weights": "none", "views": 1},
         "model": {"backbone": "VGG16"},
