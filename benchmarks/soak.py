@@ -26,6 +26,7 @@ from benchmarks import load, pictures, report
 from benchmarks.process import Running, free_port, running
 from benchmarks.report import Verdict
 from benchmarks.servers import OURS, ROOT, UPLOAD
+from leukdetect.contract import FILES, SHA256_TAGS
 from pipeline import stage
 
 CLIENTS = 4
@@ -74,9 +75,11 @@ def registry(folder: Path, models: Path) -> tuple[mlflow.MlflowClient, list[str]
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
     client.create_registered_model("leukdetect")
     versions = []
+    tags = {tag: stage.sha256(models / FILES[precision]) for precision, tag in SHA256_TAGS.items()}
     for number in (1, 2):
         shutil.copytree(models, folder / f"source-{number}" / "artifacts")
-        versions.append(str(client.create_model_version("leukdetect", str(folder / f"source-{number}")).version))
+        source = str(folder / f"source-{number}")
+        versions.append(str(client.create_model_version("leukdetect", source, tags=tags).version))
     client.set_registered_model_alias("leukdetect", "champion", versions[0])
     return client, versions
 

@@ -21,6 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from leukdetect.contract import FILES, SHA256_TAGS
+from pipeline import stage
 from tests import tiny_model
 from tests.conftest import require
 from tests.load.clients import IMAGES, Tally, asking
@@ -189,7 +191,8 @@ class Mlflow:
             client.create_registered_model("leukdetect")
         run = client.create_run("0")
         client.log_artifacts(run.info.run_id, str(source), "model/artifacts")
-        version = client.create_model_version("leukdetect", f"{run.info.artifact_uri}/model", run.info.run_id)
+        tags = {tag: stage.sha256(source / FILES[precision]) for precision, tag in SHA256_TAGS.items()}
+        version = client.create_model_version("leukdetect", f"{run.info.artifact_uri}/model", run.info.run_id, tags)
         client.set_registered_model_alias("leukdetect", "champion", version.version)
         return str(version.version)
 
