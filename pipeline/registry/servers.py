@@ -69,13 +69,18 @@ class Server:
         Raises:
             Problem: it refuses the version, or has not followed in time.
         """
-        deadline, in_a_row = time.monotonic() + TIMEOUT, 0
+        deadline, in_a_row, reloads = time.monotonic() + TIMEOUT, 0, 0
         while in_a_row < IN_A_ROW:
             try:
-                if in_a_row == 0 and _key():  # after a miss too: each time another one behind this address may hear it
-                    answer = self._ask("POST", "/admin/reload")
-                    if answer["result"] in ("refused", "failed"):
-                        raise Problem(f"{self}: {answer['note'] or 'the registry could not be asked'}")
+                if in_a_row == 0 and _key():
+                    # One more after each miss: a balancer may ask by turns, and then the same one would hear each.
+                    reloads = min(reloads + 1, IN_A_ROW)
+                    for _ in range(reloads):
+                        answer = self._ask("POST", "/admin/reload")
+                        if answer["result"] in ("refused", "failed"):
+                            raise Problem(f"{self}: {answer['note'] or 'the registry could not be asked'}")
+                        if answer["result"] == "under-way":
+                            break
                 health = self._ask("GET", "/health")
                 served, state = health["model"]["version"], health["note"] or "it looks seldom, or has not looked yet"
             except UnreachableError as error:  # a first deployment is what its servers wait for

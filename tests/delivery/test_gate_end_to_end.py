@@ -1,6 +1,7 @@
 """From the gate to the clients: a real registry, a real server, and clients that never stop asking."""
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -36,6 +37,7 @@ from tests.server import running, serve, write_keys
 
 ADMIN_KEY = "o" * 43
 BETTER_BIAS = 9.0  # the tiny model answers the clients' images alike, with other probabilities
+GREEN = tiny_model.jpeg((60, 200, 60))
 PATIENCE_MS = 30_000  # a busy machine may be late: that is not what these tests are about
 
 
@@ -273,18 +275,20 @@ def test_where_the_registry_is_lost_meanwhile_that_is_said_and_going_back_works_
 
 
 @contextlib.contextmanager
-def gateway(server: httpx.Client, at_first_prediction: Callable[[], None] = lambda: None) -> Iterator[str]:
-    """Passes everything on, but every image is another."""
-    waiting = [at_first_prediction]
+def gateway(
+    *servers: httpx.Client, at_first_prediction: Callable[[], None] = lambda: None, image: bytes | None = GREEN
+) -> Iterator[str]:
+    """Passes everything on, to one server after the other, but every image is another."""
+    waiting, turns = [at_first_prediction], itertools.cycle(servers)
 
     async def pass_on(request: Request) -> Response:
         body = await request.body()
         if request.url.path == "/predict":
-            body = tiny_model.jpeg((60, 200, 60))
+            body = image or body
             while waiting:
                 waiting.pop()()
         headers = {"X-API-Key": request.headers["X-API-Key"]}
-        async with httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=next(turns).base_url, headers=headers, timeout=30) as client:
             answer = await client.request(request.method, request.url.path, content=body)
         return Response(answer.content, answer.status_code, media_type=answer.headers["content-type"])
 
@@ -376,6 +380,16 @@ def a_name_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
         return [found for each in ("127.0.0.1", "127.0.0.2") for found in resolve(each, port, *args, **kwargs)]
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+def test_servers_that_a_load_balancer_asks_by_turns_all_follow(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replicas(registry, tmp_path, "http://pods") as (_, one, two), gateway(one, two, image=None) as url:
+        run(monkeypatch, "--server", url)
+        assert served(one) == served(two) == ("2", None)
+        run(monkeypatch, "--server", url, "--back")
+        assert served(one) == served(two) == ("1", None)
 
 
 @pytest.mark.usefixtures("a_name_of_two")
