@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.delivery.contributing import commands
 from tests.project import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -139,14 +140,15 @@ def test_two_branches_that_changed_different_things_are_merged(ben: Clone, origi
     assert cy.ran("dvc repro evaluate") == ["outside", "evaluate"]
     cy("git commit -q -a -m prevalence")
 
-    cy("git fetch -q")
-    conflict = cy("git merge origin/tune", expect=1)
+    fetch, merge, theirs, pull, repro, add, commit = commands("Two branches that both trained")
+    cy(fetch)
+    conflict = cy(merge, expect=1)
     assert {"dvc.lock", "reports/headline.json"} == set(re.findall(r"Merge conflict in (\S+)", conflict))
-    cy("git checkout --theirs dvc.lock reports/headline.json")  # the side that trained
-    cy("dvc pull -q")
-    assert cy.ran("dvc repro evaluate") == ["outside", "evaluate"]  # and trains nothing
-    cy("git add dvc.lock reports/headline.json")
-    cy("git commit -q -m merged")
+    cy(theirs)
+    cy(pull)
+    assert cy.ran(repro) == ["outside", "evaluate"]  # and trains nothing
+    cy(add)
+    cy(commit)
     assert cy("git diff --name-only --diff-filter=U") == ""
     changed = cy("dvc metrics diff origin/tune")
     assert "reports/headline.json  fp32.balanced_accuracy" in changed
@@ -161,8 +163,8 @@ def test_dvc_checkout_brings_back_what_was_there_before_a_run_that_is_not_wanted
     ben.change(fine_tune={"learning_rate": "9.0e-4"})
     ben("dvc repro evaluate")
     assert ben.read("models/leukdetect.onnx") != before[0]
-    ben("git checkout -q params.yaml dvc.lock reports/headline.json")
-    ben("dvc checkout -q")
+    for command in commands("A run that is not wanted, or was refused"):
+        ben(command)
     assert (ben.read("models/leukdetect.onnx"), ben.read("reports/headline.json")) == before
     assert ben.ran("dvc repro") == ["outside", "register"]
 
@@ -171,11 +173,13 @@ def test_dvc_checkout_brings_back_what_was_there_before_a_run_that_is_not_wanted
 def test_images_that_dvc_holds_are_brought_changed_and_had_by_a_colleague(
     ben: Clone, origin: Path, tmp_path: Path, way: str
 ) -> None:
+    adding, importing, updating, pushing = commands("Bring data")
+    importing = importing.replace("/mnt/share", f"{tmp_path}/share")
     theirs = tmp_path / "share/smears" if way == "import-url" else ben.folder / "smears"
     for number, name in enumerate(("benign", "early", "pre", "pro")):
         (theirs / name).mkdir(parents=True)
         Image.new("RGB", (32, 32), (number, 0, 0)).save(theirs / name / "a.png")
-    ben(f"dvc import-url -q {theirs} smears" if way == "import-url" else "dvc add -q smears")
+    ben(importing if way == "import-url" else adding)
     text = ben.read("params.yaml").replace("source: demo ", "source: folder ").replace("folder: null", "folder: smears")
     for key in ("origin", "licence"):
         text = text.replace(f"{key}: null", f"{key}: ours")
@@ -187,11 +191,11 @@ def test_images_that_dvc_holds_are_brought_changed_and_had_by_a_colleague(
     ben("git add -A")
     ben(f"git commit -q -m {way}")
     Image.new("RGB", (32, 32), (99, 0, 0)).save(theirs / "pro/b.png")
-    ben("dvc update -q smears.dvc" if way == "import-url" else "dvc add -q smears")
+    ben(updating if way == "import-url" else adding)
     assert ben.ran("dvc repro evaluate")[:2] == ["outside", "fetch"]
     assert "smears.dvc" in ben("git status --porcelain")
     ben(f"git commit -q -a -m {way}")
-    ben("dvc push -q")
+    ben(pushing)
     ben(f"git push -q origin HEAD:{way}")
 
     cy = Clone(origin, tmp_path / "cy")
