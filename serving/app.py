@@ -20,7 +20,7 @@ from serving.metrics import Metrics
 from serving.models.served import Models
 from serving.models.startup import start
 from serving.request.auth import Access
-from serving.request.budget import Budget, left
+from serving.request.budget import Budget, made
 from serving.request.middleware import Observe
 from serving.service import Service
 from serving.settings import Settings
@@ -61,7 +61,7 @@ class Application(FastAPI):
 def create_app(settings: Settings, models: Models, budget: Budget | None = None) -> FastAPI:
     """The server around models that are loaded already; `budget`: where connections hold a part of it already."""
     metrics, access = Metrics(), Access(settings.keys_file, settings.keys_readable)
-    budget = budget or Budget(settings.request_memory or left())
+    budget = budget or made(settings.request_memory)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from leukdetect.registry import RegistryError, parse
 from serving import problems
 from serving.app import create_app
 from serving.models.startup import start
-from serving.request.budget import Budget, left
+from serving.request.budget import Budget, made
 from serving.settings import Settings
 
 MOST_SECONDS = 5.0  # between two questions: a deployment waits for this server
@@ -46,7 +46,7 @@ class Waiting:
         self._pause = min(settings.watch_seconds, MOST_SECONDS)
         self._said = ""
         self._app: FastAPI | None = None
-        self._budget = Budget(settings.request_memory or left())
+        self._budget = made(settings.request_memory)
         self._router = Router([Route("/livez", _alive)], default=self._not_ready, lifespan=self._lifespan)
         self._say(error)
 

@@ -95,7 +95,7 @@ class DecodePool:
         return Ask(data, want, size, self._max_pixels, scaled, memory=self._memory_apart)
 
     def _answer(self, ask: Ask) -> tuple[images.Header, np.ndarray]:
-        with self._budget.taken(self._memory_apart):
+        with self._budget.taken(self._memory_apart, apart=True):
             return ask.answer(self._helper)
 
     async def _in_a_thread(self, work: Callable[[], T], needed: int, room: threading.Semaphore | None) -> T:

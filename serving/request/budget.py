@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.problems import overloaded
+from serving.problems import ProblemError, overloaded
 
 OWN = 800_000_000  # bytes of a server with ResNet-50 that answers nobody, and of the processes that change its model
 LEAST = 100_000_000  # a server with less could not decode a photograph
@@ -16,9 +16,11 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 class Budget:
     """Bytes of heads, bodies, pixels being decoded, explanations and unread answers, over all requests."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, here: int | None = None) -> None:
+        """`here`: what is held in this process has a limit of its own, where its address space is limited."""
         self.most = most
         self.held = 0
+        self._most_here, self._apart = most if here is None else min(here, most), 0
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
@@ -29,8 +31,8 @@ class Budget:
 
     def check(self, count: int) -> None:
         """Raises as `take` would."""
-        if self.held + count > self.most:
-            raise overloaded("Requests hold all the memory that they may. Try again in a second.")
+        if self.held + count > self.most or self.held - self._apart + count > self._most_here:
+            raise _full()
 
     def keep(self, count: int) -> None:
         """Counts what is there already, such as an answer that waits to be read: who comes next has to wait for it."""
@@ -42,21 +44,45 @@ class Budget:
         self.keep(-count)
 
     @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """As `take`, for the block."""
-        self.take(count)
+    def taken(self, count: int, *, apart: bool = False) -> Iterator[None]:
+        """As `take`, for the block; `apart`: by another process."""
+        with self._lock:
+            if not apart:
+                self.check(count)
+            elif self.held + count > self.most:
+                raise _full()
+            self.held += count
+            self._apart += count * apart
         try:
             yield
         finally:
-            self.give_back(count)
+            with self._lock:
+                self.held -= count
+                self._apart -= count * apart
+
+
+def made(most: int | None) -> Budget:
+    """The budget of this process: `most`, or what its surroundings leave."""
+    return Budget(most or left(), addresses())
+
+
+def _full() -> ProblemError:
+    return overloaded("Requests hold all the memory that they may. Try again in a second.")
+
+
+def addresses() -> int | None:
+    """What is left of this process's address space; None: it is not limited."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return max(LEAST, limit - size)
 
 
 def left() -> int:
-    """What the container's limit, the machine and the address space leave to requests."""
-    page = resource.getpagesize()
+    """What the container's limit and the machine leave to requests."""
     try:
         limit = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * page
     except OSError:  # not Linux
         return 2**31
     for path in _LIMITS:
@@ -64,8 +90,4 @@ def left() -> int:
             limit = min(limit, int(Path(path).read_text()))
         except (OSError, ValueError):  # none, or "max"
             continue
-    found = limit - OWN
-    addresses, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if addresses != resource.RLIM_INFINITY:
-        found = min(found, addresses - size)
-    return max(LEAST, found)
+    return max(LEAST, limit - OWN)

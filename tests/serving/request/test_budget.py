@@ -1,7 +1,6 @@
 """One budget of memory for what requests make the server hold: what is beyond is 503, what ends is given back."""
 
 import asyncio
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -173,8 +172,19 @@ def test_what_is_left_to_requests_is_what_the_containers_limit_leaves(
     file.write_text(f"{told}\n")
     monkeypatch.setattr(module, "_LIMITS", ("/nowhere", str(file)))
     machine = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-        assert module.left() == (expected or max(module.LEAST, machine - module.OWN))
+    assert module.left() == (expected or max(module.LEAST, machine - module.OWN))
+
+
+def test_little_address_space_limits_this_process_and_not_the_one_beside_it() -> None:
+    budget = Budget(1000, here=100)
+    with budget.taken(900, apart=True), budget.taken(100):
+        assert budget.held == 1000
+        for apart in (False, True):
+            with pytest.raises(ProblemError), budget.taken(1, apart=apart):
+                pass
+    with budget.taken(100), pytest.raises(ProblemError), budget.taken(1):
+        pass
+    assert budget.held == 0
 
 
 def test_images_pay_by_their_pixels() -> None:
