@@ -55,6 +55,7 @@ class Child:
                 process.kill()
 
             timer = threading.Timer(seconds, end)
+            timer.daemon = True  # else this process could not end before it
             timer.start()
             try:
                 with contextlib.suppress(OSError):  # it has ended already

@@ -206,6 +206,11 @@ def parse(model: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
+def give_up() -> None:
+    """Ends an exchange that is under way, which then raises RegistryError in its own thread."""
+    _mlflow.close()
+
+
 def came(folder: Path) -> dict[str, str]:
     """The hashes that a version's files had when they came, by precision; none where that cannot be read."""
     try:

@@ -13,7 +13,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from leukdetect.model_file import RefusedError
-from leukdetect.registry import RegistryError, parse
+from leukdetect.registry import RegistryError, give_up, parse
 from serving import problems
 from serving.app import create_app
 from serving.models.startup import start
@@ -60,6 +60,7 @@ class Waiting:
             looking = asyncio.create_task(self._look(running))
             yield {"budget": self._budget}
             looking.cancel()
+            give_up()  # the loop would wait for its thread
 
     async def _look(self, running: AsyncExitStack) -> None:
         while self._app is None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from leukdetect.contract import FILES, SHA256_TAGS
 from leukdetect.model_file import GoldenError
 from leukdetect.registry import DamagedError, Located, Registry, RegistryError, discard
 from tests import tiny_model
+from tests.project import ROOT
 
 ALIAS = ("leukdetect", "champion")
 PIECE = b" " * 65_536
@@ -107,6 +110,19 @@ def test_an_answer_that_drips_is_given_up_in_time_and_the_next_question_is_answe
             asked.ask(*ALIAS)
     stand_in.manner["alias"] = "whole"
     assert asked.ask(*ALIAS)
+
+
+def test_an_exchange_can_be_given_up_and_keeps_no_process_from_ending(stand_in: StandIn, asked: Registry) -> None:
+    stand_in.manner["alias"] = "trickling"
+    code = (
+        "import threading, time; from pathlib import Path; from leukdetect.registry import Registry;"
+        f"registry = Registry({asked.tracking_uri!r}, Path({str(asked.cache_dir)!r}));"
+        f"threading.Thread(target=registry.ask, args={ALIAS}, daemon=True).start(); time.sleep(0.5)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=registry.ASK_SECONDS - 5)
+    threading.Timer(0.5, registry.give_up).start()
+    with pytest.raises(RegistryError, match="the exchange crashed"):
+        asked.ask(*ALIAS)
 
 
 @pytest.mark.parametrize("what", ["alias", "list"])
