@@ -16,6 +16,7 @@ import requests
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
+from pipeline.model_file.onnx_model import FP32
 from pipeline.registry.versions import REPORTS
 from pipeline.stage import Problem
 
@@ -39,10 +40,11 @@ def main() -> None:
     if subprocess.run(["dvc", "repro"]).returncode != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")
     print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
-    made = json.loads((REPORTS / "registration.json").read_text())  # on a branch it is the challenger
+    made = json.loads((REPORTS / "registration.json").read_text())
 
     address = f"http://localhost:{options.port}"
-    model = f"models:/{made['name']}@{made['alias']}"
+    # In a changed tree and on a branch no alias moves.
+    model = f"models:/{made['name']}@{made['alias']}" if made["alias"] else str(FP32)
     environment = {"LEUKDETECT_MODEL": model} | os.environ | {"LEUKDETECT_PORT": str(options.port)}
     server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=environment)
     try:

@@ -38,8 +38,6 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
         client = tracking.client()
         present, other = champion.load(client, name, model)
         run_id, version = versions.register(client, recipe, model, measured, source, dry_run=bool(keeps))
-        if version != present:
-            versions.move(client, name, "challenger", version)
         checks, note = [], f"The gate is off: nothing was checked. The reason given: {judge.gate.reason}"
         if mode != "off":
             regression, note = champion.compare(recipe, model, version, present, other)
@@ -48,6 +46,8 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
             )
         passed = all(check.passed for check in checks)
         outcome = "dry-run" if keeps else mode if mode != "enforce" else "passed" if passed else "failed"
+        if version != present and outcome != "dry-run":
+            versions.move(client, name, "challenger", version)
         promoted = version != present and outcome in ("off", "passed")
         if promoted:
             versions.promote(client, name, version, present)
@@ -63,7 +63,7 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
         "name": name,
         "version": version,
         "run_id": run_id,
-        "alias": "champion" if promoted or version == present else "challenger",
+        "alias": "champion" if promoted or version == present else "challenger" if outcome != "dry-run" else None,
         "gate": outcome,
         "passed": passed,
         "keeps": keeps,
@@ -84,9 +84,8 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
     if version == present:
         stays = f"Version {version} was champion before and stays it."
     else:
-        stays = f"Version {version} is 'challenger'; " + (
-            f"version {present} stays champion." if present else "there is no champion."
-        )
+        stays = f"Version {version} is {'kept, and no alias moves' if outcome == 'dry-run' else repr('challenger')}; "
+        stays += f"version {present} stays champion." if present else "there is no champion."
     why = f", since {keeps}" if keeps else ""
     dry = f"Dry run{why}: the gate would {'pass' if passed else 'refuse'} it. " if outcome == "dry-run" else ""
     if mode == "enforce" and not passed and "DVC_EXP_NAME" not in os.environ:  # DVC drops an experiment that exits 1

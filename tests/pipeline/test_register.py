@@ -386,8 +386,9 @@ def test_a_dry_run_says_what_it_would_do_and_moves_nothing(
     write_model(bias)
     write_recipe(mode="dry-run")
     register.main()
-    assert f"the gate would {verdict} it" in capsys.readouterr().out
-    assert aliases() == {"champion": "1", "challenger": "2"}
+    said = capsys.readouterr().out
+    assert f"the gate would {verdict} it. Version 2 is kept, and no alias moves; version 1 stays champion." in said
+    assert aliases() == {"champion": "1"}
     assert len(promotions()) == 1
 
 
