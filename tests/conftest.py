@@ -33,6 +33,12 @@ def require(condition: object, reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nobodys_registry(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where a test names no registry, there is none: not the one of a demo that ran in this folder."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('nobody')}/absent/mlflow.db"
+
+
 @pytest.fixture(autouse=True)
 def own_registry() -> Iterator[None]:
     """A server in the test's own process tells MLflow its registry for good: not so that the next test has it too."""

@@ -164,9 +164,11 @@ def _unpack(path: Path, folder: Path, name: str) -> None:
     try:
         if tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:
+                # Against what `check` does not know; Python before 3.11.4, such as Debian 12's, has none.
+                tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
                 for member in stage.progress(tar, "unpacking", unit="file"):
                     check(member.name, member.isreg() or member.isdir(), member.size)
-                    tar.extract(member, folder, filter="data")
+                    tar.extract(member, folder)
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as zipped:
                 for entry in stage.progress(zipped.infolist(), "unpacking", unit="file"):

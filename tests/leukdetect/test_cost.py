@@ -22,7 +22,7 @@ from tests.load.mutations import SEEDS, mutate
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_ordinary_files_of_every_kind_are_cheap(kind: str) -> None:
-    assert ordinary(SEEDS[kind])
+    assert ordinary(SEEDS[kind]) == (kind != "avif")  # whose parts may refer to each other: always decoded apart
 
 
 @pytest.mark.parametrize(
