@@ -41,6 +41,7 @@ MOST = 900_000_000  # bytes at once, decoding
 HTTP_STATUSES = {
     200,
     202,
+    206,
     400,
     401,
     403,
@@ -52,6 +53,7 @@ HTTP_STATUSES = {
     413,
     414,
     415,
+    416,
     417,
     422,
     429,

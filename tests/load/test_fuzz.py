@@ -1,6 +1,4 @@
-"""Half a minute of each fuzz campaign, with other mutations at each run; `make fuzz` runs them for an hour."""
-
-import time
+"""Half a minute of each fuzz campaign; `make fuzz` runs them for an hour, each time with other mutations."""
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ SECONDS = 30
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.CAMPAIGNS)
 def test_a_campaign_finds_nothing(name: str) -> None:
-    told = fuzz.in_a_process(name, SECONDS, seed=int(time.time()))
+    told = fuzz.in_a_process(name, SECONDS, seed=1)  # the same at each run: no change is refused for another's fault
     print(told)
     assert told.startswith(f"{name}: ")
 
