@@ -12,8 +12,6 @@ Run:    python -m benchmarks.big_images [--models FOLDER] [--rounds 5]   (about 
 import argparse
 import asyncio
 import io
-import random
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +22,7 @@ import onnx
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
-from benchmarks import load, pictures, servers
+from benchmarks import load, pictures, report, servers
 from benchmarks.servers import ROOT, SERVERS
 from benchmarks.serving import machine
 from leukdetect import contract, images, model_file
@@ -59,9 +57,7 @@ def main() -> None:
                 files[scaled].parent.mkdir(exist_ok=True)
                 _write(options.models / FILES[server.precision], files[scaled], scaled)
             for number in range(options.rounds):
-                order = [False, True]
-                random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
-                for scaled in order:
+                for scaled in report.turns([False, True], number):
                     with servers.started(server, files[scaled], environments, Path(folder)) as process:
                         asyncio.run(load.closed_loop(process.port, requests, clients=CLIENTS, n=2 * CLIENTS))  # warm
                         before = process.cpu_seconds()
@@ -114,7 +110,7 @@ def table(cells: list[dict[str, Any]]) -> str:
         shown = []
         for key in SHOWN:
             ratios = [mine[number, True][key] / mine[number, False][key] for number in {each for each, _ in mine}]
-            shown.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")
+            shown.append(report.ratio(ratios))
         lines.append(f"| {precision.upper()}, 12 megapixels, {CLIENTS} clients | {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -9,15 +9,13 @@ Run:    python -m benchmarks.commits --before COMMIT [--models FOLDER] [--rounds
 
 import argparse
 import asyncio
-import random
-import statistics
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import checkout, load, pictures, servers
+from benchmarks import checkout, load, pictures, report, servers
 from benchmarks.servers import ROOT, SERVERS, Server
 from benchmarks.serving import machine
 from leukdetect.contract import FILES
@@ -51,9 +49,7 @@ def main() -> None:
             for server in SERVERS[:2]:
                 if server.precision not in options.precisions:
                     continue
-                order = list(trees)
-                random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
-                for name in order:
+                for name in report.turns(trees, number):
                     model = options.models.resolve() / FILES[server.precision]
                     of_tree = replace(server, code=trees[name])
                     for cell in _measure(of_tree, model, environments, requests, options.n):
@@ -94,7 +90,7 @@ def table(cells: list[dict[str, Any]]) -> str:
             shown = []
             for key in SHOWN:
                 ratios = [trees["now"][number][key] / cell[key] for number, cell in trees["before"].items()]
-                shown.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})")
+                shown.append(report.ratio(ratios))
             lines.append(f"| {precision.upper()}, {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

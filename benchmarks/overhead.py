@@ -15,7 +15,6 @@ Run:    python -m benchmarks.overhead
 import argparse
 import asyncio
 import json
-import random
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -52,9 +51,7 @@ def main() -> None:
         images.mkdir()
         (images / "image.jpg").write_bytes(tiny_model.jpeg((200, 60, 60)))
         for number in range(1, options.rounds + 1):
-            order = list(BARE)
-            random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
-            for server in order:
+            for server in report.turns(BARE, number):
                 work = bare(BARE[server], model, images, options.n)
                 request = load.post(server.path, *server.encode((images / "image.jpg").read_bytes()))
                 run_folder = Path(tempfile.mkdtemp(dir=folder))

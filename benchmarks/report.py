@@ -1,10 +1,11 @@
 """Tables and verdicts of the benchmarks: medians over the rounds, with their range. Every bar is a ratio."""
 
 import math
+import random
 import statistics
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Cell = dict[str, Any]  # `server`, `size`, `load`, `round`, and what was measured
 
@@ -14,6 +15,21 @@ SHARES = {f"{share} %": share / 100 for share in (50, 80, 100, 300)}  # of capac
 OVERLOAD = "300 %"
 LOOP = "loop"
 REFUSED, LATE = ("429", "503"), ("0", "504")
+
+
+T = TypeVar("T")
+
+
+def turns(compared: Iterable[T], number: int) -> list[T]:
+    """What is compared, in the random order of this round; always the same."""
+    order = list(compared)
+    random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
+    return order
+
+
+def ratio(rounds: Sequence[float]) -> str:
+    """The median of the rounds' ratios and, in brackets, their range."""
+    return f"{statistics.median(rounds):.3f} ({min(rounds):.3f}–{max(rounds):.3f})"
 
 
 class At(NamedTuple):

@@ -11,7 +11,6 @@ Run:    python -m benchmarks.score --models FOLDER     (FOLDER has one model of 
 import argparse
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -50,8 +49,7 @@ def main() -> None:
             (folder / f"{number:05}.jpg").hardlink_to(distinct[number % len(distinct)])
         for number in range(1, options.rounds + 1):
             order = [(who, precision) for precision in FILES for who in ("bare", "ours")]
-            random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
-            for who, precision in order:
+            for who, precision in report.turns(order, number):
                 model = (options.models / FILES[precision]).resolve()
                 if who == "bare":
                     measured = bare(model, distinct[0].parent, options.n)

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import platform
-import random
 import signal
 import subprocess
 import sys
@@ -74,8 +73,7 @@ def main() -> None:
             for size, paths in images.items():
                 cell, expected[precision, size] = bare(code, models[precision], paths, options.n)
                 cells.append(cell | {"server": name, "round": number, "size": size, "load": LOOP})
-        ready = [server for server in chosen if server.name not in missing]
-        random.Random(number).shuffle(ready)  # noqa: S311 (an order, no secret)
+        ready = report.turns((server for server in chosen if server.name not in missing), number)
         for position, server in enumerate(ready):
             print(f"  {server.name}", file=sys.stderr)
             try:

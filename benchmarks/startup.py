@@ -9,7 +9,6 @@ Run:    python -m benchmarks.startup --models FOLDER     (FOLDER: of python -m b
 
 import argparse
 import asyncio
-import random
 import tempfile
 from pathlib import Path
 
@@ -43,9 +42,7 @@ def main() -> None:
 
     cells = []
     for number in range(1, options.rounds + 1):
-        order = list(compared)
-        random.Random(number).shuffle(order)  # noqa: S311 (an order, no secret)
-        for server in order:
+        for server in report.turns(compared, number):
             model = options.models.resolve() / FILES[server.precision]
             requests = [load.post(server.path, *server.encode(file)) for file in files]
             with (

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -347,24 +348,24 @@ STRANGE: tuple[object, ...] = (
 )
 
 
-def _twist(told: object, random: np.random.Generator) -> None:
+def _twist(told: Any, random: np.random.Generator) -> None:
     """One value, anywhere in the JSON, becomes another, goes, or is doubled."""
     while True:
         keys = list(told) if isinstance(told, dict) else list(range(len(told))) if isinstance(told, list) else []
         if not keys:
             return
         key = keys[int(random.integers(len(keys)))]
-        inner = told[key]  # type: ignore[index]
+        inner = told[key]
         if isinstance(inner, dict | list) and inner and random.random() < 0.7:
             told = inner
             continue
         match random.integers(4):
             case 0:
-                del told[key]  # type: ignore[attr-defined]
+                del told[key]
             case 1 if isinstance(told, list):
                 told.extend([inner] * int(random.choice([1, 50])))
             case _:
-                told[key] = STRANGE[int(random.integers(len(STRANGE)))]  # type: ignore[index]
+                told[key] = STRANGE[int(random.integers(len(STRANGE)))]
         return
 
 

@@ -25,7 +25,7 @@ def structured(kind: str, random: Random) -> bytes:
     return mutate(data, random) if random.random() < 0.1 else data
 
 
-def _pick(random: Random, of: Sequence[Part]) -> int:
+def _pick(random: Random, of: Sequence[object]) -> int:
     return int(random.integers(len(of)))
 
 
@@ -47,11 +47,11 @@ def _shuffled(parts: list[Part], random: Random, kinds: Sequence[bytes], keep: i
         case 4:
             parts.insert(keep + _pick(random, parts[keep:]), parts.pop(at))
         case 5:
-            parts[at] = kinds[_pick(random, kinds)], body  # type: ignore[arg-type]
+            parts[at] = kinds[_pick(random, kinds)], body
         case _:
             body = random.bytes(int(random.choice([0, 1, 13, 200, 5000])))
             body = b"x\0\0" + zlib.compress(bytes(200_000)) if random.random() < 0.3 else body
-            parts.insert(at, (kinds[int(random.integers(len(kinds)))], body))
+            parts.insert(at, (kinds[_pick(random, kinds)], body))
     return parts
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 
 from leukdetect import cost
 from leukdetect.contract import Decode
@@ -20,14 +20,13 @@ from serving.problems import ProblemError
 from serving.request import budget as module
 from serving.request import connections
 from serving.request.budget import Budget
-from serving.request.middleware import Observe
 from serving.request.upload import COPIES, Buffered, body
 from tests import bombs, tiny_model
 from tests.server import serve
+from tests.serving.request.small_app import LARGE, small_app
 
 MOST = 2_000_000
 HOW = Decode(size=32, behaviour="0" * 64)
-LARGE = 32_000_000  # far more than the system keeps of an answer that is not read
 HEAD = b"GET /small HTTP/1.1\r\nHost: x\r\nX-Long: "
 
 
@@ -42,17 +41,8 @@ def client(budget: Budget) -> Iterator[httpx.Client]:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Budget]]:
         yield {"budget": budget}
 
-    app = FastAPI(lifespan=lifespan)
-    app.add_middleware(Observe, metrics=Metrics(), stopping=lambda: False)
+    app = small_app(lifespan=lifespan)
     problems.install(app)
-
-    @app.get("/small")
-    async def small() -> str:
-        return "small"
-
-    @app.get("/large")
-    async def large() -> Response:
-        return Response(bytes(LARGE))
 
     @app.get("/allocates")
     async def allocates() -> None:

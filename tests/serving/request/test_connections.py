@@ -11,13 +11,11 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from serving.metrics import Metrics
 from serving.request import connections
 from serving.request.deadline import while_connected
-from serving.request.middleware import Observe
 from tests.server import serve
+from tests.serving.request.small_app import LARGE, small_app
 
-LARGE = 32_000_000  # far more than the system keeps of an answer that is not read
 MOST = 5
 HEAD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
@@ -26,16 +24,7 @@ HEAD = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """Of a server that gives a head 0.2 s, and has MOST connections."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
-    app = FastAPI()
-    app.add_middleware(Observe, metrics=Metrics(), stopping=lambda: False)
-
-    @app.get("/small")
-    async def small() -> str:
-        return "small"
-
-    @app.get("/large")
-    async def large() -> Response:
-        return Response(bytes(LARGE))
+    app = small_app()
 
     @app.post("/body")
     async def body(request: Request) -> int:
