@@ -184,3 +184,15 @@ def test_images_pay_by_their_pixels() -> None:
     assert small < 5_000_000 < 140_000_000 < large < 170_000_000
     assert cost.memory(tiny_model.jpeg((1, 2, 3))) is not None
     assert cost.memory(bombs.saved("PNG", (8000, 5000), "RGBA", compress_level=1)) is None
+
+
+def test_what_is_held_apart_counts_for_all_and_not_against_this_process() -> None:
+    budget = Budget(100, here=60)
+    with budget.taken(50, apart=True):
+        budget.take(50)
+        with pytest.raises(ProblemError, match="all the memory"):  # 100 in all, of which 50 here
+            budget.take(1)
+        budget.give_back(50)
+    with pytest.raises(ProblemError, match="all the memory"):
+        budget.take(61)
+    budget.take(60)
