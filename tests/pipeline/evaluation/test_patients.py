@@ -40,4 +40,6 @@ def test_a_patients_answer_is_the_mean_of_all_images(asked: tuple[Answers, Sampl
     assert found.per_class["early"].recall.value == pytest.approx(0.5)
     assert found.wilson["recall_early"] == metrics.wilson(1, 2)
     assert found.malignant_sensitivity
+    assert found.malignant_specificity
     assert found.malignant_sensitivity.value == 1  # at the operating point of 0.4
+    assert found.malignant_specificity.value == 1  # a sum over the eight would be 0.8
