@@ -101,6 +101,19 @@ def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet5
             model.get_layer(layer.name).set_weights(values)
 
 
+def save_base_weights(model: keras.Model, path: Path, backbone: str) -> None:
+    """Writes a model's backbone as `load_base_weights` reads it: `keras.applications`' own, without top."""
+    network = BACKBONES[backbone]
+    base = network.base(input_shape=(224, 224, 3))
+    for layer in base.layers:
+        if layer.weights:
+            values = model.get_layer(layer.name).get_weights()
+            if layer.name == network.bgr_kernel:
+                values[0] = values[0][:, :, ::-1, :]
+            layer.set_weights(values)
+    base.save_weights(path)
+
+
 def normalised(model: keras.Model, image: tf.Tensor) -> tf.Tensor:
     """The base's input from uint8 [N, S, S, 3]. The constants of the Keras layer would become inputs in ONNX."""
     layer = model.get_layer(NORMALISED)

@@ -99,7 +99,7 @@ def fit(
     """
     views, known = train
     weights = class_weights(known, phase.class_weights)
-    history = _restore(model, state)
+    history = restore(model, state)
     if history:
         print(f"going on after epoch {len(history)} of {phase.epochs}")
 
@@ -121,7 +121,7 @@ def fit(
             if not np.isfinite(row[name]):
                 raise Problem(f"the {name} became {row[name]} in epoch {epoch + 1}: lower the learning rate")
         history.append({"epoch": epoch, **row})
-        _save(model, state, history)
+        save(model, state, history)
         on_epoch(epoch, row)
         print(
             f"epoch {epoch + 1}/{phase.epochs}: loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}, "
@@ -136,11 +136,11 @@ def fit(
 
 
 def _best(history: list[dict[str, float]]) -> int:
-    """The first epoch of least validation loss; -1 before there is any."""
-    return min(range(len(history)), key=lambda epoch: history[epoch]["val_loss"], default=-1)
+    """The first epoch of least validation loss, the last where there is none; -1 before there is any epoch."""
+    return min(range(len(history)), key=lambda epoch: history[epoch].get("val_loss", -epoch), default=-1)
 
 
-def _restore(model: keras.Model, state: Path) -> list[dict[str, float]]:
+def restore(model: keras.Model, state: Path) -> list[dict[str, float]]:
     """Puts the model where an interrupted run left it; a state that is damaged is dropped, and said to be."""
     if not state.is_dir():
         return []
@@ -163,7 +163,7 @@ def _restore(model: keras.Model, state: Path) -> list[dict[str, float]]:
     return history
 
 
-def _save(model: keras.Model, state: Path, history: list[dict[str, float]]) -> None:
+def save(model: keras.Model, state: Path, history: list[dict[str, float]]) -> None:
     """Replaces the state as one folder, so that an interruption leaves the old state or the new one."""
     with stage.writing(state) as folder:
         folder.mkdir()

@@ -106,22 +106,29 @@ def run_id(recipe: params.Params, data_sha256: str) -> str:
 
     Raises Problem, as `check` does, in seconds.
     """
+    digest = params.digest(recipe)
+    tags = {"leukdetect.data_sha256": data_sha256, "leukdetect.params_sha256": digest}
+    key = (digest, data_sha256)
+    return opened(recipe.register_.experiment, key, tags, run_tags.name(recipe), run_tags.texts(recipe))
+
+
+def opened(experiment: str, key: tuple[str, ...], tags: dict[str, str], name: str, values: dict[str, str]) -> str:
+    """Opens the run of this key in this folder, or resumes it, and logs its parameters. Raises Problem, as `check`."""
     check()
-    digest, place = params.digest(recipe), run_tags.place()
-    key = hashlib.sha256("\n".join((digest, data_sha256, place)).encode()).hexdigest()
+    place = run_tags.place()
+    digest = hashlib.sha256("\n".join((*key, place)).encode()).hexdigest()
     with reachable():
         store = client()
-        experiment = _experiment(store, recipe.register_.experiment)
+        where = _experiment(store, experiment)
         running = "attributes.status = 'RUNNING' and tags.`{}` = '{}'".format
-        if found := store.search_runs([experiment], running(KEY_TAG, key), max_results=1):
+        if found := store.search_runs([where], running(KEY_TAG, digest), max_results=1):
             run = found[0]
         else:
-            for left in store.search_runs([experiment], running(run_tags.PLACE, place)):
+            for left in store.search_runs([where], running(run_tags.PLACE, place)):
                 store.set_terminated(left.info.run_id, "KILLED")  # by a pass that ended before `register`
-            tags = {KEY_TAG: key, "leukdetect.data_sha256": data_sha256, "leukdetect.params_sha256": digest}
-            run = store.create_run(experiment, tags=tags | run_tags.tags(), run_name=run_tags.name(recipe))
+            run = store.create_run(where, tags={KEY_TAG: digest} | run_tags.tags() | tags, run_name=name)
         # On a resumed run too: it may have been interrupted between being created and this.
-        logged = [Param(name, text[:MAX_PARAM_VAL_LENGTH]) for name, text in run_tags.texts(recipe).items()]
+        logged = [Param(key, text[:MAX_PARAM_VAL_LENGTH]) for key, text in values.items()]
         store.log_batch(run.info.run_id, params=logged)
     return run.info.run_id
 
@@ -171,6 +178,16 @@ def replay(run_id: str, phase: str, csv_path: Path) -> None:
             missing = {name: x for name, x in row.items() if not math.isnan(x) and epoch not in logged[name]}
             if missing:
                 _log(store, run_id, missing, epoch)
+
+
+def close(run_id: str, files: list[Path]) -> None:
+    """Keeps files as artifacts and ends a run. A failing server only warns: the files are written."""
+    try:
+        for file in files:
+            client().log_artifact(run_id, str(file))
+        client().set_terminated(run_id)
+    except FAILURES as error:
+        print(f"\nwarning: MLflow at {shown_uri()} did not take the files ({_reason(error)})", file=sys.stderr)
 
 
 def log_new(run_id: str, metrics: dict[str, float]) -> None:

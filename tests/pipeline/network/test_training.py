@@ -129,7 +129,7 @@ def test_a_state_that_is_damaged_is_dropped_and_training_begins_anew(
     network = keras.Model(inputs := keras.Input((16,)), keras.layers.Dense(3)(inputs))
     network.compile("adam", "mse")
     before = network.get_weights()
-    assert training._restore(network, state) == []
+    assert training.restore(network, state) == []
     assert f"left in {state} cannot be used" in capsys.readouterr().out
     assert not state.exists()
     for a, b in zip(network.get_weights(), before, strict=True):

@@ -1,0 +1,171 @@
+"""Folders of cells to pretrain on: labelled sets, whose classes are their subfolders, and folders without labels."""
+
+import errno
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from leukdetect import apart
+from leukdetect.images import ImageError
+from pipeline import stage
+from pipeline.data import walk
+from pipeline.stage import Problem
+
+TRAIN, HELD_OUT, LEFT_OUT = "train", "held out", "left out"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Images of all sets, uint8 [N, H, H, 3], and what each of them is."""
+
+    pixels: np.ndarray
+    rows: pd.DataFrame  # set, class ('' in a folder without labels), path, sha256, problem, side
+    left_out: Counter[str]  # files, by reason
+
+    @cached_property
+    def sets(self) -> dict[str, list[str]]:
+        """The classes of each label set, sorted."""
+        known = self.rows[self.rows["class"] != ""]
+        return {str(name): sorted(set(rows["class"])) for name, rows in known.groupby("set", sort=False)}
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """Each image's label set, as a place in `sets`; -1: it has no label."""
+        return pd.Index(self.sets).get_indexer(self.rows["set"]).astype(np.int32)
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """Each image's class, as a place in its set's; 0 without a label."""
+        named = zip(self.rows["set"], self.rows["class"], strict=True)
+        return np.array([self.sets[name].index(key) if key else 0 for name, key in named], np.int32)
+
+    def of(self, side: str, *, labelled: bool) -> np.ndarray:
+        """The numbers of the images of a side, with or without labels."""
+        return np.flatnonzero((self.rows["side"] == side) & ((self.rows["class"] != "") == labelled))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of which images there are, of which sets and classes, and on which side."""
+        return hashlib.sha256(self.rows[["set", "class", "path", "sha256", "side"]].to_csv().encode()).hexdigest()
+
+    def table(self) -> str:
+        """The counts, and what was left out, for a terminal."""
+        counts = pd.crosstab([self.rows["set"], self.rows["class"]], self.rows["side"])
+        return counts.to_string() + walk.lines(self.left_out)
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """How many images lie on each side, by set and class."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for (name, key, side), rows in self.rows.groupby(["set", "class", "side"]):
+            found.setdefault(name, {}).setdefault(key or "unlabelled", {})[side] = len(rows)
+        return found
+
+
+def read(labelled: Sequence[Path], unlabelled: Sequence[Path], hold_out: float, size: int, out: Path) -> Cells:
+    """Finds, decodes (into the file `out`) and divides all images. Raises Problem, as `find` and `divide` do."""
+    left_out: Counter[str] = Counter()
+    pixels, decoded = _decode(find(labelled, unlabelled, left_out), size, out)
+    rows = divide(decoded, hold_out)
+    left_out.update(f"broken: {problem}" for problem in rows.loc[rows["problem"] != "", "problem"])
+    left_out["copies"] = int(((rows["side"] == LEFT_OUT) & (rows["problem"] == "")).sum())
+    return Cells(pixels, rows, +left_out)
+
+
+def find(labelled: Sequence[Path], unlabelled: Sequence[Path], left_out: Counter[str]) -> pd.DataFrame:
+    """A row for each image, sorted: set, class ('' in a folder without labels), path below the folder, and file.
+
+    A set is called as its folder, numbered where two have one name. What is passed over is counted in `left_out`.
+
+    Raises Problem if a folder is missing or holds no images, or a labelled one has fewer than two classes.
+    """
+    rows: list[tuple[str, str, str, Path]] = []
+    taken: Counter[str] = Counter()
+    for folder, has_labels in [*((each, True) for each in labelled), *((each, False) for each in unlabelled)]:
+        if not folder.is_dir():
+            raise Problem(f"{folder} is no folder; give one that holds images")
+        name = re.sub(r"[^\w.-]", "_", folder.resolve().name)
+        taken[name] += 1
+        name += f"-{taken[name]}" if taken[name] > 1 else ""
+        mine, passed = [], Counter[str]()
+        for file in sorted(walk.image_files(folder, passed)):
+            *above, _ = file.relative_to(folder).parts
+            if has_labels and not above:
+                passed["images in no class's folder"] += 1
+            else:
+                mine.append((name, above[0] if has_labels else "", file.relative_to(folder).as_posix(), file))
+        classes = {row[1] for row in mine}
+        if not mine or (has_labels and len(classes) < 2):
+            found = f"one class, {classes.pop()}" if mine else "no images"
+            wanted = "a folder for each of two or more classes" if has_labels else "images"
+            raise Problem(f"{folder} holds {found}{walk.but(passed)}; it must hold {wanted}")
+        rows += mine
+        left_out.update(passed)
+    return pd.DataFrame(rows, columns=["set", "class", "path", "file"])
+
+
+def _decode(found: pd.DataFrame, size: int, out: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Decodes images as everywhere into `out`, uint8 [N, size, size, 3], in the order of the rows.
+
+    Returns the pixels, memory-mapped, and the rows with `sha256` and `problem`: why one cannot be used, else ''.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb", buffering=0) as file:
+        shape = (len(found), size, size, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        start = file.tell()
+        file.truncate(start + int(np.prod(shape)))
+
+        def one(row: int, path: Path) -> tuple[str, str]:
+            data = path.read_bytes()
+            digest = hashlib.sha256(data).hexdigest()
+            try:
+                pixels = apart.sized(data, size).tobytes()
+            except ImageError as error:
+                return digest, str(error)
+            # Not through a memory map: where the disk fills up, that kills the process without a word.
+            if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
+            return digest, ""
+
+        with ThreadPoolExecutor() as pool:
+            done = list(stage.progress(pool.map(one, range(len(found)), found["file"]), "decode", total=len(found)))
+    read = found.assign(sha256=[digest for digest, _ in done], problem=[problem for _, problem in done])
+    return np.load(out, mmap_mode="r"), read
+
+
+def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
+    """Adds `side`: of each labelled class the last share by name is held out, at least one; copies are left out.
+
+    No copy of a held-out image trains, in a folder without labels neither.
+
+    Raises Problem if an image is in two classes of a set, or a class or a set has too few images.
+    """
+    usable = read[read["problem"] == ""]
+    usable = usable[~usable.duplicated(["set", "class", "sha256"])]
+    known = usable[usable["class"] != ""]
+    if len(both := known[known.duplicated(["set", "sha256"], keep=False)]):
+        names = " and ".join(both.loc[both["sha256"] == both["sha256"].iloc[0], "path"])
+        raise Problem(f"one image under two classes: {names}. Find out which is right, and remove the other")
+    side = pd.Series(LEFT_OUT, read.index)
+    side[usable.index] = TRAIN
+    for (name, key), rows in known.groupby(["set", "class"]):
+        count = max(1, round(hold_out * len(rows))) if hold_out else 0
+        if count >= len(rows):
+            raise Problem(f"class {key} of {name} has {len(rows)} images: too few to hold {hold_out:g} of them out")
+        side[rows.index[len(rows) - count :]] = HELD_OUT
+    secret = set(read.loc[side == HELD_OUT, "sha256"])
+    side[(side == TRAIN) & read["sha256"].isin(secret)] = LEFT_OUT
+    for (name, key), rows in read.groupby(["set", "class"]):
+        if not (side[rows.index] == TRAIN).any():
+            what = f"class {key} of {name}" if key else name
+            raise Problem(f"{what} has no image left to train on: its {len(rows)} are broken, copies or held out")
+    return read.assign(side=side)

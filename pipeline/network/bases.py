@@ -1,0 +1,64 @@
+"""Files of pretrained weights, and the record beside each: FILE.weights.h5 and FILE.json."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from pipeline import stage
+from pipeline.network import classifier
+from pipeline.registry import git
+from pipeline.stage import Problem
+
+SUFFIX = ".weights.h5"
+
+
+def record(weights: Path) -> Path:
+    """Where the record of a file of weights lies."""
+    return weights.with_name(f"{weights.name.removesuffix(SUFFIX)}.json")
+
+
+def free(out: Path, overwrite: bool) -> None:
+    """Raises Problem if a base cannot be written there, or one would be lost."""
+    if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
+        raise Problem(f"--out: {out} must end in {SUFFIX}, since Keras tells its format by that")
+    if taken := [path for path in (out, record(out)) if path.exists()]:
+        if out.is_dir():
+            raise Problem(f"--out: {out} is a folder")
+        if not overwrite:
+            raise Problem(f"{taken[0]} exists: give another --out, or --overwrite to replace it")
+
+
+def about(weights: Path) -> dict[str, Any]:
+    """Name and hash of a file of weights, with origin and licence where a record lies beside it.
+
+    Raises Problem if there is no such file, or the record is no JSON.
+    """
+    if not weights.is_file():
+        raise Problem(f"there is no file {weights}")
+    known: dict[str, Any] = {"file": weights.name, "sha256": stage.sha256(weights)}
+    if record(weights).is_file():
+        try:
+            said = json.loads(record(weights).read_bytes())
+            known |= {name: str(said[name]) for name in ("origin", "licence")}
+        except (ValueError, LookupError, TypeError) as error:
+            raise Problem(f"{record(weights)} is no record of a base ({error}); correct it or take it away") from error
+    return known
+
+
+def made(out: Path, run: str) -> dict[str, Any]:
+    """What a record says of when, where and by what its file was made."""
+    gpus = [tf.config.experimental.get_device_details(each) for each in tf.config.list_physical_devices("GPU")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {
+        "weights_sha256": stage.sha256(out),
+        "git_commit": git.git_commit(),
+        "mlflow_run": run,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": ", ".join(str(each.get("device_name", "GPU")) for each in gpus) or cpu,
+        "precision": classifier.precision(),
+    }
