@@ -57,7 +57,7 @@ def build(folder: Path) -> None:
         (folder / name).symlink_to(Path(name).resolve())
 
     small = trained.load_model()
-    enlarged = classifier.build(SIZE, len(recipe["classes"]), recipe["model"]["backbone"])
+    enlarged = classifier.build(SIZE, len(recipe["classes"]), **recipe["model"])
     classifier.copy_weights(small, enlarged)
     (folder / "models").mkdir()
     enlarged.save(folder / "models/model.keras")

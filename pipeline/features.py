@@ -4,7 +4,8 @@ of the network.
 Reads:  data/prepared/, params (features.weights, fine_tune.trainable_from, augment)
 Writes: data/features/inputs/view-00.npy … [n, …] and val.npy [m, …] (not augmented): float16 activations where the
         frozen part ends; uint8 images where nothing is frozen
-        data/features/pooled/view-00.npy … float32 [n, 2048] and val.npy [m, 2048], of a pretrained base
+        data/features/pooled/view-00.npy … float32 [n, 2048] and val.npy [m, 2048], of a pretrained base; or
+        data/features/maps/… float16 [n, h, w, 2048], where the pooling is attention
         data/features.json: of what they are; DVC keeps this alone
 Run:    python -m pipeline.features     (with RAY_ADDRESS: on that Ray cluster, to the same bytes)
 """

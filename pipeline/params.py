@@ -146,6 +146,7 @@ def check_pattern(key: str, pattern: str | None, group: str | None = None) -> No
 
 class Model(Section):
     backbone: Literal["ResNet50", "VGG16", "InceptionV3", "DenseNet121", "EfficientNetV2B0"]
+    pooling: Literal["average", "attention"]
 
 
 class Augment(Section):

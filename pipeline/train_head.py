@@ -25,14 +25,15 @@ def main() -> None:
     keras.utils.set_random_seed(recipe.seed)
 
     precompute.ensure(recipe)
-    pretrained = recipe.features.weights != "none"
-    views, val = stored.read("pooled" if pretrained else "inputs")
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))
     with classifier.strategy().scope():
         whole = frozen.base_model(recipe)
-        if pretrained:  # the base's outputs are stored, so an epoch runs only the head
-            learner = keras.Model(whole.get_layer(classifier.POOLED).output, whole.output, name="head")
+        if recipe.features.weights != "none":  # the base's outputs are stored, so an epoch runs only the head
+            what, tensor = classifier.head_input(whole)
+            views, val = stored.read(what)
+            learner = keras.Model(tensor, whole.output, name="head")
         else:
+            views, val = stored.read("inputs")
             cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
             learner = classifier.trainable_part(whole, cut, classifier.precision())
             classifier.set_trainable(learner, classifier.base_layers(whole), batch_norm=True)

@@ -19,7 +19,7 @@ from leukdetect.runtime import cpus, open_session
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Maps
 from pipeline.evaluation.metrics import Estimate, Section
-from pipeline.model_file.onnx_model import OnnxModel, leads_to
+from pipeline.model_file.onnx_model import OnnxModel, base, leads_to
 
 SHUFFLES = 6  # each network of shuffled weights favours a position of its own, so one alone says nothing
 BATCH = 32
@@ -128,17 +128,17 @@ def run_graph(
 
 
 def kernels(proto: onnx.ModelProto) -> dict[str, list[str]]:
-    """Names of the initializers of two and more dimensions, in the graph's order: of the `base`, up to the embedding,
-    and of the `head`, which here includes the maps and the distance.
+    """Names of the initializers of two and more dimensions, in the graph's order: of the `base`, up to its last maps,
+    and of the `head`, which here includes attention, the maps that are shown and the distance.
 
     Biases and batch normalisation are not shuffled: Adebayo et al. draw kernels only, and normalised values should stay
     in range.
     """
     large = {each.name for each in proto.graph.initializer if sum(side > 1 for side in each.dims) > 1}
-    base = leads_to(proto, "embedding")
+    of_base = base(proto)
     found: dict[str, list[str]] = {"base": [], "head": []}
     for node in proto.graph.node:
-        found["base" if node.name in base else "head"] += [name for name in node.input if name in large]
+        found["base" if node.name in of_base else "head"] += [name for name in node.input if name in large]
     return {part: list(dict.fromkeys(names)) for part, names in found.items()}
 
 

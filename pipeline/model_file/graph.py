@@ -12,15 +12,19 @@ from pipeline.network import classifier
 def contract_function(
     whole: keras.Model, temperature: float, space: dict[str, np.ndarray]
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w].
+    """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w], and
+    attention [N, h, w] where the pooling has it.
 
-    `cam` is Grad-CAM (Selvaraju et al. 2017) of each class's logit, in closed form: before global average pooling the
-    gradient at every position is the gradient of the pooled vector ÷ (h·w), and that of a head of ReLUs is a product
-    of its matrices without the inactive units.
+    `cam` is what each position gives to a class's logit: its weight in the pooled vector, 1 ÷ (h·w) or its attention,
+    times the product of its features and the logit's gradient by that vector, which for a head of ReLUs is a product of
+    its matrices without the inactive units. What a position takes away is 0. After average pooling that is Grad-CAM
+    (Selvaraju et al. 2017); of attention, how the weights themselves depend on the image is left out, so that the
+    contributions still sum to the logit, but for what the head adds to any image.
     """
-    names = (classifier.POOLED, "head_relu_1", "head_relu_2", "logits")
-    outputs = [classifier.low_level(whole), classifier.feature_maps(whole)]
-    outputs += [whole.get_layer(name).output for name in names]
+    outputs = [classifier.low_level(whole), classifier.feature_maps(whole), classifier.embedding(whole)]
+    outputs += [whole.get_layer(name).output for name in ("head_relu_1", "head_relu_2", "logits")]
+    if (attention := classifier.attention(whole)) is not None:
+        outputs.append(attention)
     trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
     dense = ("head_dense_1", "head_dense_2", "logits")
     dense_1, dense_2, last = (whole.get_layer(name).get_weights()[0] for name in dense)
@@ -30,7 +34,7 @@ def contract_function(
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
         read = trunk(classifier.normalised(whole, image), training=False)
-        low_level, maps, embedding, hidden_1, hidden_2, logits = read
+        low_level, maps, embedding, hidden_1, hidden_2, logits, *attention = read
 
         # d logits / d embedding, [N, C, D]
         active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
@@ -39,7 +43,8 @@ def contract_function(
         slope = tf.matmul(slope, dense_1.T)
         _, height, width, channels = maps.shape
         positions = tf.reshape(maps, [-1, height * width, channels])
-        cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True)) / (height * width)
+        cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True))
+        cam = cam * tf.transpose(attention[0], [0, 2, 1]) if attention else cam / (height * width)  # [N, C, h·w]
 
         # pipeline.model_file.calibration.unlikeness
         offset = low_level[:, None, :] - space["means"][None]
@@ -47,11 +52,12 @@ def contract_function(
         outside = tf.nn.relu(tf.reduce_sum(offset**2, -1) - tf.reduce_sum(along**2, -1))
         squared = tf.reduce_sum(along**2 / space["variances"], -1) + outside / space["rest"]
 
-        return {
+        answer = {
             "probabilities": tf.nn.softmax(logits / temperature),
             "embedding": embedding,
             "unlikeness": tf.sqrt(tf.reduce_min(squared, 1)) / space["scale"],
             "cam": tf.reshape(cam, [-1, last.shape[1], height, width]),
         }
+        return answer | {"attention": tf.reshape(attention[0], [-1, height, width])} if attention else answer
 
     return call

@@ -71,13 +71,19 @@ def load(path: Path, keys: Sequence[str] | None = None) -> OnnxModel:
     return OnnxModel(path, promise, session)
 
 
-def leads_to(proto: onnx.ModelProto, output: str) -> set[str]:
-    """Names of the nodes that a tensor is computed from, its own among them."""
+def leads_to(proto: onnx.ModelProto, output: str, but_through: str = "") -> set[str]:
+    """Names of the nodes that a tensor is computed from, its own among them; not those that only operators of the type
+    `but_through` read, nor these."""
     makers = {name: node for node in proto.graph.node for name in node.output}
     wanted, before = [output], set()
     while wanted:
         node = makers.get(wanted.pop())
-        if node is not None and node.name not in before:
+        if node is not None and node.name not in before and node.op_type != but_through:
             before.add(node.name)
             wanted.extend(node.input)
     return before
+
+
+def base(proto: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that make the base's last maps, and pool them: all before the embedding but attention's."""
+    return leads_to(proto, "embedding", but_through="Softmax")

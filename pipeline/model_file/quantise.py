@@ -22,7 +22,7 @@ class _OneByOne(CalibrationDataReader):
 
 
 def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
-    """INT8 of the convolutions and what lies between them; the head, the distance and the maps stay FP32.
+    """INT8 of the convolutions and what lies between them; the head, attention, the distance and the maps stay FP32.
 
     The ranges of activations are those on training images, uint8 [n, S, S, 3]. U8S8, per channel, weights in 7 bits:
     without `reduce_range`, AVX2's multiply saturates and costs points of accuracy
@@ -33,7 +33,7 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
         onnx.save(proto, plain)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         prepared = onnx.load(ready)
-        to_embedding = onnx_model.leads_to(prepared, "embedding")
+        base = onnx_model.base(prepared)
         quantize_static(
             ready,
             done,
@@ -41,7 +41,7 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
             quant_format=QuantFormat.QDQ,
             # With Relu listed, values are rounded once, after it; otherwise before it as well, in a step of its own.
             op_types_to_quantize=["Conv", "Add", "MaxPool", "Relu"],
-            nodes_to_exclude=[node.name for node in prepared.graph.node if node.name not in to_embedding],
+            nodes_to_exclude=[node.name for node in prepared.graph.node if node.name not in base],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,

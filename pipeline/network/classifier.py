@@ -8,6 +8,7 @@ loaded, which is the same arithmetic and keeps the graph free of that step.
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
@@ -18,6 +19,10 @@ from pipeline.stage import Problem
 
 NORMALISED = "normalise"
 POOLED = "avg_pool"
+ATTENTION, ATTENDED = "head_attention", "head_attended"
+# 0..255, softmaxes with their scores, and sums over positions, which half precision would round to three digits.
+FLOAT32 = (NORMALISED, "head_attention_scores", "head_attention_listed", ATTENTION, ATTENDED, "probabilities")
+HIDDEN = 128  # of attention, per position
 BN_MOMENTUM = 0.9  # Keras's 0.99 would need more steps than there are for the averages to follow
 
 
@@ -40,17 +45,20 @@ def precision() -> str:
     return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
 
 
-def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
+def build(size: int, classes: int, backbone: str = "ResNet50", pooling: str = "average") -> keras.Model:
     """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
 
-    Head: the paper's. GAP, Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
+    Head: the paper's. GAP (or attention), Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
     """
     network = BACKBONES[backbone]
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     variance = [deviation**2 for deviation in network.deviation]
     x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
     base = network.base(input_tensor=x)
-    x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
+    if pooling == "attention":
+        x = _attended(base.output)
+    else:
+        x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
     x = keras.layers.Dense(256, name="head_dense_1")(x)
     x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
     x = keras.layers.ReLU(name="head_relu_1")(x)
@@ -60,6 +68,22 @@ def build(size: int, classes: int, backbone: str = "ResNet50") -> keras.Model:
     x = keras.layers.Dropout(0.3, name="head_dropout_2")(x)
     x = keras.layers.Dense(classes, name="logits")(x)
     return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
+
+
+def _attended(maps: keras.KerasTensor) -> keras.KerasTensor:
+    """Gated attention pooling (Ilse, Tomczak and Welling 2018, arXiv:1802.04712, eq. 9): [N, h, w, D] to [N, D].
+
+    Each position x gets a weight, the softmax over positions of w·(tanh(Vx) ⊙ sigmoid(Ux)); the weighted x are summed.
+    """
+    _, height, width, channels = maps.shape
+    content = keras.layers.Conv2D(HIDDEN, 1, activation="tanh", name="head_attention_tanh")(maps)
+    gate = keras.layers.Conv2D(HIDDEN, 1, activation="sigmoid", name="head_attention_gate")(maps)
+    gated = keras.layers.Multiply(name="head_attention_gated")([content, gate])
+    scores = keras.layers.Conv2D(1, 1, name="head_attention_scores")(gated)
+    scores = keras.layers.Reshape((height * width, 1), name="head_attention_listed")(scores)
+    weights = keras.layers.Softmax(axis=1, name=ATTENTION)(scores)
+    positions = keras.layers.Reshape((height * width, channels), name="head_positions")(maps)
+    return keras.layers.Flatten(name="head_pooled")(keras.layers.Dot(axes=1, name=ATTENDED)([weights, positions]))
 
 
 def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
@@ -123,8 +147,24 @@ def normalised(model: keras.Model, image: tf.Tensor) -> tf.Tensor:
 
 
 def feature_maps(model: keras.Model) -> keras.KerasTensor:
-    """The base's last maps [N, h, w, D], the input of global average pooling and of Grad-CAM."""
-    return model.get_layer(POOLED).input
+    """The base's last maps [N, h, w, D], which pooling and Grad-CAM read."""
+    return model.get_layer(base_layers(model)[-1]).output
+
+
+def embedding(model: keras.Model) -> keras.KerasTensor:
+    """The pooled maps [N, D]."""
+    return model.get_layer("head_dense_1").input
+
+
+def attention(model: keras.Model) -> keras.KerasTensor | None:
+    """The weights of the positions [N, h·w, 1], which sum to 1; None: the maps are averaged."""
+    return next((layer.output for layer in model.layers if layer.name == ATTENTION), None)
+
+
+def head_input(model: keras.Model) -> tuple[Literal["pooled", "maps"], keras.KerasTensor]:
+    """The first tensor that the base alone decides, so that a head on a frozen base can be trained from it: its name in
+    `data/features`, and itself. Averages are all that such a head needs; attention is trained, and needs the maps."""
+    return ("pooled", embedding(model)) if attention(model) is None else ("maps", feature_maps(model))
 
 
 def low_level(model: keras.Model) -> keras.KerasTensor:
@@ -162,7 +202,8 @@ def base_layers(model: keras.Model, trainable_from: str = "all") -> list[str]:
     """Names of the base's layers in the order of the graph: those that `fine_tune.trainable_from` lets train."""
     names = [layer.name for layer in model.layers]
     first = names.index(NORMALISED) + 1 if trainable_from == "all" else names.index(trainable_from)
-    return names[first : names.index(POOLED)]
+    end = next(i for i, name in enumerate(names) if name == POOLED or name.startswith("head_"))
+    return names[first:end]
 
 
 def halves(model: keras.Model, cut: str) -> bool:
@@ -202,7 +243,7 @@ def trainable_part(model: keras.Model, cut: str | None, precision: str = "float3
         if layer.name in skipped:
             continue
         config = layer.get_config()
-        if layer.name not in (NORMALISED, "probabilities"):  # 0..255 and a softmax need float32
+        if layer.name not in FLOAT32:
             config["dtype"] = precision
         if layer.name in unstrided:
             config["strides"] = (1, 1)

@@ -14,9 +14,10 @@ from pipeline.params import Params
 
 def base_model(recipe: Params) -> keras.Model:
     """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
-    whole = classifier.build(recipe.prepare.image_size, len(recipe.classes), recipe.model.backbone)
+    model = recipe.model
+    whole = classifier.build(recipe.prepare.image_size, len(recipe.classes), model.backbone, model.pooling)
     if recipe.features.weights != "none":
-        classifier.load_base_weights(whole, recipe.features.weights, recipe.model.backbone)
+        classifier.load_base_weights(whole, recipe.features.weights, model.backbone)
     return whole
 
 
@@ -31,8 +32,8 @@ def forward(recipe: Params) -> Forward:
 def stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
     """The whole model, and which of its tensors are stored.
 
-    `inputs`, where something is frozen: the input of the trainable part. `pooled`, [n, D], of a pretrained base: the
-    whole base's output, which the head is trained on.
+    `inputs`, where something is frozen: the input of the trainable part. Of a pretrained base, what the head is trained
+    on: `pooled` [n, D], or `maps` [n, h, w, D] where the head has attention to train.
     """
     whole = base_model(recipe)
     cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
@@ -40,7 +41,8 @@ def stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTe
     if cut is not None:
         outputs["inputs"] = classifier.frozen_part(whole, cut).output
     if recipe.features.weights != "none":
-        outputs["pooled"] = whole.get_layer(classifier.POOLED).output
+        what, tensor = classifier.head_input(whole)
+        outputs[what] = tensor
     return whole, outputs
 
 

@@ -13,7 +13,7 @@ FEATURES = Path("data/features")
 RECORD = Path("data/features.json")  # of what they are; a copy lies with them
 
 
-def read(what: Literal["inputs", "pooled"]) -> tuple[list[np.ndarray], np.ndarray]:
+def read(what: Literal["inputs", "pooled", "maps"]) -> tuple[list[np.ndarray], np.ndarray]:
     """The stored views, each [n, …], and the validation split's [m, …]; memory-mapped."""
     val = stage.require(FEATURES / what / "val.npy", "features")  # written last
     views = sorted(val.parent.glob("view-*.npy"))

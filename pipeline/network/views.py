@@ -55,17 +55,20 @@ def on_a_worker(work: Work, batch: Batch) -> Stored:
 
 
 def stored(forward: Forward | None, images: np.ndarray) -> Stored:
-    """The outputs of `forward`, with `inputs` in float16; the images themselves are `inputs` if it has none.
+    """The outputs of `forward`, all but `pooled` in float16; the images themselves are `inputs` if it has none.
 
     Raises Problem if float16 cannot hold them.
     """
     found = forward(images) if forward else {}
-    if "inputs" not in found:
-        return {"inputs": images, **found}
+    stored = {what: values if what == "pooled" else _halved(values) for what, values in found.items()}
+    return stored if "inputs" in stored else {"inputs": images, **stored}
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
     most = np.finfo(np.float16).max
-    if not (-most <= found["inputs"].min() and found["inputs"].max() <= most):  # so that NaN fails too
+    if not (-most <= values.min() and values.max() <= most):  # so that NaN fails too
         raise Problem("activations are NaN or beyond float16: these weights do not fit this network's normalisation")
-    return {**found, "inputs": found["inputs"].astype(np.float16)}
+    return values.astype(np.float16)
 
 
 def session(graph: bytes, threads: int) -> Forward:
