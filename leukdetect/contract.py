@@ -1,7 +1,8 @@
 """What a model file promises: the JSON that rides in the ONNX metadata under the key `leukdetect`.
 
 The graph: input `image` uint8 [N, S, S, 3] RGB; outputs `probabilities` float32 [N, C] (calibrated),
-`embedding` [N, D], `unlikeness` [N] (1.0 is the referral threshold) and `cam` [N, C, h, w].
+`embedding` [N, D], `unlikeness` [N] (1.0 is the referral threshold) and `cam` [N, C, h, w]; where the model weighs the
+positions of its last maps, `attention` [N, h, w] too, these weights.
 The same promise as a JSON Schema, for other languages: `contract.schema.json`, beside this file.
 """
 
@@ -21,6 +22,7 @@ METRICS_FILE, MODEL_CARD_FILE = "metrics.json", "model_card.md"
 REPORT_FILE, DATASHEET_FILE = "report.html", "datasheet.html"
 SCHEMA_FILE = Path(__file__).with_name("contract.schema.json")
 OUTPUTS = ("probabilities", "embedding", "unlikeness", "cam")
+ATTENTION = "attention"
 ANSWER = ("probabilities", "unlikeness")  # the outputs that a prediction needs; the graph skips the others
 OBSERVED = (*ANSWER, "embedding")  # the drift window needs the embedding too, which is computed on the way
 QUANTILES = 21  # 0, 5, … 100 %

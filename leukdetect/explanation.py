@@ -47,6 +47,7 @@ class Explanation:
     key: str  # of the class that the map is for
     label: str
     cam: np.ndarray  # float32 [h, w], rows from the top, 0..1 at its own highest; all 0: nothing spoke for the class
+    attention: np.ndarray | None  # float32 [h, w], sums to 1: the positions' weights; None: the model averages them
     overlay: bytes  # a PNG of at most MAX_SIDE pixels a side
     note: str  # to be shown with the map
     similar: list[SimilarCase]  # nearest first; empty: the file is from before there was an index

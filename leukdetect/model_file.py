@@ -56,6 +56,12 @@ class Model:
         """Whether its file is the one that the registry tells of."""
         return located.sha256.get(self.contract.precision, self.sha256) == self.sha256
 
+    @property
+    def explaining(self) -> tuple[str, ...]:
+        """The outputs that an explanation needs: `attention` too, if the model has it."""
+        has = {node.name for node in self.session.get_outputs()}
+        return (*explanation.OUTPUTS, contract.ATTENTION) if contract.ATTENTION in has else explanation.OUTPUTS
+
     def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
         """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`."""
         return run(self.session, pixels, outputs)
@@ -80,7 +86,7 @@ class Model:
             ImageError, OSError: as `predict`.
         """
         wanted = None if key is None else self.contract.index_of(key)
-        found, outputs = self._ask(image, explanation.OUTPUTS)
+        found, outputs = self._ask(image, self.explaining)
         index = int(outputs["probabilities"].argmax()) if wanted is None else wanted
         cam = explanation.scaled(outputs["cam"][index])
         note = explanation.note(self.contract, index, empty=not cam.any())
@@ -90,6 +96,7 @@ class Model:
             key=of_class.key,
             label=of_class.label,
             cam=cam,
+            attention=outputs.get(contract.ATTENTION),
             overlay=explanation.overlay(decoding.picture(image), cam, note),
             note=note,
             similar=explanation.similar_cases(self.contract, self.index, outputs["embedding"]),
@@ -221,6 +228,8 @@ def _check_graph(session: onnxruntime.InferenceSession, promise: contract.Contra
         "cam": ("tensor(float)", [None, classes, None, None]),
     }
     nodes = {node.name: node for node in (*session.get_inputs(), *session.get_outputs())}
+    if contract.ATTENTION in nodes:
+        expected[contract.ATTENTION] = ("tensor(float)", [None, None, None])
     if missing := expected.keys() - nodes.keys():
         raise RefusedError(f"graph: it has no {', '.join(sorted(missing))}; it has {', '.join(nodes)}")
     if [node.name for node in session.get_inputs()] != ["image"]:

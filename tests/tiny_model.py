@@ -29,7 +29,7 @@ CLASSES = [
 _GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
 tiny (uint8[N,{size},{size},3] image)
-  => (float[N,{n}] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,{n},4,4] cam)
+  => (float[N,{n}] probabilities, float[N,8] embedding, float[N] unlikeness, float[N,{n},4,4] cam{also})
 {{
     pixels = Cast <to = 1> (image)
     axes = Constant <value = int64[2] {{1, 2}}> ()
@@ -49,7 +49,18 @@ tiny (uint8[N,{size},{size},3] image)
     coarse = AveragePool <kernel_shape = [{pool}, {pool}], strides = [{pool}, {pool}]> (planes)
     maps = Conv (coarse, mix)
     cam = Relu (maps)
+    {attend}
 }}
+"""
+# The brighter, the more of it.
+_ATTEND = """
+    brightness = ReduceMean <keepdims = 0> (coarse, last)
+    in_a_row = Constant <value = int64[2] {0, 16}> ()
+    row = Reshape (brightness, in_a_row)
+    scaled = Div (row, hundred)
+    shares = Softmax <axis = 1> (scaled)
+    in_a_grid = Constant <value = int64[3] {0, 4, 4}> ()
+    attention = Reshape (shares, in_a_grid)
 """
 
 
@@ -59,13 +70,14 @@ def write(
     precision: str = "fp32",
     bias: float = 8.0,
     index: Index | None = None,
+    attention: bool = False,
     classes: list[contract.Class] = CLASSES,
     **changes: object,
 ) -> contract.Contract:
     """Writes the file and returns its contract. `changes` replace fields of the contract.
 
     A larger `bias` means pro, or the last of other `classes`, more often. Without an `index` of similar cases it is
-    like a file from before.
+    like a file from before; without `attention`, as after an average.
     """
     scale = 0.08
     weights = np.array([[1, 0, 0, -1], [0, 1, 0, -1], [0, 0, 1, -1]], np.float32) * scale
@@ -78,7 +90,8 @@ def write(
         "bias": np.array([0] * (n - 1) + [bias], np.float32),
         "mix": weights.T.reshape(n, 3, 1, 1).copy(),
     }
-    model = onnx.parser.parse_model(_GRAPH.format(size=SIZE, pool=SIZE // 4, n=n))
+    more = {"also": ", float[N,4,4] attention", "attend": _ATTEND} if attention else {"also": "", "attend": ""}
+    model = onnx.parser.parse_model(_GRAPH.format(size=SIZE, pool=SIZE // 4, n=n, **more))
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in initializers.items())
     onnx.checker.check_model(model, full_check=True)
 

@@ -5,12 +5,13 @@ import base64
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 
 from leukdetect import explanation
-from leukdetect.contract import Contract
+from leukdetect.contract import ATTENTION, Contract
 from leukdetect.similar import CASES
 from serving import problems
 from serving.api import predict
@@ -55,6 +56,10 @@ class Explanation(BaseModel):
         description="rows from the top, values from the left; 0 to 1 at its own highest, or all 0 where nothing "
         "spoke for the class. It covers the whole upright image"
     )
+    attention: list[list[float]] | None = Field(
+        description="the weight of each position in what the model made of the image, in the order of `cam`; they sum "
+        "to 1, and speak for no class. Null: the model averages the positions"
+    )
     overlay: str = Field(description=f"data:image/png;base64,… of at most {explanation.MAX_SIDE} pixels a side")
     note: str = Field(description="to be shown with the map")
     similar: list[SimilarCase] = Field(
@@ -73,7 +78,7 @@ async def explain(
     request: Request,
     key: Annotated[str | None, Query(alias="class", description="without it, the highest class")] = None,
 ) -> Response:
-    """Shows where the model looked (Grad-CAM), and which training images are most like this one to it.
+    """Shows where the model looked (what each position gives to a class), and the training images most like this one.
 
     With `Accept: image/png`, the overlay alone, the note inside it.
 
@@ -88,7 +93,7 @@ async def explain(
         # The place is kept until the picture is drawn, so that pictures cannot pile up either.
         with engine.admitted(sent.deadline, "explain"), service.budget.taken(EXPLANATION):
             image, scores, decode_seconds = await examine(
-                service.pool, engine, model, sent.data, sent.deadline, lane="explain", outputs=explanation.OUTPUTS
+                service.pool, engine, model, sent.data, sent.deadline, lane="explain", outputs=model.explaining
             )
             index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
             cam = explanation.scaled(scores.outputs["cam"][index])
@@ -101,7 +106,8 @@ async def explain(
         prediction=prediction(request.state.request_id, model, image, scores, sent.read_seconds, decode_seconds),
         class_=contract.classes[index].key,
         label=contract.classes[index].label,
-        cam=[[round(value, 4) for value in row] for row in cam.tolist()],
+        cam=_rows(cam),
+        attention=None if (weights := scores.outputs.get(ATTENTION)) is None else _rows(weights),
         overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         note=note,
         similar=[
@@ -110,6 +116,10 @@ async def explain(
         ],
     )
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+
+
+def _rows(grid: np.ndarray) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in grid.tolist()]
 
 
 def _index(key: str, contract: Contract) -> int:

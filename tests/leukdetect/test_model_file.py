@@ -60,6 +60,17 @@ def test_a_file_that_breaks_its_promise_is_refused_by_the_check_it_fails(
         load(changed(tmp_path / "m.onnx", change))
 
 
+def test_attention_of_another_shape_than_the_maps_is_refused(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx", attention=True)
+    file = onnx.load(tmp_path / "m.onnx")
+    file.graph.output[-1].CopyFrom(onnx.helper.make_tensor_value_info("attention", onnx.TensorProto.FLOAT, ["N", 16]))
+    file.graph.node[-1].input[0] = "shares"
+    file.graph.node[-2].attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 16])))
+    onnx.save(file, tmp_path / "m.onnx")
+    with pytest.raises(model_file.RefusedError, match=r"graph: attention is .*16\], not .*'any', 'any'\]"):
+        model_file.load(Located(tmp_path / "m.onnx"))
+
+
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(model_file.RefusedError, match="file: onnxruntime cannot open"):

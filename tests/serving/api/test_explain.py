@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import leukdetect
 from leukdetect import explanation
 from tests import tiny_model
 from tests.server import serve, write_keys
@@ -110,6 +111,19 @@ def test_without_a_class_it_is_the_one_that_predict_answers(client: httpx.Client
     assert answer["class"] == answer["prediction"]["class"] == predicted["class"]
     for key in predicted.keys() - {"request_id", "timings_ms"}:
         assert answer["prediction"][key] == predicted[key], key
+
+
+def test_attention_lies_beside_the_map_where_the_model_has_it(client: httpx.Client, tmp_path: Path) -> None:
+    assert client.post("/explain", content=CORNER).json()["attention"] is None
+    tiny_model.write(tmp_path / "m.onnx", attention=True)
+    with serve(app_of(tmp_path / "m.onnx")) as other:
+        weights = np.array(other.post("/explain", content=CORNER).json()["attention"])
+    assert weights.shape == (4, 4)
+    assert weights.sum() == pytest.approx(1, abs=1e-3)
+    assert weights.argmin() == 15  # the tiny model's goes to what is bright, and grey is brighter than blue
+    ours = leukdetect.open(tmp_path / "m.onnx").explain(CORNER).attention
+    assert ours is not None
+    np.testing.assert_allclose(weights, ours, atol=5e-5)
 
 
 def test_where_nothing_speaks_for_a_class_the_map_is_zero_and_the_image_untouched(client: httpx.Client) -> None:
