@@ -74,8 +74,11 @@ def _attended(maps: keras.KerasTensor) -> keras.KerasTensor:
     """Gated attention pooling (Ilse, Tomczak and Welling 2018, arXiv:1802.04712, eq. 9): [N, h, w, D] to [N, D].
 
     Each position x gets a weight, the softmax over positions of w·(tanh(Vx) ⊙ sigmoid(Ux)); the weighted x are summed.
+    Raises Problem where there is one position only.
     """
     _, height, width, channels = maps.shape
+    if height * width == 1:
+        raise Problem("model.pooling: the last maps are 1 × 1; give average, or a larger prepare.image_size")
     content = keras.layers.Conv2D(HIDDEN, 1, activation="tanh", name="head_attention_tanh")(maps)
     gate = keras.layers.Conv2D(HIDDEN, 1, activation="sigmoid", name="head_attention_gate")(maps)
     gated = keras.layers.Multiply(name="head_attention_gated")([content, gate])

@@ -13,6 +13,7 @@ from pipeline import features, fine_tune, params, train_head
 from pipeline.data import prepared
 from pipeline.network import classifier, frozen, stored, trained
 from pipeline.network.backbones import BACKBONES
+from pipeline.stage import Problem
 from tests import toy_backbone
 from tests.project import ROOT
 from tests.toy_backbone import SQUARE
@@ -34,6 +35,11 @@ def build(pooling: str) -> keras.Model:
 @pytest.fixture
 def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+def test_one_position_has_nothing_to_weigh() -> None:
+    with pytest.raises(Problem, match=r"model\.pooling: the last maps are 1 × 1; give average, or a larger"):
+        classifier.build(SQUARE, 4, pooling="attention")
 
 
 def test_an_average_is_what_it_was_so_that_files_from_before_load() -> None:
