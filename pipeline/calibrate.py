@@ -1,8 +1,11 @@
-"""Fits temperature, operating point, referral thresholds and the unlikeness distance to the trained network.
+"""Fits what turns the network's outputs into answers, on images that it did not learn from.
 
-Reads:  models/model.keras, data/prepared/ (training and validation splits), params.calibrate
-Writes: models/calibration.json (temperature, thresholds, validation metrics)
-        models/unlikeness.npz (class means, directions, variances, scale)
+Those are the validation split; with `estimate.folds` all images, as the fold's model that did not see them answered.
+The temperature, the operating point and the referral threshold come from them; the bounds of brightness, sharpness and
+stain from the training split; the unlikeness distance from training features, its limit from the others' distances.
+
+Reads:  data/prepared/, models/model.keras or data/folds/, params
+Writes: models/calibration.json, models/unlikeness.npz
 Run:    python -m pipeline.calibrate
 """
 
@@ -15,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 from leukdetect import images
 from pipeline import params, stage
 from pipeline.data import prepared
-from pipeline.model_file import calibration
+from pipeline.model_file import calibration, out_of_fold
 from pipeline.network import inference, trained
 
 
@@ -24,38 +27,37 @@ def main() -> None:
     settings = recipe.calibrate
     whole = trained.load_model()
     pixels, train = prepared.read("train")
-    _, val = prepared.read("val")
     _, train_features = inference.forward(whole, pixels, train.index.to_numpy())
-    logits, features = inference.forward(whole, pixels, val.index.to_numpy())
-    labels = val["label"].to_numpy()
-
-    temperature = calibration.fit_temperature(logits, labels)
-    probabilities = softmax(logits / temperature, axis=1)
-    malignant = np.array([c.malignant for c in recipe.classes])
-    p_malignant = probabilities[:, malignant].sum(axis=1)
-
     space = calibration.fit_unlikeness(train_features, train["label"].to_numpy(), settings.components)
-    distance = calibration.unlikeness(features, space)
+
+    if recipe.estimate.folds:
+        _, asked = prepared.read()
+        held_out = out_of_fold.read(recipe, asked, "fp32")
+        logits, distance = held_out.logits, held_out.outputs["unlikeness"]
+    else:
+        _, asked = prepared.read("val")
+        logits, features = inference.forward(whole, pixels, asked.index.to_numpy())
+        distance = calibration.unlikeness(features, space)
+    labels = asked["label"].to_numpy()
+    limits = calibration.fit_limits(logits, labels, recipe)
     space["scale"] = np.array(np.quantile(distance, settings.unlikeness_quantile), np.float32)
 
     measures = (images.brightness, images.sharpness, images.stain)
     looks = np.array([[measure(pixels[row]) for measure in measures] for row in train.index])
-    predicted = probabilities.argmax(axis=1)
+    predicted = softmax(logits / limits.temperature, axis=1).argmax(axis=1)
     result: dict[str, Any] = {
-        "temperature": temperature,
+        "temperature": limits.temperature,
         "target_sensitivity": settings.target_sensitivity if recipe.tells_malignancy else None,
         "thresholds": {
-            "malignant": calibration.operating_point(p_malignant, malignant[labels], settings.target_sensitivity)
-            if recipe.tells_malignancy
-            else None,
-            "confidence": float(np.quantile(probabilities.max(axis=1), settings.refer_share)),
+            "malignant": limits.malignant,
+            "confidence": limits.confidence,
             **calibration.quality_bounds(looks),
         },
         "validation": {
             "images": len(labels),
             "accuracy": float((predicted == labels).mean()),
             "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-            "nll": calibration.nll(logits / temperature, labels),
+            "nll": calibration.nll(logits / limits.temperature, labels),
             "nll_before_temperature": calibration.nll(logits, labels),
         },
     }
@@ -63,14 +65,15 @@ def main() -> None:
         np.savez(file, allow_pickle=False, **space)
     stage.seal(calibration.UNLIKENESS)
     stage.write_json(calibration.CALIBRATION, result)
-    validation, thresholds = result["validation"], result["thresholds"]
+    validation = result["validation"]
     print(
-        f"validation: {len(labels)} images, balanced accuracy {validation['balanced_accuracy']:.3f}, "
-        f"NLL {validation['nll_before_temperature']:.3f} → {validation['nll']:.3f} at temperature {temperature:.2f}\n"
-        f"referred below confidence {thresholds['confidence']:.3f}"
+        f"{'held out' if recipe.estimate.folds else 'validation'}: {len(labels)} images, balanced accuracy "
+        f"{validation['balanced_accuracy']:.3f}, NLL {validation['nll_before_temperature']:.3f} → "
+        f"{validation['nll']:.3f} at temperature {limits.temperature:.2f}\n"
+        f"referred below confidence {limits.confidence:.3f}"
     )
-    if recipe.tells_malignancy:
-        print(f"malignant from P ≥ {thresholds['malignant']:.3f}")
+    if limits.malignant is not None:
+        print(f"malignant from P ≥ {limits.malignant:.3f}")
 
 
 if __name__ == "__main__":

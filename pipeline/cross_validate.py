@@ -11,29 +11,24 @@ Run:    python -m pipeline.cross_validate [--folds 3] [--shares 0.25 0.5 1]
 """
 
 import argparse
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import yaml
 
 from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.evaluation import baselines, learning_curve
 from pipeline.evaluation.learning_curve import Folds
+from pipeline.network import refit
 from pipeline.params import Params
 from pipeline.reporting.figures import learning_curve as curve
 from pipeline.reporting.figures.style import STYLE, save
 from pipeline.stage import Problem
 
 CSV, PNG = (learning_curve.JSON.with_suffix(suffix) for suffix in (".csv", ".png"))
-ROOT = Path(__file__).parents[1]
-STAGES = {"features": "data/features.json", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
 
 
 def main() -> None:
@@ -78,7 +73,8 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
         counts = ", ".join(f"{n} {name}" for name, n in split.value_counts().items())
         print(f"fold {fold + 1} of {k}, {share:.0%} of the training groups: {counts}", flush=True)
         train, test = (frame[split == name] for name in ("train", "test"))
-        probabilities = _train(recipe, frame.assign(split=split), pixels[test.index], kept.with_suffix(""))
+        whole = refit.refit(recipe, frame.assign(split=split), kept.with_suffix(""))
+        probabilities = np.asarray(whole.predict(pixels[test.index], batch_size=32, verbose=0))
         seen = train["label"].to_numpy()
         by_colour = baselines.predict(baselines.colours, pixels[train.index], seen, pixels[test.index], recipe.seed)
         keys = np.array([c.key for c in recipe.classes])
@@ -93,35 +89,6 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
             table.to_csv(path, index=False)
         shutil.rmtree(kept.with_suffix(""))
     return pd.read_csv(kept, dtype={"group": str})
-
-
-def _train(recipe: Params, frame: pd.DataFrame, pixels: np.ndarray, folder: Path) -> np.ndarray:
-    """Runs the training stages on another split, in their own folder and MLflow; returns probabilities [N, C]."""
-    own = folder / prepared.PREPARED
-    if not (own / "split.csv").is_file():
-        own.mkdir(parents=True, exist_ok=True)
-        (own / "images.npy").unlink(missing_ok=True)
-        (own / "images.npy").symlink_to((prepared.PREPARED / "images.npy").resolve())
-        raw = recipe.model_dump(mode="json", by_alias=True)
-        if Path(recipe.features.weights).is_file():
-            raw["features"]["weights"] = str(Path(recipe.features.weights).resolve())
-        (folder / params.PARAMS_FILE).write_text(yaml.safe_dump(raw))
-        with stage.writing(own / "split.csv") as path:
-            frame.to_csv(path, index=False)
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent.resolve()}/mlflow.db",
-        "PYTHONPATH": str(ROOT),
-    }
-    for name, output in STAGES.items():
-        if (folder / output).exists():  # made before an interruption
-            continue
-        done = subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=False)
-        if done.returncode != 0:
-            raise Problem(f"{name} failed in a fold: what it printed above says why. Run it again to go on from there")
-    import keras  # only now, since TensorFlow takes seconds, and memory that the stages needed
-
-    model = keras.models.load_model(folder / "models/model.keras", compile=False)
-    return np.asarray(model.predict(pixels, batch_size=32, verbose=0))
 
 
 if __name__ == "__main__":

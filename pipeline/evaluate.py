@@ -1,4 +1,4 @@
-"""Measures the model files on the test split: what is measured here is what will be served.
+"""Measures the model files on the test split, or their recipe out of fold; what is measured is what will be served.
 
 Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/source.json, reports/history/,
         reports/cross_validation.json (of pipeline.cross_validate; left out if it is of another recipe or other images)
@@ -19,11 +19,11 @@ from pipeline.data import prepared, smears
 from pipeline.data.source import read_source
 from pipeline.evaluation import (
     abstention,
-    answers,
     baselines,
     calibration,
     classification,
     explanations,
+    held_out,
     learning_curve,
     limits,
     metrics,
@@ -49,22 +49,28 @@ def main() -> None:
     seed, options = recipe.seed, recipe.evaluate
     fp32, int8 = (onnx_model.load(path, keys) for path in (FP32, INT8))
     images, split = prepared.read()
-    rows, train = (split[split["split"] == name] for name in ("test", "train"))
-    answers.check(rows, images, fp32, keys)
     source, history = read_source(), tables.history()
 
-    test = answers.sample(images[rows.index], rows, options.bootstrap, seed)
-    ours = answers.answer(fp32, test.pixels)
+    held = held_out.measure(recipe, fp32, int8, images, split)
+    test, rows, ours, ours_int8 = held.test, held.rows, held.fp32.answers, held.int8.answers
     cells = smears.cell_masks(rows["path"], images.shape[1], seed) if source["source"] == "demo" else None
     with ThreadPoolExecutor(1) as beside, stage.writing(FIGURES) as folder:
-        explained = beside.submit(explanations.measure, fp32, test, ours, seed, cells)  # takes as long as all else
-        ours_int8 = answers.answer(int8, test.pixels)
+        explained = beside.submit(explanations.of, held, seed, cells)  # takes as long as all else
         foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
-        learnt = [images[i] for i in train.index], train["label"].to_numpy(), test.pixels, seed
-        by_colour = baselines.predict(baselines.colours, *learnt)
-        by_corner = baselines.predict(partial(baselines.corners, share=options.corner), *learnt)
+        by_colour = held.baseline(baselines.colours)
+        by_corner = held.baseline(partial(baselines.corners, share=options.corner))
+        abstains = [
+            abstention.measure(file, of.answers, test, foreign) for file, of in ((fp32, held.fp32), (int8, held.int8))
+        ]
+        sets = [
+            prediction_sets.coverage(
+                of.answers, test, of.set_thresholds, fp32.contract.classes, recipe.calibrate.set_error
+            )
+            for of in (held.fp32, held.int8)
+        ]
         measured = Measured(
             split=split_sizes(split),
+            out_of_fold=held.out_of_fold,
             synthetic=source["synthetic"],
             fp32=classification.whole(ours, test, malignant, keys),
             int8=classification.whole(ours_int8, test, malignant, keys),
@@ -74,18 +80,12 @@ def main() -> None:
             mcnemar_over_colour=metrics.mcnemar(ours.predicted == test.labels, by_colour == test.labels),
             audit=shortcuts.Shortcuts(
                 corner_only=classification.hits(by_corner, test.labels, len(keys), test.weights),
-                **shortcuts.measure(fp32.predicted, test, ours.predicted, options.corner),
+                **shortcuts.measure(held.fp32.predict, test, ours.predicted, options.corner),
             ),
-            calibration=calibration.calibration(ours, fp32.contract.temperature, test),
+            calibration=calibration.calibration(ours, held.fp32.temperature, test, fp32.contract.temperature),
             operating_point=calibration.operating_point(ours, test, malignant, fp32.contract, options.prevalence),
-            abstention=metrics.Both(
-                fp32=abstention.measure(fp32, ours, test, foreign),
-                int8=abstention.measure(int8, ours_int8, test, foreign),
-            ),
-            prediction_sets=metrics.Both(
-                fp32=prediction_sets.coverage(ours, test, fp32.contract),
-                int8=prediction_sets.coverage(ours_int8, test, int8.contract),
-            ),
+            abstention=metrics.Both(fp32=abstains[0], int8=abstains[1]),
+            prediction_sets=metrics.Both(fp32=sets[0], int8=sets[1]),
             patients=patients.both(ours, ours_int8, test, fp32.contract) if options.label_of == "patient" else None,
             limits_at_ends=limits.at_ends(fp32.contract, recipe.calibrate),
             cross_validation=learning_curve.read(learning_curve.key(recipe, prepared.digest())),

@@ -13,8 +13,8 @@ import keras
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.network import classifier, precompute, stored, trained, training
-from pipeline.params import FineTune
 from pipeline.registry import tracking
+from pipeline.sections import FineTune
 
 
 @stage.alone(stage.STATE / "fine_tune")

@@ -1,7 +1,9 @@
 """Decodes every usable image once, as the server does, and splits them into train, val and test.
 
 Reads:  data/manifest.csv, data/raw/
-Writes: data/prepared/images.npy (uint8 [N, S, S, 3], RGB), data/prepared/split.csv (rows aligned with it)
+Writes: data/prepared/images.npy (uint8 [N, S, S, 3], RGB), data/prepared/split.csv (rows aligned with it);
+        data/folds/folds.csv: with `estimate.folds`, which side each image is on in each of them; the model learns from
+        all
 Run:    python -m pipeline.prepare
 """
 
@@ -15,7 +17,7 @@ import pandas as pd
 from leukdetect import apart
 from leukdetect.images import ImageError
 from pipeline import params, stage
-from pipeline.data import manifest, prepared, splits
+from pipeline.data import folds, manifest, prepared, splits
 from pipeline.data.source import RAW
 from pipeline.stage import Problem
 
@@ -29,6 +31,9 @@ def main() -> None:
 
     if recipe.evaluate.label_of == "patient":
         _check_one_class_each(frame)
+    sides = folds.held_out(frame, recipe.prepare, len(recipe.estimate.folds), recipe.seed)
+    if recipe.estimate.folds:
+        frame["split"] = "train"
 
     with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
@@ -57,10 +62,23 @@ def main() -> None:
         frame[prepared.COLUMNS].to_csv(folder / "split.csv", index=False)
         stage.seal(folder / "images.npy")
 
+    with stage.writing(folds.SIDES) as path:
+        pd.concat([frame[["sha256", "class", "group"]], sides], axis=1).to_csv(path, index=False)
+
     print(pd.crosstab(frame["class"], frame["split"], margins=True).to_string())
     unit = "patients" if recipe.prepare.patient else "blocks"
-    for split in splits.SPLITS:
+    for split in [name for name in splits.SPLITS if name in set(frame["split"])]:
         print(f"{split}: {frame.loc[frame['split'] == split, 'group'].nunique()} {unit}")
+    for fold in recipe.estimate.folds:
+        side = sides[str(fold)]
+        counts = ", ".join(f"{n} {name}" for name, n in side.value_counts().items())
+        print(f"fold {fold}: {counts}, {frame.loc[side == 'test', 'group'].nunique()} {unit} held out")
+    if recipe.estimate.folds:
+        trainings = len(recipe.estimate.folds) * len(recipe.estimate.seeds)
+        share = (sides == "train").to_numpy().mean()
+        print(
+            f"{trainings} trainings on {share:.0%} of the images come first: {trainings * share:.1f} times the model's"
+        )
 
 
 def _check_one_class_each(frame: pd.DataFrame) -> None:

@@ -23,7 +23,7 @@ from leukdetect.contract import FILES
 from leukdetect.decoding import MAX_PIXELS
 from leukdetect.model_file import Model, RefusedError
 from leukdetect.registry import Located, Registry, RegistryError
-from pipeline import cluster, params, stage
+from pipeline import cluster, params, sections, stage
 from pipeline.data import image_files
 from pipeline.registry import moved
 from pipeline.scoring import job as jobs
@@ -94,7 +94,7 @@ def _options() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, default=value, help=meaning)
     options = parser.parse_args()
     try:
-        params.check_pattern("--patient", options.patient, "patient")
+        sections.check_pattern("--patient", options.patient, "patient")
     except ValueError as error:
         raise Problem(str(error)) from error
     return options

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from pipeline.data import table, walk
-from pipeline.params import ClassParams, Fetch
+from pipeline.sections import ClassParams, Fetch
 from pipeline.stage import Problem
 
 # Folders of the known data sets that hold no images to learn from, in lower case.

@@ -23,6 +23,12 @@ def read(split: str | None = None) -> tuple[np.ndarray, pd.DataFrame]:
     return np.load(stage.require(PREPARED / "images.npy", "prepare"), mmap_mode="r"), frame
 
 
+def held_out(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that the estimate is of: the test split, or all, where one of the folds held out each."""
+    test = frame[frame["split"] == "test"]
+    return frame if test.empty else test
+
+
 def images(frame: pd.DataFrame) -> pd.Series:
     """What reports call an image, since a file's name may be a patient's: the first 12 hex digits of its SHA-256."""
     return frame["sha256"].str[:12]

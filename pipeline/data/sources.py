@@ -55,7 +55,7 @@ def demo(recipe: Params, work: Path) -> Fetched:
 
 def folder(recipe: Params, work: Path) -> Fetched:
     """Uses a folder of the user's, which may be read-only. Raises Problem if there is no such folder."""
-    assert recipe.fetch.folder  # params.Fetch sees to it
+    assert recipe.fetch.folder  # sections.Fetch sees to it
     path = Path(recipe.fetch.folder).expanduser()
     if not path.is_dir():
         raise Problem(f"fetch.folder: {path} is no folder. Give one with a subfolder for each class.")
@@ -73,7 +73,7 @@ def kaggle(recipe: Params, work: Path) -> Fetched:
     from kagglehub.handle import parse_dataset_handle
 
     name = recipe.fetch.kaggle
-    assert name  # params.Fetch sees to it
+    assert name  # sections.Fetch sees to it
     by_hand = "download it by hand, unpack it, and use fetch.source: folder with the folder in fetch.folder"
     try:
         handle = parse_dataset_handle(name)
@@ -114,7 +114,7 @@ def archive(recipe: Params, work: Path) -> Fetched:
     Raises Problem if it cannot be had, has another checksum, or is refused by `unpack`.
     """
     address, expected = recipe.fetch.archive, recipe.fetch.sha256
-    assert address  # params.Fetch sees to both
+    assert address  # sections.Fetch sees to both
     assert expected
     remote = address.lower().startswith(("http://", "https://"))
     kept = STATE / expected  # where an earlier run left its download

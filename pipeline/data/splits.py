@@ -16,7 +16,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, eye_array, kron
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.params import Fractions, Prepare
+from pipeline.sections import Fractions, Prepare
 from pipeline.stage import Problem
 
 SPLITS = ("train", "val", "test")

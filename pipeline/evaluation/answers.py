@@ -1,7 +1,7 @@
 """What a model file says of the test split: asked once, read by every section of reports/metrics.json."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from leukdetect import contract, images
+from leukdetect.contract import Contract
 from leukdetect.decision import ReasonCode, decide
 from pipeline.data import prepared
 from pipeline.evaluation import metrics
@@ -54,6 +55,12 @@ class Answers:
         """Bool [N]: not referred."""
         return np.array([not each for each in self.reasons])
 
+    def only(self, rows: np.ndarray) -> "Answers":
+        """Those to some of the images: bool [N]."""
+        few = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        arrays = {field.name: few[field.name] for field in fields(self) if field.name in few}
+        return replace(self, **arrays, reasons=[self.reasons[row] for row in np.flatnonzero(rows).tolist()])
+
 
 class Maps(NamedTuple):
     """Where the model looked in N images for the class that it gives each."""
@@ -89,21 +96,24 @@ def check(rows: pd.DataFrame, stored: np.ndarray, model: OnnxModel, keys: Sequen
 
 def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
     """Runs uint8 [N, S, S, 3] through a model file, and decides on each image as the server does."""
-    outputs = model.predict(pixels, contract.OUTPUTS)
+    return decided(model.predict(pixels, contract.OUTPUTS), pixels, model.contract)
+
+
+def decided(outputs: dict[str, np.ndarray], pixels: np.ndarray, limits: Contract) -> Answers:
+    """What the server would decide on images uint8 [N, S, S, 3], with a contract's limits, from a file's OUTPUTS."""
     decisions = [
-        decide(p, float(u), *images.quality(image), images.stain(image), model.contract)
+        decide(p, float(u), *images.quality(image), images.stain(image), limits)
         for p, u, image in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
     ]
-    probabilities = outputs.pop("probabilities").astype(np.float64)
-    point, p_malignant = model.contract.thresholds.malignant, None
+    probabilities = outputs["probabilities"].astype(np.float64)
+    point, p_malignant = limits.thresholds.malignant, None
     if point is not None:
-        p_malignant = probabilities[:, [c.malignant for c in model.contract.classes]].sum(1)
+        p_malignant = probabilities[:, [c.malignant for c in limits.classes]].sum(1)
     return Answers(
-        probabilities=probabilities,
         p_malignant=p_malignant,
         malignant=None if p_malignant is None else p_malignant >= point,
         reasons=[{reason.code for reason in each.reasons} for each in decisions],
-        **outputs,
+        **(outputs | {"probabilities": probabilities}),
     )
 
 

@@ -15,8 +15,13 @@ def predict(
     look: Callable[[Images], np.ndarray], train: Images, labels: np.ndarray, test: Images, seed: int
 ) -> np.ndarray:
     """The classes of `test` by a random forest that learnt `train`, and sees of images only what `look` gives."""
+    return of_features(look(train), labels, look(test), seed)
+
+
+def of_features(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """The same of what was seen already, [n, K] and [m, K]: [m]."""
     forest = RandomForestClassifier(n_estimators=500, random_state=seed)
-    return np.asarray(forest.fit(look(train), labels).predict(look(test)))
+    return np.asarray(forest.fit(train, labels).predict(test))
 
 
 def colours(images: Images) -> np.ndarray:

@@ -51,8 +51,8 @@ class OperatingPoint(PredictiveValues):
     prevalence: Share
 
 
-def uncalibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities [N, C] that the same logits have at temperature 1.
+def uncalibrated(probabilities: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
+    """The probabilities [N, C] that the same logits have at temperature 1; it was one, or one an image: [N, 1].
 
     The logarithm of a softmax is its logits, but for a constant that the next softmax takes out again.
     """
@@ -69,14 +69,17 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
     }
 
 
-def calibration(answers: Answers, temperature: float, test: Sample) -> Calibration:
-    """Compares the answers with what the same logits gave before the temperature."""
+def calibration(answers: Answers, temperature: float | np.ndarray, test: Sample, reported: float) -> Calibration:
+    """Compares the answers with what the same logits gave before the temperature, one or [N, 1].
+
+    `reported`: the model file's own temperature.
+    """
     before, after = (
         scores(p, test.labels, test.weights)
         for p in (uncalibrated(answers.probabilities, temperature), answers.probabilities)
     )
     return Calibration(
-        temperature=temperature,
+        temperature=reported,
         before=Scores(**metrics.estimates(before)),
         after=Scores(**metrics.estimates(after)),
         change=Scores(**metrics.estimates({name: after[name] - before[name] for name in before})),

@@ -4,7 +4,7 @@ import math
 
 from leukdetect.contract import Contract
 from pipeline.model_file.calibration import HIGHEST_POINT, TEMPERATURES
-from pipeline.params import Calibrate
+from pipeline.sections import Calibrate
 
 NEAR = 0.01  # of the logarithm: a search within bounds never quite reaches one
 USELESS = 0.001  # an operating point below it calls nearly everything malignant

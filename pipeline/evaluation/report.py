@@ -12,10 +12,12 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import ConfigDict, Field, ValidationError
 
+from pipeline.data import prepared
 from pipeline.evaluation.abstention import Abstention
 from pipeline.evaluation.calibration import Calibration, OperatingPoint
 from pipeline.evaluation.classification import Hits, Int8, WholeHeadline
 from pipeline.evaluation.explanations import Explanations
+from pipeline.evaluation.held_out import OutOfFold
 from pipeline.evaluation.learning_curve import Folds
 from pipeline.evaluation.metrics import Both, Count, Estimate, McNemar, Section
 from pipeline.evaluation.patients import Patients
@@ -43,6 +45,10 @@ class Measured(Section):
     """All but the tests of the maps, which take longest."""
 
     split: Split
+    out_of_fold: Annotated[
+        OutOfFold | None,
+        Field(description="where the results are of all images, each held out by one of several folds"),
+    ] = None
     synthetic: Annotated[bool, Field(description="trained and measured on rendered images: no clinical meaning")]
     fp32: WholeHeadline
     int8: WholeHeadline
@@ -101,9 +107,10 @@ def read(path: Path = METRICS) -> Report:
 
 def split_sizes(frame: pd.DataFrame) -> Split:
     """Counts the rows of split.csv."""
-    test = frame[frame["split"] == "test"]
+    test = prepared.held_out(frame)
     return Split(
-        **{name: int((frame["split"] == name).sum()) for name in ("train", "val", "test", "embargo")},
+        **{name: int((frame["split"] == name).sum()) for name in ("train", "val", "embargo")},
+        test=len(test),
         test_groups=test["group"].nunique(),
         fewest_test_groups=int(test.groupby("class")["group"].nunique().min()),
     )

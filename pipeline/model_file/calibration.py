@@ -1,11 +1,13 @@
 """Fits what turns a network's outputs into answers: temperature, operating point, unlikeness, bounds of quality."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+
+from pipeline.params import Params
 
 CALIBRATION = Path("models/calibration.json")
 UNLIKENESS = Path("models/unlikeness.npz")
@@ -33,6 +35,26 @@ def operating_point(p_malignant: np.ndarray, malignant: np.ndarray, target: floa
     found = np.sort(p_malignant[malignant])
     allowed = int(np.floor((1 - target) * len(found) + 1e-9))
     return float(min(found[allowed], HIGHEST_POINT))
+
+
+class Limits(NamedTuple):
+    """What the scores of held-out images say of later ones."""
+
+    temperature: float
+    malignant: float | None  # the operating point; None where all classes are malignant, or none
+    confidence: float
+
+
+def fit_limits(logits: np.ndarray, labels: np.ndarray, recipe: Params) -> Limits:
+    """The limits from logits [n, C] and classes [n] of images that the model did not learn from."""
+    temperature = fit_temperature(logits, labels)
+    probabilities = softmax(logits / temperature, axis=1)
+    point = None
+    if recipe.tells_malignancy:
+        malignant = np.array([c.malignant for c in recipe.classes])
+        p_malignant = probabilities[:, malignant].sum(axis=1)
+        point = operating_point(p_malignant, malignant[labels], recipe.calibrate.target_sensitivity)
+    return Limits(temperature, point, float(np.quantile(probabilities.max(axis=1), recipe.calibrate.refer_share)))
 
 
 def fit_unlikeness(features: np.ndarray, labels: np.ndarray, components: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from leukdetect.runtime import open_session
 from pipeline.model_file import onnx_model
 
 
@@ -50,14 +49,13 @@ def quantise(proto: onnx.ModelProto, pixels: np.ndarray) -> onnx.ModelProto:
         return onnx.load(done)
 
 
-def rescale_unlikeness(proto: onnx.ModelProto, pixels: np.ndarray, quantile: float) -> None:
-    """Rescales a quantised graph's `unlikeness`, in place, so that its quantile on validation images is 1.0 again.
+def rescale_unlikeness(proto: onnx.ModelProto, limit: float) -> None:
+    """Rescales a quantised graph's `unlikeness`, in place, so that what was `limit` is 1.0, as it is in FP32.
 
     Rounding moves features out of the training images' subspace, so that every distance grows; with FP32's scale
     a third of ordinary images would be referred.
     """
-    distances = onnx_model.answers(open_session(proto.SerializeToString()), pixels, ("unlikeness",))["unlikeness"]
-    factor = np.float32(1 / np.quantile(distances, quantile))
+    factor = np.float32(1 / limit)
     for node in proto.graph.node:
         node.output[:] = ["unlikeness_unscaled" if name == "unlikeness" else name for name in node.output]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor), "unlikeness_factor"))

@@ -7,7 +7,7 @@ machine, make the same bytes.
 import numpy as np
 from PIL import Image
 
-from pipeline.params import Augment
+from pipeline.sections import Augment
 
 _STREAM = 0xA06  # so that no other code draws the same random numbers from the same seed
 

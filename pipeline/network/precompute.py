@@ -53,6 +53,10 @@ def fill(recipe: Params) -> None:
         for number in stage.progress(range(done, wanted), "views", unit="view"):
             stored.write(state, f"view-{number:02}.npy", len(train), compute(_batches(pixels, train, number)))
         stored.write(state, "val.npy", len(val), compute(_batches(pixels, val, None)))
+    if val.empty:  # every image is trained on; `val.npy` is there all the same, since it says that the views are whole
+        for view in sorted(state.glob("*/view-00.npy")):
+            with stage.writing(view.with_name("val.npy")) as path:
+                np.save(path, np.load(view, mmap_mode="r")[:0])
     stage.write_json(state / stored.RECORD.name, {"key": state.name, "views": wanted})
     with stage.writing(stored.FEATURES) as folder:
         state.rename(folder)

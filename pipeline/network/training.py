@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline import stage
-from pipeline.params import FineTune, TrainHead
+from pipeline.sections import FineTune, TrainHead
 from pipeline.stage import Problem
 
 COLUMNS = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
@@ -86,9 +86,12 @@ def fit(
 ) -> pd.DataFrame:
     """Trains a compiled model and leaves it with the weights of the epoch of least validation loss.
 
+    Without validation images it runs all epochs and keeps the last one's weights: nothing is chosen by what it learns
+    from.
+
     Args:
         train: views [V][n, …] and labels [n].
-        val: inputs [m, …] and labels [m].
+        val: inputs [m, …] and labels [m]; m may be 0.
         phase: its section of the recipe.
         seed: of the order of images.
         state: folder for what an interruption must not lose; the caller removes it once outputs are written.
@@ -104,7 +107,8 @@ def fit(
         print(f"going on after epoch {len(history)} of {phase.epochs}")
 
     inputs, labels = val
-    held_out = Batches(inputs, labels, np.ones(len(labels), np.float32), VAL_BATCH, np.arange(len(labels)))
+    ones = np.ones(len(labels), np.float32)
+    held_out = Batches(inputs, labels, ones, VAL_BATCH, np.arange(len(labels))) if len(labels) else None
     while (epoch := len(history)) < phase.epochs and epoch - 1 - _best(history) < phase.patience:
         started = time.monotonic()
         logs = model.fit(
@@ -114,25 +118,27 @@ def fit(
             shuffle=False,
             verbose="auto" if sys.stderr.isatty() else 0,
         ).history
-        row = {name: float(logs[name][-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        row = {name: float(logs[name][-1]) for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in logs}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         row["seconds"] = round(time.monotonic() - started, 2)
         for name in ("loss", "val_loss"):
-            if not np.isfinite(row[name]):
+            if not np.isfinite(row.get(name, 0)):
                 raise Problem(f"the {name} became {row[name]} in epoch {epoch + 1}: lower the learning rate")
         history.append({"epoch": epoch, **row})
         save(model, state, history)
         on_epoch(epoch, row)
+        by_val = f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f}, " if held_out else ""
         print(
             f"epoch {epoch + 1}/{phase.epochs}: loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}, "
-            f"validation loss {row['val_loss']:.3f} accuracy {row['val_accuracy']:.3f}, {row['seconds']:.0f} s",
+            f"{by_val}{row['seconds']:.0f} s",
             flush=True,
         )
 
     best = _best(history)
-    print(f"best: epoch {best + 1}, validation loss {history[best]['val_loss']:.3f}")
+    if held_out:
+        print(f"best: epoch {best + 1}, validation loss {history[best]['val_loss']:.3f}")
     model.load_weights(state / BEST)
-    return pd.DataFrame(history)[list(COLUMNS)]
+    return pd.DataFrame(history, columns=list(COLUMNS))
 
 
 def _best(history: list[dict[str, float]]) -> int:

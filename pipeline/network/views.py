@@ -10,7 +10,7 @@ import numpy as np
 
 from leukdetect import runtime
 from pipeline.network import augment
-from pipeline.params import Augment
+from pipeline.sections import Augment
 from pipeline.stage import Problem
 
 Stored = dict[str, np.ndarray]

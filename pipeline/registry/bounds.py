@@ -13,8 +13,8 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline import params
-from pipeline.params import Section, Share
 from pipeline.registry import git
+from pipeline.sections import Section, Share
 from pipeline.stage import Problem
 
 GATE_FILE = Path("gate.yaml")

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from leukdetect.contract import FILES, SHA256_TAGS, Contract
 from leukdetect.registry import Registry, RegistryError
-from pipeline import params, stage
+from pipeline import params, sections, stage
 from pipeline.data.source import RAW, SOURCE
 from pipeline.evaluation.report import Report
 from pipeline.model_file import onnx_model
@@ -192,7 +192,7 @@ def _logged() -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _opens(fetch: params.Fetch) -> tuple[str, dict[str, str]]:
+def _opens(fetch: sections.Fetch) -> tuple[str, dict[str, str]]:
     """Where the images are, as MLflow opens it: an address, or the folder below this one that `fetch` filled."""
     if fetch.source == "kaggle":
         return "http", {"url": f"https://www.kaggle.com/datasets/{fetch.kaggle}"}

@@ -14,8 +14,8 @@ from pipeline.evaluation import out_of_distribution, shortcuts
 from pipeline.evaluation.compare import sentence
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.report import Report
-from pipeline.params import Wording
 from pipeline.reporting.datasheet import SYNTHETIC, patients
+from pipeline.sections import Wording
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
 FEW_GROUPS = 10  # of a class; ten of ten leave Wilson's lower end at 0.72

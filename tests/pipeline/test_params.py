@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import params
+from pipeline import params, sections
 from pipeline.registry import bounds
 from pipeline.stage import Problem
 
@@ -96,7 +96,7 @@ def test_what_images_of_another_source_are_must_be_said(recipe: dict[str, Any]) 
 
 def test_what_the_demo_says_of_its_images_is_said_of_no_others(recipe: dict[str, Any]) -> None:
     said = {"source": "folder", "folder": "ward", "thumbnails": True, "synthetic": True}
-    recipe["fetch"] |= said | {key: params.DEMO[key] for key in ("origin", "licence")}
+    recipe["fetch"] |= said | {key: sections.DEMO[key] for key in ("origin", "licence")}
     with pytest.raises(Problem, match="source: folder needs its own origin and licence, not the demo's"):
         params.parse(recipe)
 
@@ -109,7 +109,7 @@ def test_every_bound_of_a_number_stands_beside_it(path: Path) -> None:
     checked = 0
     for name, field in params.Params.model_fields.items():
         section = field.annotation
-        if not (isinstance(section, type) and issubclass(section, params.Section)):
+        if not (isinstance(section, type) and issubclass(section, sections.Section)):
             continue
         (body,) = re.findall(rf"^{field.alias or name}:.*\n((?: .*\n|\n)+)", text, re.MULTILINE)
         for key, each in section.model_fields.items():

@@ -8,7 +8,7 @@ import pytest
 from pipeline import params
 from pipeline.data import folds
 from pipeline.data.splits import EMBARGO
-from pipeline.params import Prepare
+from pipeline.sections import Prepare
 from pipeline.stage import Problem
 
 SEED = 3
@@ -60,6 +60,27 @@ def test_between_held_out_blocks_and_all_others_lies_one_that_is_dropped() -> No
 def test_too_many_folds_are_refused_with_the_class() -> None:
     with pytest.raises(Problem, match="class a has 4 blocks: too few for 2 folds"):
         folds.assign(blocks(4), recipe(None), 2, 0, SEED)
+
+
+@pytest.mark.parametrize(("frame", "pattern"), [(patients(), "p"), (blocks(), None)])
+def test_every_image_is_held_out_once_by_a_training_that_saw_no_group_of_its_own(
+    frame: pd.DataFrame, pattern: str | None
+) -> None:
+    split = folds.held_out(frame, recipe(pattern), 3, SEED)
+    assert ((split == "test").sum(axis=1) == 1).all()
+    for fold in split:
+        seen, asked = (set(frame["group"][split[fold] == side]) for side in ("train", "test"))
+        assert not seen & asked
+        assert set(frame["class"][split[fold] == "train"]) == {"a", "b"}
+
+
+def test_only_the_blocks_on_both_sides_of_a_held_out_run_are_dropped_with_what_shares_its_groups() -> None:
+    frame = blocks()
+    first = folds.held_out(frame, recipe(None), 3, SEED)["0"]  # holds out blocks 0 to 4 of 15
+    dropped = {path[:4] for path in frame["path"][first == EMBARGO]}
+    assert dropped == {"a/05", "a/09", "b/05"}  # block 9 of class a has near-duplicates of block 3
+    with pytest.raises(Problem, match="class a has 2 blocks: too few for 2 folds"):
+        folds.held_out(blocks(2), recipe(None), 2, SEED)
 
 
 def test_thinning_drops_whole_training_groups_and_nothing_else() -> None:

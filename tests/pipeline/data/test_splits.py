@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import splits
-from pipeline.params import Fractions, Prepare
+from pipeline.sections import Fractions, Prepare
 from pipeline.stage import Problem
 
 FRACTIONS = Fractions(train=0.65, val=0.15, test=0.2)

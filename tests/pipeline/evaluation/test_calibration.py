@@ -23,7 +23,7 @@ def test_calibration_says_what_the_temperature_gained() -> None:
     # A model three times too sure of itself, and the temperature that mends it.
     nothing = np.empty(0)
     answers = Answers(softmax(logits, axis=1), nothing, nothing, nothing, nothing, nothing, [])
-    found = calibration.calibration(answers, 3.0, Sample(nothing, labels, labels, ONE))
+    found = calibration.calibration(answers, 3.0, Sample(nothing, labels, labels, ONE), 3.0)
     for name in ("ece", "brier", "nll"):
         before, after, change = (getattr(each, name).value for each in (found.before, found.after, found.change))
         assert after < before

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.network import augment
-from pipeline.params import Augment
+from pipeline.sections import Augment
 
 NONE = Augment(flip=False, rotation=0, zoom=0, brightness=0, erase_corner=0)
 ALL = Augment(flip=True, rotation=20, zoom=0.1, brightness=0.15, erase_corner=0.2)

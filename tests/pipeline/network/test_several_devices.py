@@ -22,7 +22,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from pipeline.network import training
-from pipeline.params import TrainHead
+from pipeline.sections import TrainHead
 
 devices = int(sys.argv[1])
 names = [f"CPU:{i}" for i in range(devices)]

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline.network import classifier, training
-from pipeline.params import TrainHead
+from pipeline.sections import TrainHead
 from pipeline.stage import Problem
 
 VIEWS = np.random.default_rng(0).normal(size=(3, 96, 16)).astype(np.float32)
