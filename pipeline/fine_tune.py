@@ -1,4 +1,4 @@
-"""Phase 2 trains the top of the base together with the head.
+"""Phase 2 trains the top of the base together with the head; with no epochs it leaves what phase 1 made.
 
 Reads:  models/head.keras, data/features/ (made first if it is not here), data/prepared/, params (fine_tune)
 Writes: models/model.keras (the whole model, float32), reports/history/fine_tune.csv
@@ -9,6 +9,7 @@ import shutil
 from functools import partial
 
 import keras
+import pandas as pd
 
 from pipeline import params, stage
 from pipeline.data import prepared
@@ -25,6 +26,9 @@ def main() -> None:
     seed = recipe.seed + 1  # so that dropout differs from phase 1
     keras.utils.set_random_seed(seed)
 
+    if not recipe.fine_tune.epochs:
+        trained.save(trained.load_model(trained.HEAD), pd.DataFrame(columns=list(training.COLUMNS)), trained.MODEL)
+        return
     precompute.ensure(recipe)
     views, val = stored.read("inputs")
     labels, val_labels = (prepared.read(split)[1]["label"].to_numpy() for split in ("train", "val"))

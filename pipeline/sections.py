@@ -135,7 +135,8 @@ def check_pattern(key: str, pattern: str | None, group: str | None = None) -> No
 
 class Model(Section):
     backbone: Literal["ResNet50", "VGG16", "InceptionV3", "DenseNet121", "EfficientNetV2B0"]
-    pooling: Literal["average", "attention"]
+    last_layer: str | None
+    pooling: Literal["average", "moments", "attention"]
 
 
 class Estimate(Section):
@@ -177,7 +178,7 @@ class TrainHead(Section):
 class FineTune(Section):
     trainable_from: str
     batch_norm: Literal["frozen", "trained"]
-    epochs: Positive
+    epochs: Annotated[int, Field(ge=0)]
     optimizer: Literal["adam", "adamw"]
     schedule: Literal["constant", "cosine"]
     learning_rate: Rate

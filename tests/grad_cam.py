@@ -35,3 +35,16 @@ def contributions(whole: keras.Model, images: np.ndarray) -> np.ndarray:
             logit = head(tf.reduce_sum(attention * maps, axis=(1, 2)), training=False)[:, c]
         found.append(tf.reduce_sum(tape.gradient(logit, maps) * maps, axis=-1).numpy())
     return np.stack(found, axis=1)
+
+
+def gradient_times_maps(whole: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Each class's logit's gradient by the maps, times the maps, summed over features: [N, C, h, w], with its sign."""
+    maps = keras.Model(whole.input, classifier.feature_maps(whole))(images, training=False)
+    head = keras.Model(classifier.feature_maps(whole), whole.get_layer("logits").output)
+    found = []
+    for c in range(head.output.shape[-1]):
+        with tf.GradientTape() as tape:
+            tape.watch(maps)
+            logit = head(maps, training=False)[:, c]
+        found.append(tf.reduce_sum(tape.gradient(logit, maps) * maps, axis=-1).numpy())
+    return np.stack(found, axis=1)

@@ -16,10 +16,11 @@ def contract_function(
     attention [N, h, w] where the pooling has it.
 
     `cam` is what each position gives to a class's logit: its weight in the pooled vector, 1 ÷ (h·w) or its attention,
-    times the product of its features and the logit's gradient by that vector, which for a head of ReLUs is a product of
-    its matrices without the inactive units. What a position takes away is 0. After average pooling that is Grad-CAM
-    (Selvaraju et al. 2017); of attention, how the weights themselves depend on the image is left out, so that the
-    contributions still sum to the logit, but for what the head adds to any image.
+    times the product of its features and the logit's gradient by that vector, which for a head of ReLUs is a product
+    of its matrices without the inactive units. What a position takes away is 0. After average pooling that is Grad-CAM
+    (Selvaraju et al. 2017). To deviations a position gives by how far it lies from the mean: the product of its
+    features and their own gradient (Draelos and Carin 2020, arXiv:2011.08891). Of attention, how the weights themselves
+    depend on the image is left out, so that the contributions still sum to the logit, but for its constants.
     """
     outputs = [classifier.low_level(whole), classifier.feature_maps(whole), classifier.embedding(whole)]
     outputs += [whole.get_layer(name).output for name in ("head_relu_1", "head_relu_2", "logits")]
@@ -43,7 +44,15 @@ def contract_function(
         slope = tf.matmul(slope, dense_1.T)
         _, height, width, channels = maps.shape
         positions = tf.reshape(maps, [-1, height * width, channels])
-        cam = tf.nn.relu(tf.matmul(slope, positions, transpose_b=True))
+        if classifier.moments(whole):
+            mean, deviation = tf.split(embedding[:, None, :], 2, axis=-1)
+            of_mean, of_deviation = tf.split(slope, 2, axis=-1)
+            of_deviation = of_deviation / deviation
+            signed = tf.matmul(of_mean - of_deviation * mean, positions, transpose_b=True)
+            signed += tf.matmul(of_deviation, positions**2, transpose_b=True)
+        else:
+            signed = tf.matmul(slope, positions, transpose_b=True)
+        cam = tf.nn.relu(signed)
         cam = cam * tf.transpose(attention[0], [0, 2, 1]) if attention else cam / (height * width)  # [N, C, h·w]
 
         # pipeline.model_file.calibration.unlikeness

@@ -40,7 +40,8 @@ def answers(
             session = open_session(made.SerializeToString())
             seen = np.random.default_rng(recipe.seed).permutation(rows.index)[: len(said.seen[0])]
             own = onnx_model.answers(session, pixels[seen], ("embedding",))["embedding"]
-            found[precision] = said.calibrated(temperature, limit).outputs, Folds(said.fold, said.seen, own)
+            outputs = said.calibrated(temperature, limit).outputs
+            found[precision] = {name: outputs[name] for name in OBSERVED}, Folds(said.fold, said.seen, own)
         else:
             if precision == "int8":
                 session = open_session(made.SerializeToString())

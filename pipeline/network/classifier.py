@@ -15,14 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline.network.backbones import BACKBONES
+from pipeline.network.pooling import ATTENTION, MOMENTS, POOLING_FLOAT32, Moments, attended
 from pipeline.stage import Problem
 
 NORMALISED = "normalise"
 POOLED = "avg_pool"
-ATTENTION, ATTENDED = "head_attention", "head_attended"
 # 0..255, softmaxes with their scores, and sums over positions, which half precision would round to three digits.
-FLOAT32 = (NORMALISED, "head_attention_scores", "head_attention_listed", ATTENTION, ATTENDED, "probabilities")
-HIDDEN = 128  # of attention, per position
+FLOAT32 = (NORMALISED, *POOLING_FLOAT32, "probabilities")
 BN_MOMENTUM = 0.9  # Keras's 0.99 would need more steps than there are for the averages to follow
 
 
@@ -45,20 +44,27 @@ def precision() -> str:
     return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
 
 
-def build(size: int, classes: int, backbone: str = "ResNet50", pooling: str = "average") -> keras.Model:
+def build(
+    size: int, classes: int, backbone: str = "ResNet50", pooling: str = "average", last_layer: str | None = None
+) -> keras.Model:
     """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
 
-    Head: the paper's. GAP (or attention), Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
+    The paper's head: GAP (or as said), Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
+
+    Raises Problem if the base has no `last_layer`, or it lies before the layer that unlikeness is measured on.
     """
     network = BACKBONES[backbone]
     image = keras.Input((size, size, 3), dtype="uint8", name="image")
     variance = [deviation**2 for deviation in network.deviation]
     x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
     base = network.base(input_tensor=x)
+    maps = _last(base, last_layer, network.low_level)
     if pooling == "attention":
-        x = _attended(base.output)
+        x = attended(maps)
+    elif pooling == "moments":
+        x = Moments(name=MOMENTS, dtype="float32")(maps)
     else:
-        x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(base.output)
+        x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(maps)
     x = keras.layers.Dense(256, name="head_dense_1")(x)
     x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
     x = keras.layers.ReLU(name="head_relu_1")(x)
@@ -70,23 +76,16 @@ def build(size: int, classes: int, backbone: str = "ResNet50", pooling: str = "a
     return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
 
 
-def _attended(maps: keras.KerasTensor) -> keras.KerasTensor:
-    """Gated attention pooling (Ilse, Tomczak and Welling 2018, arXiv:1802.04712, eq. 9): [N, h, w, D] to [N, D].
-
-    Each position x gets a weight, the softmax over positions of w·(tanh(Vx) ⊙ sigmoid(Ux)); the weighted x are summed.
-    Raises Problem where there is one position only.
-    """
-    _, height, width, channels = maps.shape
-    if height * width == 1:
-        raise Problem("model.pooling: the last maps are 1 × 1; give average, or a larger prepare.image_size")
-    content = keras.layers.Conv2D(HIDDEN, 1, activation="tanh", name="head_attention_tanh")(maps)
-    gate = keras.layers.Conv2D(HIDDEN, 1, activation="sigmoid", name="head_attention_gate")(maps)
-    gated = keras.layers.Multiply(name="head_attention_gated")([content, gate])
-    scores = keras.layers.Conv2D(1, 1, name="head_attention_scores")(gated)
-    scores = keras.layers.Reshape((height * width, 1), name="head_attention_listed")(scores)
-    weights = keras.layers.Softmax(axis=1, name=ATTENTION)(scores)
-    positions = keras.layers.Reshape((height * width, channels), name="head_positions")(maps)
-    return keras.layers.Flatten(name="head_pooled")(keras.layers.Dot(axes=1, name=ATTENDED)([weights, positions]))
+def _last(base: keras.Model, name: str | None, low_level: str) -> keras.KerasTensor:
+    names = [layer.name for layer in base.layers]
+    if name is None:
+        return base.output
+    if name not in names[names.index(low_level) :]:
+        raise Problem(
+            f"model.last_layer: the base has no layer {name!r} from {low_level} on, where unlikeness is measured; give "
+            f"null for all of it, or a layer such as {names[(names.index(low_level) + len(names)) // 2]}"
+        )
+    return base.get_layer(name).output
 
 
 def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
@@ -120,8 +119,9 @@ def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet5
                 f"features.weights: {weights} does not fit {backbone} without its top ({reason}). It must be what "
                 f"keras.applications.{backbone}(include_top=False).save_weights() writes."
             ) from error
+    used = {layer.name for layer in model.layers}
     for layer in base.layers:
-        if layer.weights:
+        if layer.weights and layer.name in used:
             values = layer.get_weights()
             if layer.name == network.bgr_kernel:
                 values[0] = values[0][:, :, ::-1, :]  # trained on BGR, fed RGB
@@ -162,6 +162,11 @@ def embedding(model: keras.Model) -> keras.KerasTensor:
 def attention(model: keras.Model) -> keras.KerasTensor | None:
     """The weights of the positions [N, h·w, 1], which sum to 1; None: the maps are averaged."""
     return next((layer.output for layer in model.layers if layer.name == ATTENTION), None)
+
+
+def moments(model: keras.Model) -> bool:
+    """Whether the embedding holds deviations beside the means."""
+    return MOMENTS in {layer.name for layer in model.layers}
 
 
 def head_input(model: keras.Model) -> tuple[Literal["pooled", "maps"], keras.KerasTensor]:

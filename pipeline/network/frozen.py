@@ -15,7 +15,9 @@ from pipeline.params import Params
 def base_model(recipe: Params) -> keras.Model:
     """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
     model = recipe.model
-    whole = classifier.build(recipe.prepare.image_size, len(recipe.classes), model.backbone, model.pooling)
+    whole = classifier.build(
+        recipe.prepare.image_size, len(recipe.classes), model.backbone, model.pooling, model.last_layer
+    )
     if recipe.features.weights != "none":
         classifier.load_base_weights(whole, recipe.features.weights, model.backbone)
     return whole
@@ -38,7 +40,7 @@ def stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTe
     whole = base_model(recipe)
     cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
     outputs = {}
-    if cut is not None:
+    if cut is not None and recipe.fine_tune.epochs:
         outputs["inputs"] = classifier.frozen_part(whole, cut).output
     if recipe.features.weights != "none":
         what, tensor = classifier.head_input(whole)

@@ -27,7 +27,10 @@ from pipeline.params import Params
 BATCH = 32
 AHEAD = 4  # batches
 STATE = stage.STATE / "features"
-CODE = [Path(__file__).with_name(f"{name}.py") for name in ("augment", "backbones", "classifier", "frozen", "views")]
+CODE = [
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("augment", "backbones", "classifier", "frozen", "pooling", "views")
+]
 
 
 def ensure(recipe: Params) -> None:
@@ -104,7 +107,12 @@ def _key(recipe: Params) -> str:
     file = stage.sha256(Path(weights)) if Path(weights).is_file() else weights
     code = (stage.sha256(path) for path in CODE)
     return stage.state_key(
-        params.until(recipe, "features"), recipe.fine_tune.trainable_from, file, prepared.digest(), *code
+        params.until(recipe, "features"),
+        recipe.fine_tune.trainable_from,
+        str(recipe.fine_tune.epochs > 0),
+        file,
+        prepared.digest(),
+        *code,
     )
 
 

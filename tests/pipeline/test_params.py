@@ -53,7 +53,7 @@ def test_a_missing_key_is_named(recipe: dict[str, Any]) -> None:
     [
         ("train_head", "epochs", 0, r"train_head\.epochs: .*greater than 0 \(it is 0\)"),
         ("fine_tune", "optimizer", "sgd", r"fine_tune\.optimizer: .*'adam' or 'adamw'.*'sgd'"),
-        ("model", "pooling", "max", r"model\.pooling: .*'average' or 'attention'.*'max'"),
+        ("model", "pooling", "max", r"model\.pooling: .*'average', 'moments' or 'attention'.*'max'"),
         ("fine_tune", "learning_rate", "fast", r"fine_tune\.learning_rate: .*'fast'"),
         ("prepare", "patient", "(", r"patient: '\(' is no regular expression"),
         ("prepare", "patient", "x", r"needs a group named"),

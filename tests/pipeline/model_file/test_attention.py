@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipeline.evaluation import randomisation
 from pipeline.model_file import graph, onnx_model, quantise
-from pipeline.network import classifier, to_onnx
+from pipeline.network import classifier, pooling, to_onnx
 from pipeline.network.backbones import BACKBONES
 from tests import grad_cam, toy_backbone
 from tests.toy_backbone import SQUARE
@@ -128,7 +128,7 @@ def test_attention_is_shuffled_with_the_head(proto: onnx.ModelProto, images: np.
     names = randomisation.kernels(proto)
     values = {each.name: onnx.numpy_helper.to_array(each) for each in proto.graph.initializer}
     assert [values[name].squeeze().shape for name in names["base"]] == [(4, 3), (8, 4)]
-    assert [values[name].squeeze().shape for name in names["head"]].count((classifier.HIDDEN, 8)) == 2
+    assert [values[name].squeeze().shape for name in names["head"]].count((pooling.HIDDEN, 8)) == 2
     for part, cam in randomisation.maps(tmp_path / "m.onnx", images, [1]):
         chosen = names["head"] + randomisation.last(names["base"], randomisation.PARTS[part])
         after = randomisation.shuffled(values, chosen, seed=1)
