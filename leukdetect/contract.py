@@ -161,7 +161,7 @@ class Reference(_Frozen):
 class Provenance(_Frozen):
     """Where the file comes from."""
 
-    source: str = Field(description="the data's origin, as data/source.json names it")
+    source: str = Field(description="the data's origin, as data/source.json names it, and the pretrained base's")
     synthetic: bool = Field(description="trained on rendered images: no clinical meaning at all")
     data_sha256: Sha256
     params_sha256: Sha256

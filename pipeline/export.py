@@ -29,7 +29,7 @@ from pipeline.model_file import (
 )
 from pipeline.model_file.calibration import CALIBRATION, UNLIKENESS
 from pipeline.model_file.onnx_model import FP32, INT8
-from pipeline.network import to_onnx, trained
+from pipeline.network import bases, to_onnx, trained
 from pipeline.params import Params
 from pipeline.registry import git, tracking
 
@@ -85,7 +85,7 @@ def _facts(recipe: Params, calibration: dict[str, Any], source: dict[str, Any]) 
         **{key: calibration[key] for key in ("temperature", "target_sensitivity", "thresholds", "validation")},
         "golden_tolerance": recipe.export.golden_tolerance,
         "provenance": {
-            "source": source["origin"],
+            "source": source["origin"] + bases.credit(recipe.features.weights, recipe.model.backbone),
             "synthetic": source["synthetic"],
             "data_sha256": data,
             "params_sha256": params.digest(recipe),

@@ -78,6 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=72, help="cells a step, a multiple of tiles × tiles")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--colour", type=float, default=1.0, help="0: colours stay; 1: as between laboratories")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", dest="start", type=Path, metavar="WEIGHTS", help="start from a file of weights")
     parser.add_argument("--hold-out", type=float, default=0.1, help="share of each labelled class, the last by name")
@@ -90,8 +91,10 @@ def _options() -> argparse.Namespace:
         raise Problem("give folders: --labelled, --unlabelled or both")
     if min(options.size, options.tiles, options.epochs, options.batch) < 1 or options.batch % options.tiles**2:
         raise Problem("--size, --tiles, --epochs and --batch must be 1 or more, --batch a multiple of tiles × tiles")
-    if not 0 <= options.hold_out < 1 or not 0 < options.learning_rate < 1 or options.seed < 0:
-        raise Problem("--hold-out must be from 0 to below 1, --learning-rate between 0 and 1, --seed 0 or more")
+    if not 0 <= options.hold_out < 1 or not 0 < options.learning_rate < 1 or min(options.seed, options.colour) < 0:
+        raise Problem(
+            "--hold-out must be from 0 to below 1, --learning-rate between 0 and 1, --seed and --colour 0 or more"
+        )
     bases.free(options.out, options.overwrite)
     tracking.check()
     return options

@@ -37,7 +37,7 @@ def about(weights: Path) -> dict[str, Any]:
     Raises Problem if there is no such file, or the record is no JSON.
     """
     if not weights.is_file():
-        raise Problem(f"there is no file {weights}")
+        raise Problem(f"there is no file of weights {weights}")
     known: dict[str, Any] = {"file": weights.name, "sha256": stage.sha256(weights)}
     if record(weights).is_file():
         try:
@@ -46,6 +46,19 @@ def about(weights: Path) -> dict[str, Any]:
         except (ValueError, LookupError, TypeError) as error:
             raise Problem(f"{record(weights)} is no record of a base ({error}); correct it or take it away") from error
     return known
+
+
+def credit(weights: str, backbone: str) -> str:
+    """What is said after the data's origin of the base that `features.weights` names; empty where there is none."""
+    if weights == "none":
+        return ""
+    if weights == "imagenet":
+        return f"; base: {backbone} of keras.applications, trained on ImageNet"
+    if not Path(weights).is_file():
+        return f"; base: {backbone} of {Path(weights).name}, which is not on this machine"
+    known = about(Path(weights))
+    whose = "{origin}. Licence: {licence}".format(**known) if "origin" in known else "no record of its images beside it"
+    return f"; base: {backbone} of {known['file']}, {known['sha256'][:12]} ({whose})"
 
 
 def made(out: Path, run: str) -> dict[str, Any]:

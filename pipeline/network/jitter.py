@@ -6,10 +6,10 @@ Size, place, turn and the stain vary by more than between laboratories, so that 
 import numpy as np
 import tensorflow as tf
 
-ZOOM = (0.6, 1.5)  # side of the crop, in sides of the image: beyond 1 the image is mirrored at its edges
+ZOOM = (0.7, 1.4)  # side of the crop, in sides of the image: beyond 1 the image is mirrored at its edges
 STRETCH, SHIFT = 0.1, 0.35
-STAIN, STAIN_SHIFT = 0.25, 0.08  # of each stain's density
-GAIN, CONTRAST, SATURATION, LIGHT = 0.15, 0.25, 0.4, 20.0
+STAIN, STAIN_SHIFT = 0.2, 0.06  # of each stain's density
+GAIN, CONTRAST, SATURATION, LIGHT = 0.12, 0.2, 0.3, 15.0
 BLUR, NOISE = (-0.7, 1.0), 4.0  # below 0 it is sharpened
 # Rows: haematoxylin, eosin, residue (Ruifrok and Johnston 2001).
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
@@ -18,12 +18,15 @@ _BELL = np.exp(-0.5 * np.arange(-2, 3) ** 2).astype(np.float32)  # a Gaussian of
 _KERNEL = np.repeat((np.outer(_BELL, _BELL) / _BELL.sum() ** 2)[:, :, None, None], 3, axis=2)
 
 
-def view(pixels: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
-    """One view of each of uint8 [N, H, H, 3], as uint8 [N, size, size, 3]; the seed, [2], decides alone."""
+def view(pixels: tf.Tensor, size: int, colour: float, seed: tf.Tensor) -> tf.Tensor:
+    """One view of each of uint8 [N, H, H, 3], as uint8 [N, size, size, 3]; the seed, [2], decides alone.
+
+    `colour` multiplies how far colours may go.
+    """
     seeds = tf.random.experimental.stateless_split(seed, 2)
     drawn = tf.random.stateless_uniform((tf.shape(pixels)[0], 19), seeds[0], -1, 1)
     moved = _moved(tf.cast(pixels, tf.float32), size, drawn[:, :7])
-    shown = _coloured(moved, drawn[:, 7:])
+    shown = _coloured(moved, tf.concat([colour * drawn[:, 7:18], drawn[:, 18:]], axis=1))
     noise = tf.random.stateless_normal(tf.shape(shown), seeds[1]) * NOISE * tf.abs(drawn[:, 6, None, None, None])
     return tf.cast(tf.clip_by_value(shown + noise + 0.5, 0, 255), tf.uint8)
 
