@@ -44,7 +44,6 @@ def main() -> None:
     }
     key = stage.state_key(json.dumps(vars(plan)), images.digest, json.dumps(start))
     state = STATE / "runs" / key
-    stage.drop_others(state)
     run = tracking.opened(
         "pretrain",
         (key,),
@@ -61,6 +60,7 @@ def main() -> None:
     stage.write_json(record, facts | bases.made(options.out, run) | {"history": history})
     tracking.close(run, [options.out, record])
     shutil.rmtree(state)
+    (STATE / "images.npy").unlink()
     print(f"wrote {options.out} and {record}; features.weights takes the first")
 
 
@@ -91,10 +91,10 @@ def _options() -> argparse.Namespace:
         raise Problem("give folders: --labelled, --unlabelled or both")
     if min(options.size, options.tiles, options.epochs, options.batch) < 1 or options.batch % options.tiles**2:
         raise Problem("--size, --tiles, --epochs and --batch must be 1 or more, --batch a multiple of tiles × tiles")
-    if not 0 <= options.hold_out < 1 or not 0 < options.learning_rate < 1 or min(options.seed, options.colour) < 0:
-        raise Problem(
-            "--hold-out must be from 0 to below 1, --learning-rate between 0 and 1, --seed and --colour 0 or more"
-        )
+    if not (0 <= options.hold_out < 1 and 0 < options.learning_rate < 1 and 0 <= options.colour <= 2):
+        raise Problem("--hold-out must be 0 or more and below 1, --learning-rate between them, --colour from 0 to 2")
+    if not 0 <= options.seed < 2**31:
+        raise Problem("--seed must be 0 or more and below 2147483648")
     bases.free(options.out, options.overwrite)
     tracking.check()
     return options

@@ -160,7 +160,7 @@ def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
     for (name, key), rows in known.groupby(["set", "class"]):
         count = max(1, round(hold_out * len(rows))) if hold_out else 0
         if count >= len(rows):
-            raise Problem(f"class {key} of {name} has {len(rows)} images: too few to hold {hold_out:g} of them out")
+            raise Problem(f"class {key} of {name} has {len(rows)} images: too few for --hold-out {hold_out:g}")
         side[rows.index[len(rows) - count :]] = HELD_OUT
     secret = set(read.loc[side == HELD_OUT, "sha256"])
     side[(side == TRAIN) & read["sha256"].isin(secret)] = LEFT_OUT

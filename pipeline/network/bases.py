@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +23,27 @@ def record(weights: Path) -> Path:
 
 
 def free(out: Path, overwrite: bool) -> None:
-    """Raises Problem if a base cannot be written there, or one would be lost."""
-    if not out.name.endswith(SUFFIX) or out.name == SUFFIX:
-        raise Problem(f"--out: {out} must end in {SUFFIX}, since Keras tells its format by that")
-    if taken := [path for path in (out, record(out)) if path.exists()]:
-        if out.is_dir():
-            raise Problem(f"--out: {out} is a folder")
-        if not overwrite:
-            raise Problem(f"{taken[0]} exists: give another --out, or --overwrite to replace it")
+    """Raises Problem if a base cannot be written there or would replace another, OSError if the folder is read-only."""
+    if not out.name.endswith(SUFFIX) or out.name == SUFFIX or out.is_dir():
+        raise Problem(f"--out: {out} must be a file that ends in {SUFFIX}, since Keras tells its format by that")
+    if (taken := [path for path in (out, record(out)) if path.exists()]) and not overwrite:
+        raise Problem(f"{taken[0]} exists: give another --out, or --overwrite to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):
+        pass
 
 
 def about(weights: Path) -> dict[str, Any]:
-    """Name and hash of a file of weights, with origin and licence where a record lies beside it.
+    """Name and hash of a file of weights, with origin and licence where their record lies beside it.
 
-    Raises Problem if there is no such file, or the record is no JSON.
+    Raises Problem if there is no such file.
     """
     if not weights.is_file():
         raise Problem(f"there is no file of weights {weights}")
-    known: dict[str, Any] = {"file": weights.name, "sha256": stage.sha256(weights)}
-    if record(weights).is_file():
-        try:
-            said = json.loads(record(weights).read_bytes())
-            known |= {name: str(said[name]) for name in ("origin", "licence")}
-        except (ValueError, LookupError, TypeError) as error:
-            raise Problem(f"{record(weights)} is no record of a base ({error}); correct it or take it away") from error
+    known = {"file": weights.name, "sha256": stage.sha256(weights)}
+    with suppress(OSError, ValueError, LookupError, TypeError):  # another's JSON of that name
+        said = json.loads(record(weights).read_bytes())
+        known |= {name: str(said[name]) for name in ("origin", "licence")}
     return known
 
 

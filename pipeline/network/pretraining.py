@@ -54,7 +54,7 @@ class Learner:
 def learner(plan: Plan, cells: Cells, start: str | None) -> Learner:
     """Builds it, from random weights or those of the file `start`. Raises Problem where T × T cells do not fit."""
     keras.utils.set_random_seed(plan.seed)
-    network, side, policy = BACKBONES[plan.backbone], plan.size * plan.tiles, classifier.precision()
+    network, side = BACKBONES[plan.backbone], plan.size * plan.tiles
     image = keras.Input((side, side, 3), dtype="uint8", name="image")
     variance = [deviation**2 for deviation in network.deviation]
     x = keras.layers.Normalization(mean=network.mean, variance=variance, name=classifier.NORMALISED)(image)
@@ -64,7 +64,8 @@ def learner(plan: Plan, cells: Cells, start: str | None) -> Learner:
         raise Problem(f"{plan.backbone} cannot be built for {side} pixels ({error}); give a larger --size") from error
     if start:
         classifier.load_base_weights(base, start, plan.backbone)
-    trunk, steps = classifier.trainable_part(base, None, policy), steps_an_epoch(plan, cells) * plan.epochs
+    trunk = classifier.trainable_part(base, None, classifier.precision())
+    steps = steps_an_epoch(plan, cells) * plan.epochs
     for layer in trunk.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = min(0.99, max(classifier.BN_MOMENTUM, 1 - 20 / steps))
@@ -87,7 +88,7 @@ def learner(plan: Plan, cells: Cells, start: str | None) -> Learner:
         rate, weight_decay=DECAY, global_clipnorm=1.0
     )  # VICReg's gradients leap at first
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    whole.optimizer = keras.optimizers.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer
+    whole.optimizer = training.scaling(trunk, optimizer)
     whole.optimizer.build(whole.trainable_variables)
     return Learner(trunk, heads, expander, whole)
 

@@ -26,7 +26,7 @@ AHEAD = 4  # batches that are read beside the computing
 def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.Model:
     """The model, ready for `fit`: cross-entropy of whole-number labels, and accuracy."""
     model.compile(
-        optimizer,
+        scaling(model, optimizer),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         jit_compile=False,  # on the CPU XLA makes it up to five times slower
@@ -39,6 +39,15 @@ def compiled(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras
         model.compute_metrics(None, np.zeros(1, np.int64), blank, np.ones(1, np.float32))
         model.reset_metrics()
     return model
+
+
+def scaling(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer, scaling the loss where layers compute in float16, in which small gradients would become 0.
+
+    Keras does so by itself only where the model's own policy says so, not its layers'.
+    """
+    halves = any(layer.dtype_policy.name == "mixed_float16" for layer in model.layers)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if halves else optimizer
 
 
 class Batches(keras.utils.PyDataset):
@@ -183,5 +192,6 @@ def save(model: keras.Model, state: Path, history: list[dict[str, float]]) -> No
 
 def _variables(model: keras.Model) -> list[keras.Variable]:
     """All that the next step depends on: weights, the state of dropout's random numbers, and the optimizer's."""
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:  # one that scales the loss would make its own variables a second time
+        model.optimizer.build(model.trainable_variables)
     return [*model.variables, *model.optimizer.variables]

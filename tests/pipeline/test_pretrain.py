@@ -74,7 +74,7 @@ def test_a_base_of_labelled_and_unlabelled_cells_is_what_keras_reads(folders: Pa
     assert record["sets"]["two"]["c"] == {"train": 5, "held out": 1}
     assert (record["licence"], record["weights_sha256"]) == ("CC0", stage.sha256(out))
     assert len(record["history"]) == 2
-    assert not list((tmp_path / ".state/pretrain/runs").iterdir())
+    assert [path for path in (tmp_path / ".state").rglob("*") if path.is_file()] == []
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run = store.get_run(record["mlflow_run"])
     assert (run.info.status, run.data.params["licence"]) == ("FINISHED", "CC0")
@@ -127,8 +127,24 @@ def test_what_is_saved_is_what_was_trained(backbone: str, tmp_path: Path) -> Non
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_the_readmes_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_is_credited_as_far_as_its_record_says(tmp_path: Path) -> None:
+    path = tmp_path / "own.weights.h5"
+    assert bases.credit("none", "VGG16") == ""
+    assert bases.credit("imagenet", "VGG16") == "; base: VGG16 of keras.applications, trained on ImageNet"
+    assert bases.credit(str(path), "VGG16") == "; base: VGG16 of own.weights.h5, which is not on this machine"
+    path.write_bytes(b"weights")
+    unknown = f"; base: VGG16 of own.weights.h5, {stage.sha256(path)[:12]} (no record of its images beside it)"
+    for content in (None, "[]", '{"origin": "ward"', '{"origin": "ward"}'):
+        if content:
+            (tmp_path / "own.json").write_text(content)
+        assert bases.credit(str(path), "VGG16") == unknown
+    (tmp_path / "own.json").write_text('{"origin": "Ward 4", "licence": "internal"}')
+    assert bases.credit(str(path), "VGG16").endswith("(Ward 4. Licence: internal)")
+
+
+def test_the_readmes_commands_are_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "check", lambda: None)
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     found = [line for line in text.splitlines() if line.startswith("python -m pipeline.pretrain")]
     assert len(found) == 3
@@ -145,7 +161,8 @@ def test_the_readmes_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> N
         (["--unlabelled", "absent"], "absent is no folder"),
         ([], "give folders"),
         (["--unlabelled", "free", "--batch", "6"], "--batch a multiple of tiles × tiles"),
-        (["--unlabelled", "free", "--out", "base.h5"], r"base\.h5 must end in \.weights\.h5"),
+        (["--unlabelled", "free", "--out", "base.h5"], r"base\.h5 must be a file that ends in \.weights\.h5"),
+        (["--unlabelled", "free", "--colour", "nan"], "--colour from 0 to 2"),
         (["--unlabelled", "free", "--out", "old.weights.h5"], "old.json exists: give another --out, or --overwrite"),
         (["--unlabelled", "free", "--licence", " "], "--licence is empty"),
         (["--unlabelled", "free", "--from", "no.weights.h5"], r"no file of weights no\.weights\.h5"),

@@ -84,5 +84,5 @@ def test_a_class_without_a_usable_image_is_named(folder: Path, hold_out: float) 
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(folder: Path) -> None:
-    with pytest.raises(Problem, match=r"class a of set has 4 images: too few to hold 0\.9 of them out"):
+    with pytest.raises(Problem, match=r"class a of set has 4 images: too few for --hold-out 0\.9"):
         read(folder, 0.9)

@@ -74,10 +74,14 @@ def test_two_label_sets_are_learnt_at_once_each_by_its_own_head(tmp_path: Path) 
     assert "loss/unlabelled" not in history[-1]
 
 
-@pytest.mark.parametrize(("labelled", "unlabelled"), [(2, 0), (1, 20)])
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "precision"),
+    [(2, 0, "float32"), (1, 20, "mixed_bfloat16"), (1, 20, "mixed_float16")],  # the last is what a GPU trains in
+)
 def test_an_interrupted_pretraining_ends_with_the_very_weights_of_one_that_was_not(
-    labelled: int, unlabelled: int, tmp_path: Path
+    labelled: int, unlabelled: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(classifier, "precision", lambda: precision)
     images = cells(labelled, unlabelled)
     whole, history = trained(tmp_path / "whole", images, plan())
     with pytest.raises(KeyboardInterrupt):

@@ -26,11 +26,15 @@ class PowerCutError(Exception):
     pass
 
 
-def toy() -> keras.Model:
+def toy(precision: str = "float32") -> keras.Model:
     """Dropout, batch normalisation and a schedule: all that a later epoch depends on."""
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((16,))
-    for layer in (keras.layers.Dense(8, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)):
+    for layer in (
+        keras.layers.Dense(8, "relu", dtype=precision),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.5),
+    ):
         x = layer(x)
     rate = keras.optimizers.schedules.CosineDecay(0.01, 100)
     model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(x))
@@ -42,8 +46,9 @@ def fit(
     epochs: int = 5,
     patience: int = 10,
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+    precision: str = "float32",
 ) -> tuple[keras.Model, pd.DataFrame]:
-    network = toy()
+    network = toy(precision)
     history = training.fit(
         network,
         (VIEWS, LABELS),
@@ -56,19 +61,25 @@ def fit(
     return network, history
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(tmp_path: Path, precision: str) -> None:
     def interrupt(epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 2:
             raise PowerCutError
 
-    straight, history = fit(tmp_path / "straight")
+    straight, history = fit(tmp_path / "straight", precision=precision)
     with pytest.raises(PowerCutError):
-        fit(tmp_path / "broken", on_epoch=interrupt)
-    resumed, resumed_history = fit(tmp_path / "broken")
+        fit(tmp_path / "broken", on_epoch=interrupt, precision=precision)
+    resumed, resumed_history = fit(tmp_path / "broken", precision=precision)
 
     for a, b in zip(straight.get_weights(), resumed.get_weights(), strict=True):
         assert np.array_equal(a, b)
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
+
+
+def test_where_layers_compute_in_float16_the_loss_is_scaled() -> None:
+    assert isinstance(toy("mixed_float16").optimizer, keras.optimizers.LossScaleOptimizer)
+    assert not isinstance(toy("mixed_bfloat16").optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def test_two_runs_with_the_same_seed_agree(tmp_path: Path) -> None:
