@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import stage
-from pipeline.data import cells
+from pipeline.data import cells, walk
 from pipeline.network import bases, classifier, pretraining
 from pipeline.network.backbones import BACKBONES
 from pipeline.registry import tracking
@@ -29,7 +29,8 @@ def main() -> None:
     options = _options()
     record = bases.record(options.out)
     images = cells.read(options.labelled, options.unlabelled, options.hold_out, 2 * options.size, STATE / "images.npy")
-    print(images.table())
+    counts = images.table()
+    print(f"{counts.to_string()}{walk.lines(images.left_out)}")
     plan = pretraining.Plan(**{name: getattr(options, name) for name in pretraining.Plan.__dataclass_fields__})
     start = bases.about(options.start) if options.start else {}
     facts = {
@@ -37,7 +38,7 @@ def main() -> None:
         "licence": options.licence,
         "command": shlex.join(["python", "-m", "pipeline.pretrain", *sys.argv[1:]]),
         **vars(plan),
-        "sets": images.counts(),
+        "sets": {name: rows.droplevel(0).to_dict("index") for name, rows in counts.groupby(level=0)},
         "left_out": dict(sorted(images.left_out.items())),
         "data_sha256": images.digest,
         "started_from": start,
@@ -84,17 +85,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--hold-out", type=float, default=0.1, help="share of each labelled class, the last by name")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE and its record")
     options = parser.parse_args()
-    for name in ("origin", "licence"):
-        if not getattr(options, name).strip():
-            raise Problem(f"--{name} is empty: whoever uses the base must know whose images it was made of")
-    if not options.labelled and not options.unlabelled:
-        raise Problem("give folders: --labelled, --unlabelled or both")
-    if min(options.size, options.tiles, options.epochs, options.batch) < 1 or options.batch % options.tiles**2:
-        raise Problem("--size, --tiles, --epochs and --batch must be 1 or more, --batch a multiple of tiles × tiles")
-    if not (0 <= options.hold_out < 1 and 0 < options.learning_rate < 1 and 0 <= options.colour <= 2):
-        raise Problem("--hold-out must be 0 or more and below 1, --learning-rate between them, --colour from 0 to 2")
-    if not 0 <= options.seed < 2**31:
-        raise Problem("--seed must be 0 or more and below 2147483648")
+    wrong = {
+        "--origin and --licence must say whose images these are": not (
+            options.origin.strip() and options.licence.strip()
+        ),
+        "give folders: --labelled, --unlabelled or both": not (options.labelled or options.unlabelled),
+        "--size, --tiles and --epochs must be 1 or more": min(options.size, options.tiles, options.epochs) < 1,
+        "--batch must be a multiple of tiles × tiles": options.batch < 1
+        or options.batch % max(1, options.tiles) ** 2 > 0,
+        "--hold-out must be 0 or more and below 1": not 0 <= options.hold_out < 1,
+        "--learning-rate must be above 0 and below 1": not 0 < options.learning_rate < 1,
+        "--colour must be from 0 to 2": not 0 <= options.colour <= 2,
+        "--seed must be 0 or more and below 2147483648": not 0 <= options.seed < 2**31,
+    }
+    if said := [message for message, is_wrong in wrong.items() if is_wrong]:
+        raise Problem("; ".join(said))
     bases.free(options.out, options.overwrite)
     tracking.check()
     return options

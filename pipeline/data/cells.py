@@ -57,17 +57,9 @@ class Cells:
         """SHA-256 of which images there are, of which sets and classes, and on which side."""
         return hashlib.sha256(self.rows[["set", "class", "path", "sha256", "side"]].to_csv().encode()).hexdigest()
 
-    def table(self) -> str:
-        """The counts, and what was left out, for a terminal."""
-        counts = pd.crosstab([self.rows["set"], self.rows["class"]], self.rows["side"])
-        return counts.to_string() + walk.lines(self.left_out)
-
-    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+    def table(self) -> pd.DataFrame:
         """How many images lie on each side, by set and class."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        for (name, key, side), rows in self.rows.groupby(["set", "class", "side"]):
-            found.setdefault(name, {}).setdefault(key or "unlabelled", {})[side] = len(rows)
-        return found
+        return pd.crosstab([self.rows["set"], self.rows["class"]], self.rows["side"])
 
 
 def read(labelled: Sequence[Path], unlabelled: Sequence[Path], hold_out: float, size: int, out: Path) -> Cells:
@@ -75,9 +67,9 @@ def read(labelled: Sequence[Path], unlabelled: Sequence[Path], hold_out: float, 
     left_out: Counter[str] = Counter()
     pixels, decoded = _decode(find(labelled, unlabelled, left_out), size, out)
     rows = divide(decoded, hold_out)
-    left_out.update(f"broken: {problem}" for problem in rows.loc[rows["problem"] != "", "problem"])
-    left_out["copies"] = int(((rows["side"] == LEFT_OUT) & (rows["problem"] == "")).sum())
-    return Cells(pixels, rows, +left_out)
+    for problem in rows.loc[rows["side"] == LEFT_OUT, "problem"]:
+        left_out[f"broken: {problem}" if problem else "copies"] += 1
+    return Cells(pixels, rows, left_out)
 
 
 def find(labelled: Sequence[Path], unlabelled: Sequence[Path], left_out: Counter[str]) -> pd.DataFrame:
@@ -95,19 +87,19 @@ def find(labelled: Sequence[Path], unlabelled: Sequence[Path], left_out: Counter
         name = re.sub(r"[^\w.-]", "_", folder.resolve().name)
         taken[name] += 1
         name += f"-{taken[name]}" if taken[name] > 1 else ""
-        mine, passed = [], Counter[str]()
+        passed = Counter[str]()
+        classes = set()
         for file in sorted(walk.image_files(folder, passed)):
-            *above, _ = file.relative_to(folder).parts
-            if has_labels and not above:
+            path = file.relative_to(folder)
+            if has_labels and len(path.parts) == 1:
                 passed["images in no class's folder"] += 1
-            else:
-                mine.append((name, above[0] if has_labels else "", file.relative_to(folder).as_posix(), file))
-        classes = {row[1] for row in mine}
-        if not mine or (has_labels and len(classes) < 2):
-            found = f"one class, {classes.pop()}" if mine else "no images"
+                continue
+            classes.add(key := path.parts[0] if has_labels else "")
+            rows.append((name, key, path.as_posix(), file))
+        if len(classes) < 1 + has_labels:
+            found = f"one class, {classes.pop()}" if classes else "no images"
             wanted = "a folder for each of two or more classes" if has_labels else "images"
             raise Problem(f"{folder} holds {found}{walk.but(passed)}; it must hold {wanted}")
-        rows += mine
         left_out.update(passed)
     return pd.DataFrame(rows, columns=["set", "class", "path", "file"])
 
@@ -138,8 +130,8 @@ def _decode(found: pd.DataFrame, size: int, out: Path) -> tuple[np.ndarray, pd.D
 
         with ThreadPoolExecutor() as pool:
             done = list(stage.progress(pool.map(one, range(len(found)), found["file"]), "decode", total=len(found)))
-    read = found.assign(sha256=[digest for digest, _ in done], problem=[problem for _, problem in done])
-    return np.load(out, mmap_mode="r"), read
+    digests, problems = zip(*done, strict=True)
+    return np.load(out, mmap_mode="r"), found.assign(sha256=digests, problem=problems)
 
 
 def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
@@ -157,15 +149,13 @@ def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
         raise Problem(f"one image under two classes: {names}. Find out which is right, and remove the other")
     side = pd.Series(LEFT_OUT, read.index)
     side[usable.index] = TRAIN
-    for (name, key), rows in known.groupby(["set", "class"]):
-        count = max(1, round(hold_out * len(rows))) if hold_out else 0
-        if count >= len(rows):
-            raise Problem(f"class {key} of {name} has {len(rows)} images: too few for --hold-out {hold_out:g}")
-        side[rows.index[len(rows) - count :]] = HELD_OUT
-    secret = set(read.loc[side == HELD_OUT, "sha256"])
-    side[(side == TRAIN) & read["sha256"].isin(secret)] = LEFT_OUT
-    for (name, key), rows in read.groupby(["set", "class"]):
-        if not (side[rows.index] == TRAIN).any():
+    for _, rows in known.groupby(["set", "class"]):
+        side[rows.index[len(rows) - (max(1, round(hold_out * len(rows))) if hold_out else 0) :]] = HELD_OUT
+    side[(side == TRAIN) & read["sha256"].isin(set(read.loc[side == HELD_OUT, "sha256"]))] = LEFT_OUT
+    for (name, key), sides in side.groupby([read["set"], read["class"]]):
+        if TRAIN not in set(sides):
             what = f"class {key} of {name}" if key else name
-            raise Problem(f"{what} has no image left to train on: its {len(rows)} are broken, copies or held out")
+            raise Problem(
+                f"{what} has no image to train on: {', '.join(f'{n} {s}' for s, n in Counter(sides).items())}"
+            )
     return read.assign(side=side)

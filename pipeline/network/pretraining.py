@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from sklearn.metrics import recall_score
 
 from pipeline.data.cells import HELD_OUT, TRAIN, Cells
 from pipeline.network import classifier, jitter, training
@@ -182,13 +183,11 @@ def _validate(look: Callable[[np.ndarray], tf.Tensor], plan: Plan, cells: Cells)
     padded = np.resize(rows, -(-len(rows) // square) * square)  # whole inputs of T × T cells
     most = max(1, VALIDATED // square) * square
     parts = [look(cells.pixels[padded[start : start + most]]).numpy() for start in range(0, len(padded), most)]
-    answers, found = np.concatenate(parts)[: len(rows)], {}
+    answers, label, found = np.concatenate(parts)[: len(rows)], cells.label[rows], {}
     for index, name in enumerate(cells.sets):
         mine = cells.owner[rows] == index
-        label = cells.label[rows][mine]
-        right = answers[mine, index] == label
-        found[f"accuracy/{name}"] = float(right.mean())
-        found[f"balanced_accuracy/{name}"] = float(np.mean([right[label == each].mean() for each in np.unique(label)]))
+        found[f"accuracy/{name}"] = float((answers[mine, index] == label[mine]).mean())
+        found[f"balanced_accuracy/{name}"] = float(recall_score(label[mine], answers[mine, index], average="macro"))
     return found
 
 
