@@ -68,7 +68,7 @@ def read(labelled: Sequence[Path], unlabelled: Sequence[Path], hold_out: float, 
     pixels, decoded = _decode(find(labelled, unlabelled, left_out), size, out)
     rows = divide(decoded, hold_out)
     for problem in rows.loc[rows["side"] == LEFT_OUT, "problem"]:
-        left_out[f"broken: {problem}" if problem else "copies"] += 1
+        left_out[problem or "copies"] += 1
     return Cells(pixels, rows, left_out)
 
 
@@ -122,7 +122,7 @@ def _decode(found: pd.DataFrame, size: int, out: Path) -> tuple[np.ndarray, pd.D
             try:
                 pixels = apart.sized(data, size).tobytes()
             except ImageError as error:
-                return digest, str(error)
+                return digest, f"broken: {error}"
             # Not through a memory map: where the disk fills up, that kills the process without a word.
             if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
@@ -135,18 +135,18 @@ def _decode(found: pd.DataFrame, size: int, out: Path) -> tuple[np.ndarray, pd.D
 
 
 def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
-    """Adds `side`: of each labelled class the last share by name is held out, at least one; copies are left out.
+    """Adds `side`: of each labelled class the last share by name is held out, at least one.
 
-    No copy of a held-out image trains, in a folder without labels neither.
+    Copies are left out, and images that lie in two classes of a set, whose label nobody knows. No copy of a held-out
+    image trains, in a folder without labels neither.
 
-    Raises Problem if an image is in two classes of a set, or a class or a set has too few images.
+    Raises Problem if a class, or a folder without labels, has nothing left to train on.
     """
-    usable = read[read["problem"] == ""]
-    usable = usable[~usable.duplicated(["set", "class", "sha256"])]
+    known = read[(read["problem"] == "") & (read["class"] != "")]
+    both = known.groupby(["set", "sha256"])["class"].transform("nunique") > 1
+    read = read.assign(problem=read["problem"].mask(both.reindex(read.index, fill_value=False), "under two classes"))
+    usable = read[(read["problem"] == "") & ~read.duplicated(["set", "class", "sha256"])]
     known = usable[usable["class"] != ""]
-    if len(both := known[known.duplicated(["set", "sha256"], keep=False)]):
-        names = " and ".join(both.loc[both["sha256"] == both["sha256"].iloc[0], "path"])
-        raise Problem(f"one image under two classes: {names}. Find out which is right, and remove the other")
     side = pd.Series(LEFT_OUT, read.index)
     side[usable.index] = TRAIN
     for _, rows in known.groupby(["set", "class"]):

@@ -69,10 +69,11 @@ def test_two_sets_of_one_name_stay_two(folder: Path) -> None:
     assert found.sets == {"set": ["a", "b"], "set-2": ["x", "y"]}
 
 
-def test_one_image_under_two_classes_is_refused(folder: Path) -> None:
+def test_an_image_under_two_classes_is_left_out_of_both(folder: Path) -> None:
     (folder / "set/b/9.png").write_bytes((folder / "set/a/2.png").read_bytes())
-    with pytest.raises(Problem, match=r"one image under two classes: a/2\.png and b/9\.png"):
-        read(folder)
+    found = read(folder)
+    assert dict(found.left_out) == {"under two classes": 2}
+    assert found.rows.set_index("path")["side"][["a/2.png", "b/9.png"]].tolist() == [cells.LEFT_OUT] * 2
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.5])
