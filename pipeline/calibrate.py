@@ -27,7 +27,7 @@ def main() -> None:
     settings = recipe.calibrate
     whole = trained.load_model()
     pixels, train = prepared.read("train")
-    _, train_features = inference.forward(whole, pixels, train.index.to_numpy())
+    train_features = inference.low_level(whole, pixels, train.index.to_numpy())
     space = calibration.fit_unlikeness(train_features, train["label"].to_numpy(), settings.components)
 
     if recipe.estimate.folds:

@@ -39,7 +39,7 @@ def main() -> None:
         part = classifier.trainable_part(whole, cut, classifier.precision())
         layers = classifier.base_layers(whole, tune.trainable_from)
         classifier.set_trainable(part, layers, batch_norm=tune.batch_norm == "trained")
-        training.compiled(part, _optimizer(tune, -(-len(labels) // tune.batch_size) * tune.epochs))
+        training.compiled(part, _optimizer(tune, len(labels)))
 
     key = stage.state_key(params.until(recipe, "fine_tune"), stage.sha256(trained.HEAD), data)
     state = stage.STATE / "fine_tune" / key
@@ -51,10 +51,8 @@ def main() -> None:
     shutil.rmtree(state)
 
 
-def _optimizer(tune: FineTune, steps: int) -> keras.optimizers.Optimizer:
-    rate = tune.learning_rate
-    if tune.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(tune.learning_rate, steps)
+def _optimizer(tune: FineTune, images: int) -> keras.optimizers.Optimizer:
+    rate = training.rate(tune, images)
     if tune.optimizer == "adamw":
         return keras.optimizers.AdamW(rate, weight_decay=tune.weight_decay)
     return keras.optimizers.Adam(rate)

@@ -46,7 +46,7 @@ def main() -> None:
     print(f"fold {fold}, seed {seed}: {len(train)} images are trained on, {len(test)} held out", flush=True)
     whole = refit.refit(recipe, frame, state / "training")
 
-    _, low_level = inference.forward(whole, pixels, train.index.to_numpy())
+    low_level = inference.low_level(whole, pixels, train.index.to_numpy())
     space = calibration.fit_unlikeness(low_level, train["label"].to_numpy(), recipe.calibrate.components)
     proto = to_onnx.to_onnx(graph.contract_function(whole, 1.0, space), recipe.prepare.image_size, whole.weights)
     chosen = np.sort(rng.permutation(train.index)[: recipe.export.int8_images])

@@ -169,6 +169,7 @@ class Features(Section):
 
 class TrainHead(Section):
     epochs: Positive
+    schedule: Literal["constant", "cosine"]
     learning_rate: Rate
     batch_size: Positive
     patience: Positive

@@ -37,7 +37,7 @@ def main() -> None:
             cut = classifier.boundary(whole, recipe.fine_tune.trainable_from)
             learner = classifier.trainable_part(whole, cut, classifier.precision())
             classifier.set_trainable(learner, classifier.base_layers(whole), batch_norm=True)
-        training.compiled(learner, keras.optimizers.Adam(recipe.train_head.learning_rate))
+        training.compiled(learner, keras.optimizers.Adam(training.rate(recipe.train_head, len(labels))))
 
     key = stage.state_key(params.until(recipe, "train_head"), recipe.fine_tune.trainable_from, data)
     state = stage.STATE / "train_head" / key

@@ -50,6 +50,13 @@ def scaling(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> keras.
     return keras.optimizers.LossScaleOptimizer(optimizer) if halves else optimizer
 
 
+def rate(phase: TrainHead | FineTune, images: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """A phase's learning rate: constant, or by a cosine to zero over all its epochs of so many images."""
+    if phase.schedule == "constant":
+        return phase.learning_rate
+    return keras.optimizers.schedules.CosineDecay(phase.learning_rate, -(-images // phase.batch_size) * phase.epochs)
+
+
 class Batches(keras.utils.PyDataset):
     """Rows of a stored array in a given order, read as they are needed."""
 

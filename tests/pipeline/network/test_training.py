@@ -19,7 +19,14 @@ LABELS = np.random.default_rng(1).integers(0, 3, 96)
 
 
 def phase(epochs: int, patience: int, batch_size: int) -> TrainHead:
-    return TrainHead(epochs=epochs, patience=patience, batch_size=batch_size, learning_rate=0.01, class_weights=False)
+    return TrainHead(
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        learning_rate=0.01,
+        schedule="constant",
+        class_weights=False,
+    )
 
 
 class PowerCutError(Exception):
