@@ -103,7 +103,7 @@ def main() -> None:
         for name, table in tables.plots(test, malignant, ours, keys, history=history, slices=by_slice).items():
             (folder / f"{name}.csv").write_text(tables.csv(table))
     card = model_card.render(report, fp32.contract, recipe.wording, source, split, by_slice)
-    sheet = datasheet.render(source, split, fp32.contract.decode.size)
+    sheet = datasheet.render(source, split, fp32.contract.decode.size, len(recipe.estimate.folds))
     for name, text in {
         "predictions.csv": tables.csv(tables.predictions(rows, test.groups, ours, ours_int8, keys)),
         "model_card.md": card,

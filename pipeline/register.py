@@ -4,7 +4,7 @@ The main branch's gate.yaml judges. Only the main branch's newest commit, with n
 from a branch, a changed tree and an experiment this is a dry run. What the registry has already is not logged again.
 
 Reads:  models/*.onnx, reports/ (metrics, figures, plots, history, validation, predictions, model card), gate.yaml, git,
-        data/source.json, data/prepared/ and data/raw/ (the champion answers for the same test images), the registry
+        data/source.json, data/prepared/ and data/raw/ (the champion answers for the same images), the registry
 Writes: the registry, reports/registration.json, reports/promotions.jsonl (a copy of the registry's log)
 Run:    python -m pipeline.register [--dry-run] [--base REVISION]   (exit 1: the gate refuses, outside an experiment)
 """
@@ -40,7 +40,7 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
         run_id, version = versions.register(client, recipe, model, measured, source, dry_run=bool(keeps))
         checks, note = [], f"The gate is off: nothing was checked. The reason given: {judge.gate.reason}"
         if mode != "off":
-            regression, note = champion.compare(recipe, model, version, present, other)
+            regression, note = champion.compare(client, recipe, model, version, present, other)
             checks = gate.verdict(
                 measured, judge.gate, regression, [c.key for c in recipe.classes], recipe.tells_malignancy
             )

@@ -24,7 +24,7 @@ def at_ends(contract: Contract, settings: Calibrate) -> list[str]:
     for name, share in (("confidence", settings.refer_share), ("unlikeness", 1 - settings.unlikeness_quantile)):
         if share * (n - 1) < 1:
             found.append(
-                f"The limit of {name} is that of the single most extreme of {n} validation images: "
+                f"The limit of {name} is that of the single most extreme of {n} held-out images: "
                 f"{share:.2g} of them are less than one."
             )
     if limits.brightness[0] <= 0 or limits.brightness[1] >= 255:
@@ -35,5 +35,5 @@ def at_ends(contract: Contract, settings: Calibrate) -> list[str]:
     if never := [
         c.label for c, limit in zip(contract.classes, sets.thresholds if sets else [], strict=False) if limit == 0
     ]:
-        found.append(f"Too few validation images to ever exclude {', '.join(never)}.")
+        found.append(f"Too few held-out images to ever exclude {', '.join(never)}.")
     return found

@@ -19,7 +19,7 @@ EACH = 60  # images a kind
 OTHER_LABORATORY = "another laboratory"  # smears all the same: whether they are unlike the training images is no demand
 FEW = (  # a caveat that the model card prints beside the intervals
     "Photographs are crops of three pictures, textures of three reliefs; blank slides and inverted colours are made of "
-    "images of the test split. Intervals take such images one by one, and are too narrow."
+    "held-out images. Intervals take such images one by one, and are too narrow."
 )
 MAPS = ("terrain", "gist_earth", "pink", "copper", "twilight", "gray")
 WORDS = (

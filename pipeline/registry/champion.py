@@ -1,4 +1,4 @@
-"""A new model beside the present champion, on the same test images."""
+"""A new model beside the present champion, on the same images, which neither of them learnt from."""
 
 import tempfile
 from pathlib import Path
@@ -12,11 +12,13 @@ from leukdetect.contract import Decode
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
+from pipeline.evaluation import compare as predictions
 from pipeline.evaluation import metrics as measures
 from pipeline.evaluation.compare import sentence
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, OnnxModel
 from pipeline.registry import versions
+from pipeline.registry.versions import REPORTS
 from pipeline.stage import Problem
 
 
@@ -42,12 +44,18 @@ def load(client: MlflowClient, name: str, model: OnnxModel) -> tuple[str | None,
 
 
 def compare(
-    recipe: params.Params, model: OnnxModel, version: str, champion: str | None, other: OnnxModel | None
+    client: MlflowClient,
+    recipe: params.Params,
+    model: OnnxModel,
+    version: str,
+    champion: str | None,
+    other: OnnxModel | None,
 ) -> tuple[measures.Estimate | None, str]:
     """How much better in balanced accuracy than the champion, each at its own image size, and a sentence on it.
 
     A champion that was trained on another split may have seen some of these images, and then looks better than
-    it is: the comparison errs on the strict side.
+    it is: the comparison errs on the strict side. Where either learnt from all images, what each said out of fold, or
+    of its test split, is compared on the images that both have.
 
     Args:
         champion, other: its version and file, of `load`.
@@ -62,12 +70,43 @@ def compare(
     if other is None:
         return None, f"It is the very file of champion version {champion}, whose files are gone: nothing to compare."
     pixels, rows = prepared.read("test")
+    run = client.get_model_version(recipe.register_.name, champion).run_id
+    if rows.empty or (run and client.get_run(run).data.params.get("estimate.folds", "[]") != "[]"):
+        return _by_predictions(client, recipe, version, champion, run)
     new, old = [m.predict(_as_seen(pixels, rows, m.contract.decode))["probabilities"].argmax(1) for m in (model, other)]
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     weights = measures.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
     test = measures.mcnemar(new == labels, old == labels)
     return measures.paired_bootstrap(labels, new, old, weights), (
         f"Compared with champion version {champion} on the same test images. "
+        + sentence(test, f"version {version}", f"version {champion}")
+    )
+
+
+def _by_predictions(
+    client: MlflowClient, recipe: params.Params, version: str, champion: str, run: str | None
+) -> tuple[measures.Estimate | None, str]:
+    """By reports/predictions.csv of both, which hold only images that the model which answered did not learn from."""
+    name, against = "predictions.csv", f"champion version {champion}"
+    ours = predictions.read(REPORTS / name)
+    if not run or run == client.get_model_version(recipe.register_.name, version).run_id:
+        return None, f"Not compared with {against}, which has no run of its own."
+    if name not in {file.path for file in client.list_artifacts(run)}:
+        return None, f"Not compared with {against}, whose run {run} has no {name}."
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            theirs = predictions.read(Path(client.download_artifacts(run, name, folder)))
+        except Problem as error:
+            return None, f"Not compared with {against}: {error}."
+    both = ours.join(theirs["predicted"], rsuffix="_b", how="inner")
+    if both.empty:
+        return None, f"Not compared with {against}: the two were measured on no image in common."
+    labels, groups, new, old = (both[column].to_numpy(str) for column in ("class", "group", "predicted", "predicted_b"))
+    weights = measures.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
+    test = measures.mcnemar(new == labels, old == labels)
+    return measures.paired_bootstrap(labels, new, old, weights), (
+        f"Compared with {against} by what each said, while it had not learnt from them, of the {len(both)} images in "
+        f"{len(set(groups))} groups that both were measured on. "
         + sentence(test, f"version {version}", f"version {champion}")
     )
 

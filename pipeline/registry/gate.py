@@ -34,7 +34,7 @@ def verdict(
     Args:
         measured: reports/metrics.json.
         gate: the bounds.
-        regression: the balanced accuracy of the new model minus the champion's on the same test images, from
+        regression: the balanced accuracy of the new model minus the champion's on the same images, from
             `metrics.paired_bootstrap`; None where there is no champion to compare with.
         class_keys: the recipe's classes.
         malignancy: whether some of them are malignant and some are not.
@@ -106,11 +106,13 @@ def _of_file(prefix: str, file: Cases, declines: Abstention, images: int, gate: 
 
 
 def _of_groups(measured: Report, gate: Gate) -> list[Check]:
-    """Whether the test split has enough groups of each class for a claim.
+    """Whether enough groups of each class were held out for a claim: in the test split, or in all folds together.
 
     Else those of cross-validation count, if it was run with this recipe, and its figures are judged beside the file's.
     """
     least, found = gate.min_test_groups, measured.split.fewest_test_groups
+    if measured.out_of_fold:
+        return [Check("held-out groups a class", found, f"≥ {least}", found >= least)]
     folds = measured.cross_validation.by_share.get("1") if measured.cross_validation else None
     if found >= least or folds is None or folds.fewest_groups is None:
         way = "" if found >= least else "; or run `python -m pipeline.cross_validate` and then `dvc repro`: it is read"

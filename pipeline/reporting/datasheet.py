@@ -12,11 +12,18 @@ SHEET = Path(__file__).with_name("datasheet.md.jinja")
 SYNTHETIC = "SYNTHETIC DEMO: no clinical meaning"
 
 
-def render(source: dict[str, Any], split: pd.DataFrame, size: int) -> str:
-    """The sheet as Markdown: of data/source.json, split.csv and how many pixels a side the model takes."""
+def render(source: dict[str, Any], split: pd.DataFrame, size: int, folds: int = 0) -> str:
+    """The sheet as Markdown: of data/source.json, split.csv, how many pixels a side the model takes, and the folds."""
     names = [name for name in (*splits.SPLITS, splits.EMBARGO) if name in set(split["split"])]
     return page.render(
-        SHEET, source=source, split=split, size=size, names=names, patients=patients(split), synthetic=SYNTHETIC
+        SHEET,
+        source=source,
+        split=split,
+        size=size,
+        names=names,
+        folds=folds,
+        patients=patients(split),
+        synthetic=SYNTHETIC,
     )
 
 

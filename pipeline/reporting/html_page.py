@@ -19,7 +19,7 @@ FIGURES = {
     "learning_curve": "Held-out folds: would more images help?",
 }
 PICTURES = {
-    "overlays": "Where the model looked, for images spread over the test split. A view into the model, no proof"
+    "overlays": "Where the model looked, for images spread over those held out. A view into the model, no proof"
 }
 
 

@@ -3,6 +3,7 @@
 The card is after Mitchell et al. 2019, "Model Cards for Model Reporting", and short enough to be read.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def table(report: Report, resamples: int) -> str:
     split, drop = report.split, report.int8_vs_fp32.balanced_accuracy_drop
     files = report.fp32, report.int8, report.colour_only
     lines = [
-        f"Test split: {split.test} images in {split.test_groups} groups "
+        f"{_sample(report)}: {split.test} images in {split.test_groups} groups "
         f"({split.fewest_test_groups} or more a class); 95 % intervals from {resamples:,} resamples of groups",
         "",
         _line("", "FP32", "INT8", "colour only"),
@@ -103,7 +104,17 @@ def table(report: Report, resamples: int) -> str:
         _line("  lost by INT8", "", drop),
         _line("  with the corner masked", report.audit.corner_masked.balanced_accuracy),
     ]
+    if found := report.out_of_fold:
+        for title, values in {"folds": [*chain(*found.each_fold)], "seeds": found.each_seed}.items():
+            lines.append(_line(f"  of single {title}", f"{min(values):.3f} to {max(values):.3f}"))
+        lines += ["", f"The model itself learnt from all {split.train} images."]
     return "\n".join([*lines, "", SYNTHETIC] if report.synthetic else lines)
+
+
+def _sample(report: Report) -> str:
+    if (found := report.out_of_fold) is None:
+        return "Test split"
+    return f"Out of fold ({found.folds} folds, seed{'s'[: len(found.seeds) > 1]} {', '.join(map(str, found.seeds))})"
 
 
 def _line(title: str, *cells: object) -> str:

@@ -453,6 +453,71 @@ def test_who_becomes_champion_meanwhile_is_not_overruled(project: Path, monkeypa
     assert len(promotions()) == 1
 
 
+def learn_from_all(said: dict[str, str], folds: list[int] | None = None) -> None:
+    """As if folds had been trained: no image is in the test split, and `said` of some of them, by name."""
+    recipe = yaml.safe_load(Path("params.yaml").read_text())
+    recipe["estimate"]["folds"] = [0, 1] if folds is None else folds
+    Path("params.yaml").write_text(yaml.safe_dump(recipe))
+    table = Path("data/prepared/split.csv")
+    side = "train" if recipe["estimate"]["folds"] else "test"
+    table.write_text(re.sub("(?m)(test|train)$", side, table.read_text()))
+    rows = [f"{image},{image[:-2]},{image[:-1]}p{int(image[-1]) // 2},{key}\n" for image, key in said.items()]
+    Path("reports/predictions.csv").write_text("image,class,group,predicted\n" + "".join(rows))
+
+
+SAID = {f"{key}-{number}": key for key in COLOURS for number in range(8)}
+
+
+def test_models_that_learnt_from_all_images_are_compared_by_what_was_said_out_of_fold(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files themselves answer every image right: they may have learnt from it."""
+    learn_from_all(SAID)
+    register.main()
+    write_model(BETTER)
+    learn_from_all({image: "pre" if key == "pro" else key for image, key in SAID.items() if image != "benign-0"})
+    with pytest.raises(Problem, match=r"refuses version 2\. It falls short in: balanced accuracy, new − champion"):
+        register.main()
+    said = capsys.readouterr().out
+    assert "-0.2500" in said
+    assert "of the 31 images in 16 groups that both were measured on. Only version 2 is right on 0 images, only" in said
+    learn_from_all(SAID)
+    register.main()  # what was measured of the same file has changed
+    assert aliases() == {"champion": "2", "previous": "1"}
+
+
+@pytest.mark.parametrize("turn", [[[], [0, 1]], [[0, 1], []]], ids=["folds after a split", "a split after folds"])
+def test_one_of_a_split_and_one_of_folds_are_compared_by_what_was_said(
+    project: Path, turn: list[list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn_from_all(dict(list(SAID.items())[::2]), turn[0])
+    register.main()
+    write_model(BETTER)
+    learn_from_all(SAID, turn[1])
+    register.main()
+    assert "of the 16 images in 16 groups that both were measured on" in capsys.readouterr().out
+    assert "balanced accuracy, new − champion" in {check["name"] for check in registration()["checks"]}
+
+
+def test_without_an_image_that_both_were_measured_on_nothing_is_compared(project: Path) -> None:
+    learn_from_all(SAID)
+    Path("reports/predictions.csv").unlink()
+    register.main()
+    write_model(BETTER)
+    learn_from_all({image: key for image, key in SAID.items() if key == "pro"})
+    register.main()
+    note = registration()["note"]
+    assert re.fullmatch(r"Not compared with champion version 1, whose run \w+ has no predictions\.csv\.", note)
+    write_model(GOOD + 2)
+    learn_from_all({image: key for image, key in SAID.items() if key == "pre"})
+    register.main()
+    assert registration()["note"].endswith("version 2: the two were measured on no image in common.")
+    Path("reports/predictions.csv").write_text("path\n")
+    write_model(GOOD + 3)
+    with pytest.raises(Problem, match="it needs image, class, group, predicted"):
+        register.main()
+
+
 def test_a_champion_of_another_image_size_answers_from_the_original_files(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

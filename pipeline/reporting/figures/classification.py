@@ -82,7 +82,8 @@ def training_curves(table: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
         axes.plot(table["step"], table[metric], color=ORANGE, linestyle="--", marker=".", label="training")
-        axes.plot(table["step"], table[f"val_{metric}"], color=BLUE, marker="o", markersize=4, label="validation")
+        if table[f"val_{metric}"].notna().any():  # with folds, the model learns from all
+            axes.plot(table["step"], table[f"val_{metric}"], color=BLUE, marker="o", markersize=4, label="validation")
         for phase, steps in table.groupby("phase", sort=False)["step"]:
             if steps.iloc[0] > 1:
                 axes.axvline(steps.iloc[0] - 0.5, color=FAINT, linewidth=1)

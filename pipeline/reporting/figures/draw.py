@@ -8,7 +8,7 @@ import pandas as pd
 
 from leukdetect.contract import Contract
 from pipeline.evaluation.answers import Answers, Sample, maps
-from pipeline.evaluation.report import Measured, Report, Split
+from pipeline.evaluation.report import Measured, Report
 from pipeline.reporting.figures import abstention, calibration, classification, explanations, learning_curve
 from pipeline.reporting.figures.style import STYLE, save
 
@@ -31,6 +31,8 @@ def write(
     names, labels, split = [c.label for c in contract.classes], test.labels, measured.split
     correct, fp32, folds = answers.predicted == labels, measured.fp32, measured.cross_validation
     on_train = f"Training split, n = {split.train}; validation split, n = {split.val}"
+    if measured.out_of_fold:
+        on_train = f"The model that serves: it learnt from all {split.train} images"
     with matplotlib.rc_context(STYLE):
         figures = {
             "confusion_matrix": classification.confusion_matrix(labels, answers.predicted, names),
@@ -44,7 +46,7 @@ def write(
         } | ({"learning_curve": learning_curve.figure(folds)} if folds else {})
         samples = {"training_curves": on_train} | ({"learning_curve": learning_curve.sample(folds)} if folds else {})
         for name, figure in figures.items():
-            said, vector = samples.get(name, _on_test(split)), name not in PICTURES
+            said, vector = samples.get(name, _sample(measured)), name not in PICTURES
             save(figure, folder / f"{name}.png", said, synthetic=measured.synthetic, vector=vector)
 
 
@@ -52,8 +54,12 @@ def write_explanations(folder: Path, report: Report) -> None:
     """Writes the PNG and the SVG of the maps' tests."""
     with matplotlib.rc_context(STYLE):
         figure = explanations.tests(report.explanations)
-        save(figure, folder / "explanations.png", _on_test(report.split), synthetic=report.synthetic)
+        save(figure, folder / "explanations.png", _sample(report, first=True), synthetic=report.synthetic)
 
 
-def _on_test(split: Split) -> str:
-    return f"Test split, n = {split.test} images in {split.test_groups} groups"
+def _sample(measured: Measured, *, first: bool = False) -> str:
+    """What a figure is of; `first`: of the first fold's model alone, where there are folds."""
+    size, found = f"n = {measured.split.test} images in {measured.split.test_groups} groups", measured.out_of_fold
+    if found is None:
+        return f"Test split, {size}"
+    return f"The first of {found.folds} folds, the images that it held out" if first else f"Out of fold, {size}"

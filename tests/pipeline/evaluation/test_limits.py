@@ -23,7 +23,7 @@ SETTINGS = params.load(Path("presets/demo.yaml")).calibrate
         ({"brightness": (0.0, 240.0)}, ["limits of brightness, 0 to 240, reach an end"]),
         ({"brightness": (20.0, 255.0)}, ["limits of brightness, 20 to 255, reach an end"]),
         ({"images": 30}, ["limit of confidence is that of the single most extreme of 30", "limit of unlikeness"]),
-        ({"sets": [0.3, 0.0, 0.1, 0.0]}, ["Too few validation images to ever exclude Early Pre-B ALL, Pro-B ALL."]),
+        ({"sets": [0.3, 0.0, 0.1, 0.0]}, ["Too few held-out images to ever exclude Early Pre-B ALL, Pro-B ALL."]),
     ],
 )
 def test_each_limit_at_an_end_is_a_sentence(changes: dict[str, object], said: list[str], tmp_path: Path) -> None:
