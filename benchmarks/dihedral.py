@@ -16,12 +16,15 @@ from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.evaluation import metrics
 from pipeline.model_file import calibration, onnx_model
+from pipeline.stage import Problem
 
 METRICS = ("balanced accuracy", "ECE", "Brier", "NLL")
 
 
 def main() -> None:
     recipe, model = params.load(), onnx_model.load(onnx_model.FP32)
+    if recipe.estimate.folds:
+        raise Problem("with estimate.folds in params.yaml the model has learnt from every image: set it to [] here")
     temperature = None
     lines = [f"| | {' | '.join(METRICS)} |", "|---" * (1 + len(METRICS)) + "|"]
     for split in ("val", "test"):

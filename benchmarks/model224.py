@@ -48,7 +48,7 @@ def build(folder: Path) -> None:
     """
     os.chdir(ROOT)
     recipe = yaml.safe_load(params.PARAMS_FILE.read_text())
-    recipe["prepare"]["image_size"] = SIZE
+    recipe["prepare"]["image_size"], recipe["estimate"]["folds"] = SIZE, []  # no folds were trained at this size
     (folder / params.PARAMS_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     (folder / "data").mkdir()
     for name in DATA:

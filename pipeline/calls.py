@@ -1,6 +1,6 @@
 """Held-out images for a haematologist: a list of those that deserve a look, and the cases of a blinded reader study.
 
-Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/raw/
+Reads:  models/leukdetect.onnx, models/leukdetect.int8.onnx, data/prepared/, data/folds/, data/raw/
 Writes: below data/, since file names and pictures are the patients':
         data/calls/calls.csv and calls.html: what was wrong, uncertain, unlike or in disagreement, to be filled in
         --read FILE: says how far the reader agrees; suspected.csv beside the file lists the labels that it contradicts
@@ -22,10 +22,11 @@ from leukdetect import decoding, similar
 from pipeline import params, stage
 from pipeline.data import prepared
 from pipeline.data.source import RAW
-from pipeline.evaluation import answers, calls
+from pipeline.evaluation import calls, held_out
 from pipeline.evaluation.answers import Answers
+from pipeline.evaluation.held_out import HeldOut
 from pipeline.model_file import onnx_model, similar_index
-from pipeline.model_file.onnx_model import FP32, INT8, OnnxModel
+from pipeline.model_file.onnx_model import FP32, INT8
 from pipeline.reporting import calls_page
 from pipeline.stage import Problem
 
@@ -49,30 +50,31 @@ def main() -> None:
         return
     fp32, int8 = (onnx_model.load(path, list(labels)) for path in (FP32, INT8))
     images, split = prepared.read()
-    rows = split[split["split"] == "test"]
-    answers.check(rows, images, fp32, list(labels))
-    ours = answers.answer(fp32, images[rows.index])
+    held = held_out.measure(recipe, fp32, int8, images, split)
     if options.study:
-        write_study(rows, ours, labels, options.study, options.most, recipe.seed)
+        write_study(held.rows, held.fp32.answers, labels, options.study, options.most, recipe.seed)
     else:
-        write_list(split, ours, answers.answer(int8, images[rows.index]), fp32, labels, options.most)
+        write_list(split, held, labels, options.most)
 
 
-def write_list(
-    split: pd.DataFrame, ours: Answers, theirs: Answers, model: OnnxModel, labels: dict[str, str], most: int
-) -> None:
+def write_list(split: pd.DataFrame, held: HeldOut, labels: dict[str, str], most: int) -> None:
     """Writes LIST, the images with the most reasons first."""
-    rows, keys = split[split["split"] == "test"], np.array(list(labels))
-    index = similar.read(model.session.get_modelmeta().custom_metadata_map, len(keys))
-    near = np.array([[row for row, _ in index.nearest(each)] for each in ours.embedding]) if index else None
-    why = calls.why(ours, theirs, rows["label"].to_numpy(), index.classes[near] if index else None)
+    rows, keys, ours, theirs = held.rows, np.array(list(labels)), held.fp32.answers, held.int8.answers
     path_of = dict(zip(prepared.images(split), split["path"], strict=True))
-    alike = [[path_of[index.ids[row]] for row in each] for each in near] if index and near is not None else None
+    near, alike = np.zeros((len(rows), 0), int), [list[str]() for _ in rows.index]
+    for model, mine in held.models():
+        if index := similar.read(model.session.get_modelmeta().custom_metadata_map, len(keys)):
+            found = np.array([[row for row, _ in index.nearest(each)] for each in ours.embedding[mine]])
+            near = near if near.size else np.zeros((len(rows), found.shape[1]), int)
+            near[mine] = index.classes[found]
+            for place, each in zip(np.flatnonzero(mine), found, strict=True):
+                alike[place] = [path_of[index.ids[row]] for row in each]
+    why = calls.why(ours, theirs, rows["label"].to_numpy(), near if near.size else None)
     table = pd.DataFrame(
         {
             **{"image": rows["path"].to_numpy(), "class": rows["class"].to_numpy(), "predicted": keys[ours.predicted]},
             **{"confidence": ours.confidence.round(4), "int8_predicted": keys[theirs.predicted]},
-            **{"unlikeness": ours.unlikeness.round(3), "why": why, "similar": alike or [[]] * len(rows)},
+            **{"unlikeness": ours.unlikeness.round(3), "why": why, "similar": alike},
             **{calls.READER: "", "note": ""},
         }
     )

@@ -2,7 +2,8 @@
 
 Each fold trains the whole network again, since a base that has seen the held-out images would leak. So it costs k
 trainings a share, on less data than the model itself has, and measures the recipe and not this model file. It resumes
-after an interruption. `dvc repro` then copies the figures to reports/metrics.json, the report and MLflow.
+after an interruption. `dvc repro` then copies the figures to reports/metrics.json, the report and MLflow. A recipe with
+`estimate.folds` is trained as its stages do, without validation, and their folds are the estimate: this adds the curve.
 
 Reads:  data/prepared/, params.yaml
 Writes: reports/cross_validation.json, reports/cross_validation.csv (for pipeline.evaluation.compare),
@@ -69,7 +70,11 @@ def _fold(recipe: Params, k: int, fold: int, share: float, state: Path) -> pd.Da
     kept = state / f"{k}-{fold}-{share:g}.csv"
     if not kept.is_file():
         pixels, frame = prepared.read()
-        split = folds.thin(folds.assign(frame, recipe.prepare, k, fold, recipe.seed), frame, share, recipe.seed)
+        if recipe.estimate.folds:
+            sides = folds.held_out(frame, recipe.prepare, k, recipe.seed)[str(fold)]
+        else:
+            sides = folds.assign(frame, recipe.prepare, k, fold, recipe.seed)
+        split = folds.thin(sides, frame, share, recipe.seed)
         counts = ", ".join(f"{n} {name}" for name, n in split.value_counts().items())
         print(f"fold {fold + 1} of {k}, {share:.0%} of the training groups: {counts}", flush=True)
         train, test = (frame[split == name] for name in ("train", "test"))

@@ -49,11 +49,13 @@ def main() -> None:
     server = subprocess.Popen([SERVER_PYTHON, "-m", "serving"], env=environment)
     try:
         _wait_until_ready(server, address)
-        image = RAW / prepared.read("test")[1]["path"].iloc[0]
+        rows = prepared.read()[1]
+        image = RAW / prepared.held_out(rows)["path"].iloc[0]
         with image.open("rb") as file:
             answer = requests.post(f"{address}/predict", files={"file": file}, timeout=30)
         answer.raise_for_status()
-        print(f"\nPOST /predict with {image}, which the model has never seen:")
+        seen = "the model learnt from, as from all" if (rows["split"] == "train").all() else "the model has never seen"
+        print(f"\nPOST /predict with {image}, which {seen}:")
         print(json.dumps(answer.json(), indent=2, ensure_ascii=False))
         print(
             f"\npage      {address}/\nAPI       {address}/docs\nmetrics   {address}/metrics\n"

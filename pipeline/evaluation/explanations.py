@@ -85,7 +85,7 @@ class Explanations(Section):
 
 def of(held: HeldOut, seed: int, cells: np.ndarray | None) -> Explanations:
     """All tests of one model, on the images that it answers for: with folds, the first one's."""
-    model, mine = held.explained
+    model, mine = next(held.models())
     test = replace(held.test, **{name: getattr(held.test, name)[mine] for name in ("pixels", "labels", "groups")})
     test = replace(test, weights=held.test.weights[:, mine])
     return measure(model, test, held.fp32.answers.only(mine), seed, None if cells is None else cells[mine])

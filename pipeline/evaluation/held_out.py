@@ -4,7 +4,7 @@ With one split, the model files answer the test split. With `estimate.folds` eve
 saw no group of its own, while the model files learnt from all: theirs are the same recipe's trainings on fewer images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -45,14 +45,14 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images, the answers of both precisions, and one model with the images that it alone answers for."""
+    """Images, the answers of both precisions, and the models that answer."""
 
     rows: pd.DataFrame  # of split.csv
     test: Sample
     fp32: File
     int8: File
     baseline: Callable[[Callable[[baselines.Images], np.ndarray]], np.ndarray]  # what it sees of images to classes [N]
-    explained: tuple[OnnxModel, np.ndarray]  # and which of the images: bool [N]
+    models: Callable[[], Iterator[tuple[OnnxModel, np.ndarray]]]  # FP32; the images each answers for: bool [N]
     out_of_fold: OutOfFold | None = None
 
 
@@ -76,7 +76,7 @@ def _by_split(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
         learnt = [images[i] for i in train.index], train["label"].to_numpy()
         return baselines.predict(look, *learnt, test.pixels, recipe.seed)
 
-    return HeldOut(rows, test, file(fp32), file(int8), baseline, (fp32, np.ones(len(rows), bool)))
+    return HeldOut(rows, test, file(fp32), file(int8), baseline, lambda: iter([(fp32, np.ones(len(rows), bool))]))
 
 
 def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray, split: pd.DataFrame) -> HeldOut:
@@ -122,10 +122,11 @@ def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
             )
         return classes
 
-    found, other = file(fp32), file(int8)
-    return HeldOut(
-        split, test, found, other, baseline, (model_of(0, fp32), fold == 0), _spread(recipe, split, test, sides)
-    )
+    def models() -> Iterator[tuple[OnnxModel, np.ndarray]]:
+        return ((model_of(one, fp32), fold == one) for one in recipe.estimate.folds)
+
+    spread = _spread(recipe, split, test, sides)
+    return HeldOut(split, test, file(fp32), file(int8), baseline, models, spread)
 
 
 def _limits_by_others(

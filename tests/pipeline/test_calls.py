@@ -17,7 +17,7 @@ from pipeline import calls
 from pipeline.evaluation import reader_study
 from pipeline.model_file import similar_index
 from pipeline.stage import Problem
-from tests import tiny_model
+from tests import tiny_model, trained_folds
 from tests.project import ROOT
 
 KEYS = [each.key for each in tiny_model.CLASSES]
@@ -97,6 +97,25 @@ def test_the_list_names_the_images_to_look_at_and_nothing_leaves_data(
     assert not [path for path in outside if b"anna" in path.read_bytes()]
     with pytest.raises(Problem, match="data/calls is there already, and a reader may have filled it in"):
         run(monkeypatch)
+
+
+def test_with_folds_all_images_are_listed_as_the_model_that_did_not_see_them_answered(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Similar cases are those that this model learnt from, in its own features."""
+    split = pd.read_csv("data/prepared/split.csv", dtype={"patient": str}, keep_default_na=False).assign(split="train")
+    split.to_csv("data/prepared/split.csv", index=False)
+    fold = np.arange(len(split)) % 2
+    trained_folds.recipe(2)
+    trained_folds.write(split, np.load("data/prepared/images.npy"), fold, biases=(14.0, -90.0))  # the second: never pro
+    run(monkeypatch)
+    listed = pd.read_csv("data/calls/calls.csv", keep_default_na=False).set_index("image")
+    fold_of = dict(zip(split["path"], fold, strict=True))
+    wrong = {image for image, why in listed["why"].items() if image.startswith("pro/") and "wrong" in why.split()}
+    by_second = {path for path in split["path"] if path.startswith("pro/") and fold_of[path] == 1}
+    assert wrong == by_second | {"pro/anna-wrong.png"}
+    for image, near in listed["similar"].items():
+        assert all(fold_of[path] != fold_of[image] for path in near.split("; "))
 
 
 def test_what_a_reader_fills_in_gives_agreement_and_suspected_labels(
