@@ -12,7 +12,7 @@ Run:    python -m benchmarks.probe --weights FILE … [--layer conv5_block3_out 
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import training
 from leukdetect.runtime import cpus
 from pipeline import params, stage
-from pipeline.data import prepared, splits
+from pipeline.data import folds, prepared
 from pipeline.evaluation import metrics
 from pipeline.network import classifier, frozen, views
 from pipeline.network.backbones import BACKBONES
-from pipeline.params import Params, Prepare
+from pipeline.params import Params
 from pipeline.stage import Problem
 
 SIZE, BATCH, FOLDS = 224, 32, 5
@@ -94,7 +94,8 @@ def probes(recipe: Params, found: dict[str, np.ndarray], rows: pd.DataFrame) -> 
     result: dict[str, Any] = {}
     for name, values in found.items():
         predicted = np.full(len(rows), -1)
-        for train, test in sides(rows, recipe.prepare):
+        for side in folds.held_out(rows, recipe.prepare, FOLDS, recipe.seed).to_numpy().T:
+            train, test = side == "train", side == "test"
             regression = LogisticRegression(C=C, class_weight="balanced", max_iter=1000, tol=TOLERANCE)
             probe = make_pipeline(StandardScaler(), regression).fit(values[train], labels[train])
             predicted[test] = probe.predict(values[test])
@@ -103,23 +104,6 @@ def probes(recipe: Params, found: dict[str, np.ndarray], rows: pd.DataFrame) -> 
         result[name] = {"balanced_accuracy": value.__dict__, "recall": recalls}
         print(f"{name}: {value}", flush=True)
     return result
-
-
-def sides(rows: pd.DataFrame, prepare: Prepare) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each fold, which rows train and which are held out: every row once, in runs of blocks of its class.
-
-    As `pipeline.data.folds`, without validation, for which the training blocks of the smallest class are too few.
-    """
-    blocks = splits.block_numbers(rows["path"], prepare)
-    for fold in range(FOLDS):
-        train, test = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-        for _, of_class in rows.groupby("class"):
-            mine = blocks[of_class.index]
-            order = np.unique(mine)
-            first, end = (len(order) * i // FOLDS for i in (fold, fold + 1))
-            test[of_class.index] = np.isin(mine, order[first:end])
-            train[of_class.index] = ~np.isin(mine, order[max(0, first - 1) : end + 1])
-        yield train & ~rows["group"].isin(set(rows["group"][test])).to_numpy(), test
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:

@@ -10,21 +10,22 @@ from pipeline.stage import progress
 
 def forward(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Logits [n, C] and `classifier.low_level` features [n, L] of rows of prepared images."""
-    logits, features = _run(whole, [whole.get_layer("logits").output, classifier.low_level(whole)], pixels, rows, batch)
-    return logits, features
+    outputs = {"logits": whole.get_layer("logits").output, "low_level": classifier.low_level(whole)}
+    found = _run(whole, outputs, pixels, rows, batch)
+    return found["logits"], found["low_level"]
 
 
 def low_level(whole: keras.Model, pixels: np.ndarray, rows: np.ndarray, batch: int = 32) -> np.ndarray:
     """The second of `forward` alone, for which the network's first layers are enough."""
-    return _run(whole, [classifier.low_level(whole)], pixels, rows, batch)[0]
+    return _run(whole, {"low_level": classifier.low_level(whole)}, pixels, rows, batch)["low_level"]
 
 
 def _run(
-    whole: keras.Model, outputs: list[keras.KerasTensor], pixels: np.ndarray, rows: np.ndarray, batch: int
-) -> list[np.ndarray]:
+    whole: keras.Model, outputs: dict[str, keras.KerasTensor], pixels: np.ndarray, rows: np.ndarray, batch: int
+) -> dict[str, np.ndarray]:
     trunk = tf.function(keras.Model(whole.input, outputs), reduce_retracing=True)
     parts = [
-        [tensor.numpy() for tensor in trunk(pixels[rows[start : start + batch]], training=False)]
+        {name: tensor.numpy() for name, tensor in trunk(pixels[rows[start : start + batch]], training=False).items()}
         for start in progress(range(0, len(rows), batch), "forward", unit="batch")
     ]
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in outputs}

@@ -9,7 +9,6 @@ import pytest
 
 from benchmarks import probe
 from pipeline import params
-from pipeline.data import splits
 from pipeline.stage import Problem
 from tests.project import ROOT
 
@@ -26,19 +25,6 @@ def training_rows() -> pd.DataFrame:
     ]
     first = RECIPE.classes[0].key
     return pd.DataFrame(rows).replace({"group": {f"{first}-001": f"{first}-000"}})
-
-
-def test_every_image_is_asked_about_once_and_its_neighbours_never_train() -> None:
-    rows = training_rows()
-    blocks = rows["class"] + splits.block_numbers(rows["path"], RECIPE.prepare).astype(str)
-    times = np.zeros(len(rows), int)
-    for train, test in probe.sides(rows, RECIPE.prepare):
-        times += test
-        assert set(rows["label"][train]) == set(rows["label"])
-        assert not set(rows["group"][train]) & set(rows["group"][test])
-        beside = {f"{block[:-1]}{int(block[-1]) + step}" for block in set(blocks[test]) for step in (-1, 0, 1)}
-        assert not set(blocks[train]) & beside
-    assert (times == 1).all()
 
 
 def test_features_that_hold_the_class_are_told_from_noise() -> None:

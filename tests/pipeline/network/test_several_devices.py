@@ -39,7 +39,8 @@ with strategy.scope():
     training.compiled(network, keras.optimizers.Adam(1e-3))
 history = training.fit(
     network, (views, labels), (views[0], labels),
-    TrainHead(epochs=6, patience=6, batch_size=36, learning_rate=0.001, schedule="constant", class_weights=True),  # the last batch is 24
+    # The last batch is 24.
+    TrainHead(epochs=6, patience=6, batch_size=36, learning_rate=0.001, schedule="constant", class_weights=True),
     seed=0, state=Path(sys.argv[2]), on_epoch=lambda epoch, metrics: None,
 )
 print(json.dumps(history[["loss", "val_loss"]].to_numpy().tolist()))
