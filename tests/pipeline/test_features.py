@@ -76,6 +76,14 @@ def test_an_interrupted_stage_goes_on_after_its_last_view_with_the_same_result(
         assert np.array_equal(a, b)
 
 
+def test_where_all_images_are_trained_on_the_validation_views_are_there_and_empty(project: Path) -> None:
+    table = Path("data/prepared/split.csv")
+    table.write_text(table.read_text().replace(",val\n", ",train\n"))
+    features.main()
+    views, val = stored()
+    assert (views.shape, val.shape) == ((3, 50, 32, 32, 3), (0, 32, 32, 3))
+
+
 KILLED = """
 import os, signal
 from pipeline import features

@@ -84,6 +84,26 @@ def test_an_interrupted_run_ends_with_the_same_weights_as_an_uninterrupted_one(t
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), resumed_history.drop(columns="seconds"))
 
 
+def test_without_validation_all_epochs_run_and_the_last_ones_weights_stay(tmp_path: Path) -> None:
+    """Also where an earlier epoch's training loss was lower: nothing is chosen by what is learnt from."""
+    network, after = toy(), []
+    history = training.fit(
+        network,
+        (VIEWS, LABELS),
+        (VIEWS[0, :0], LABELS[:0]),
+        phase(epochs=6, patience=1, batch_size=32),
+        seed=0,
+        state=tmp_path / "state",
+        on_epoch=lambda epoch, metrics: after.append((metrics["loss"], network.get_weights())),
+    )
+    assert history["epoch"].tolist() == list(range(6))
+    assert history[["val_loss", "val_accuracy"]].isna().all(axis=None)
+    losses = [loss for loss, _ in after]
+    assert min(losses) < losses[-1]
+    for last, kept in zip(after[-1][1], network.get_weights(), strict=True):
+        assert np.array_equal(last, kept)
+
+
 def test_where_layers_compute_in_float16_the_loss_is_scaled() -> None:
     assert isinstance(toy("mixed_float16").optimizer, keras.optimizers.LossScaleOptimizer)
     assert not isinstance(toy("mixed_bfloat16").optimizer, keras.optimizers.LossScaleOptimizer)
