@@ -2,8 +2,10 @@
 
 The trial: a fifth of the groups is left out of everything. On the rest the estimate is made, out of fold, with its
 interval over groups; a model learns from all the rest; then the left-out fifth is looked at, once. Five trials, each
-with another fifth, so how often the interval holds is known to about a fifth. The model is a head on a frozen base that
-ends at --layer (`model.last_layer`, with `pooling: moments`), since that trains in seconds.
+with another fifth, so how often the interval holds is known to about a fifth. By presets/all4_moments.yaml.
+
+The recipes: where the base ends, how its maps are pooled and which head reads them, each over five folds and three
+seeds, every image held out once a seed; the base is frozen, as in phase 1.
 
 The sessions: a block of file numbers is about a session. Which share of the embedding's variance lies between classes,
 between blocks of a class and within blocks; and how well a linear probe tells the block of an image among those of its
@@ -18,7 +20,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -39,14 +41,32 @@ from pipeline.stage import Problem
 
 TRIALS = FOLDS = 5
 LAYERS = ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out")
-PHASE = {"epochs": 30, "schedule": "cosine"}  # of the head; the rest is the preset's
+SEEDS = 3
+
+
+class Variant(NamedTuple):
+    """Of the recipe's `model`: the rest is the preset's."""
+
+    last_layer: str
+    pooling: str
+    head: str
+
+
+BEST = Variant("conv3_block4_out", "moments", "linear")
+VARIANTS = (
+    Variant("conv5_block3_out", "average", "paper"),
+    Variant("conv4_block6_out", "average", "paper"),
+    Variant("conv3_block4_out", "average", "paper"),
+    Variant("conv3_block4_out", "moments", "paper"),
+    BEST,
+    Variant("conv2_block3_out", "moments", "linear"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
-    parser.add_argument("--layer", default="conv3_block4_out", help="where the base ends in the trial")
     parser.add_argument("--demo", action="store_true", help="on rendered smears of virtual patients, at 64 px")
     options = parser.parse_args()
     needed = [options.weights] if options.demo else [options.folder, options.weights]
@@ -61,39 +81,71 @@ def main() -> None:
         os.chdir(work)
         pixels, rows = prepared.read()
         recipe = params.load()
-        found = {layer: moments(recipe, layer, pixels) for layer in dict.fromkeys((*LAYERS, options.layer))}
-    sessions = {layer: session(found[layer], rows, recipe) for layer in LAYERS}
-    trials = [trial(number, found[options.layer], rows, recipe, options.layer) for number in range(TRIALS)]
-    name = "estimate-demo" if options.demo else "estimate"
-    stage.write_json(training.RESULTS / f"{name}.json", {"trials": trials, "sessions": sessions})
-    print(tables(trials, sessions))
+        found = {variant: features(recipe, variant, pixels) for variant in VARIANTS}
+        layers = {layer: features(recipe, Variant(layer, "moments", "linear"), pixels) for layer in LAYERS}
+    result = {
+        "sessions": {layer: session(values, rows, recipe) for layer, values in layers.items()},
+        "trials": [trial(number, found[BEST], rows, recipe) for number in range(TRIALS)],
+        "recipes": {" ".join(variant): compared(variant, values, rows, recipe) for variant, values in found.items()},
+    }
+    stage.write_json(training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json"), result)
+    print(tables(result))
 
 
 def recipe_of(folder: Path, weights: Path, work: Path, demo: bool) -> dict[str, Any]:
-    """The preset's recipe, with every image in the folds."""
+    """The preset's recipe, on the images of a folder or the demo's."""
     made = training.a_recipe(work / "absent" if demo else folder, weights, work, 64 if demo else 224)
-    made["train_head"] |= PHASE
-    made["estimate"] = {"folds": list(range(FOLDS)), "seeds": [made["seed"]]}
-    return made
+    own = params.load(training.ROOT / "presets/all4_moments.yaml").model_dump(mode="json", by_alias=True)
+    return made | {name: own[name] for name in ("estimate", "model", "augment", "train_head", "fine_tune")}
 
 
-def moments(recipe: Params, layer: str, pixels: np.ndarray) -> np.ndarray:
-    """Mean and deviation of a layer's maps, float32 [N, 2 D], of uint8 [N, S, S, 3]."""
-    whole = network(recipe, layer)
+def features(recipe: Params, variant: Variant, pixels: np.ndarray) -> np.ndarray:
+    """A variant's embedding, float32 [N, D], of uint8 [N, S, S, 3]."""
+    whole = network(recipe, variant)
     run = views.session(frozen.graph(whole, {"pooled": classifier.embedding(whole)}), cpus())
-    starts = stage.progress(range(0, len(pixels), 32), layer, unit="batch")
+    starts = stage.progress(range(0, len(pixels), 32), variant.last_layer, unit="batch")
     return np.concatenate([run(pixels[start : start + 32])["pooled"] for start in starts])
 
 
-def network(recipe: Params, layer: str) -> keras.Model:
+def network(recipe: Params, variant: Variant) -> keras.Model:
     """The base up to a layer with a new head."""
     size = recipe.prepare.image_size
-    whole = classifier.build(size, len(recipe.classes), "ResNet50", "moments", layer)
+    whole = classifier.build(size, len(recipe.classes), "ResNet50", variant.pooling, variant.last_layer, variant.head)
     classifier.load_base_weights(whole, recipe.features.weights)
     return whole
 
 
-def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params, layer: str) -> dict[str, Any]:
+def compared(variant: Variant, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str, Any]:
+    """Out of fold by each seed: balanced accuracy over all images, of each fold, and each class's recall."""
+    labels, keys = rows["label"].to_numpy(), [c.key for c in recipe.classes]
+    sides = folds.held_out(rows, recipe.prepare, FOLDS, recipe.seed).to_numpy()
+    weights = metrics.group_weights(labels, rows["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
+    malignant = np.array([c.malignant for c in recipe.classes])
+    values_of, each_fold, right = [], [], np.zeros((SEEDS, len(rows)), bool)
+    missed = np.zeros(len(rows))
+    for seed in range(SEEDS):
+        predicted = np.full(len(rows), -1)
+        for fold, side in enumerate(sides.T):
+            asked = np.flatnonzero(side == "test")
+            turn = 100 * (seed + 1) + fold
+            predicted[asked] = answers(recipe, variant, values, labels, np.flatnonzero(side == "train"), asked, turn)
+            each_fold.append(
+                float(metrics.balanced_accuracy(labels[asked], predicted[asked], np.ones((1, len(asked))))[0])
+            )
+        values_of.append(metrics.balanced_accuracy(labels, predicted, weights))
+        right[seed] = predicted == labels
+        missed += (malignant[labels] & ~malignant[predicted]) / SEEDS
+    print(variant, [f"{each[0]:.3f}" for each in values_of], flush=True)
+    return {
+        "balanced_accuracy": metrics.estimate(np.mean(values_of, axis=0)).__dict__,
+        "seeds": [float(each[0]) for each in values_of],
+        "folds": [min(each_fold), max(each_fold)],
+        "recalls": {key: float(right[:, labels == i].mean()) for i, key in enumerate(keys)},
+        "malignant_called_otherwise": float(missed[malignant[labels]].mean()),
+    }
+
+
+def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str, Any]:
     """The estimate on all but one fifth, and what that fifth gives."""
     outer = folds.held_out(rows, recipe.prepare, TRIALS, recipe.seed)[str(number)].to_numpy()
     kept = np.flatnonzero(outer == "train")
@@ -101,9 +153,9 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params, l
     predicted = np.full(len(rows), -1)
     for fold, side in enumerate(folds.held_out(inner, recipe.prepare, FOLDS, recipe.seed).to_numpy().T):
         learns, asked = kept[side == "train"], kept[side == "test"]
-        predicted[asked] = answers(recipe, layer, values, labels, learns, asked, fold)
+        predicted[asked] = answers(recipe, BEST, values, labels, learns, asked, fold)
     left = np.flatnonzero(outer == "test")
-    predicted[left] = answers(recipe, layer, values, labels, kept, left, FOLDS)
+    predicted[left] = answers(recipe, BEST, values, labels, kept, left, FOLDS)
     promised, kept_to = (interval(rows.iloc[some], predicted[some], recipe) for some in (kept, left))
     holds = promised.low <= kept_to.value <= promised.high
     print(f"trial {number}: promised {promised}, then {kept_to} on {len(left)} images", flush=True)
@@ -112,11 +164,17 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params, l
 
 
 def answers(
-    recipe: Params, layer: str, values: np.ndarray, labels: np.ndarray, learns: np.ndarray, asked: np.ndarray, turn: int
+    recipe: Params,
+    variant: Variant,
+    values: np.ndarray,
+    labels: np.ndarray,
+    learns: np.ndarray,
+    asked: np.ndarray,
+    turn: int,
 ) -> np.ndarray:
     """Classes that a head gives the rows `asked` after it learnt the rows `learns`, as phase 1 trains it."""
     keras.utils.set_random_seed(recipe.seed + turn)
-    whole, phase = network(recipe, layer), recipe.train_head
+    whole, phase = network(recipe, variant), recipe.train_head
     head = compiled(
         keras.Model(classifier.embedding(whole), whole.output), keras.optimizers.Adam(rate(phase, len(learns)))
     )
@@ -160,24 +218,29 @@ def session(values: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str,
     }
 
 
-def tables(trials: list[dict[str, Any]], sessions: dict[str, dict[str, float]]) -> str:
-    """Both results in Markdown."""
+def tables(result: dict[str, Any]) -> str:
+    """All three in Markdown."""
     said = "{value:.3f} [{low:.3f}, {high:.3f}]".format
     lines = ["| trial | promised out of fold | on what was left out | groups | holds |", "|---" * 5 + "|"]
-    for number, each in enumerate(trials):
+    for number, each in enumerate(result["trials"]):
         holds = "yes" if each["holds"] else "no"
         lines.append(
             f"| {number} | {said(**each['promised'])} | {said(**each['found'])} | {each['groups']} | {holds} |"
         )
-    lines += [
-        "",
-        "| layer | between classes | between blocks of a class | within blocks | block told | largest block |",
-    ]
+    lines += ["", "| base up to, pooling, head | balanced accuracy | seeds | folds | recalls | malignant missed |"]
     lines += ["|---" * 6 + "|"]
-    lines += [
-        f"| {layer} | " + " | ".join(f"{value:.2f}" for value in each.values()) + " |"
-        for layer, each in sessions.items()
-    ]
+    for name, each in result["recipes"].items():
+        seeds = ", ".join(f"{value:.3f}" for value in each["seeds"])
+        recalls = ", ".join(f"{key} {value:.3f}" for key, value in each["recalls"].items())
+        low, high = each["folds"]
+        lines.append(
+            f"| {name} | {said(**each['balanced_accuracy'])} | {seeds} | {low:.3f} to {high:.3f} | {recalls} | "
+            f"{each['malignant_called_otherwise']:.3f} |"
+        )
+    head = "| layer | between classes | between blocks of a class | within blocks | block told | largest block |"
+    lines += ["", head, "|---" * 6 + "|"]
+    for layer, each in result["sessions"].items():
+        lines.append(f"| {layer} | " + " | ".join(f"{value:.2f}" for value in each.values()) + " |")
     return "\n".join(lines)
 
 

@@ -137,6 +137,7 @@ class Model(Section):
     backbone: Literal["ResNet50", "VGG16", "InceptionV3", "DenseNet121", "EfficientNetV2B0"]
     last_layer: str | None
     pooling: Literal["average", "moments", "attention"]
+    head: Literal["paper", "linear"]
 
 
 class Estimate(Section):

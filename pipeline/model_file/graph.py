@@ -23,25 +23,16 @@ def contract_function(
     depend on the image is left out, so that the contributions still sum to the logit, but for its constants.
     """
     outputs = [classifier.low_level(whole), classifier.feature_maps(whole), classifier.embedding(whole)]
-    outputs += [whole.get_layer(name).output for name in ("head_relu_1", "head_relu_2", "logits")]
-    if (attention := classifier.attention(whole)) is not None:
-        outputs.append(attention)
+    hidden, slope_of = _slope(whole)
+    outputs += [whole.get_layer("logits").output, *hidden]
+    if (weights := classifier.attention(whole)) is not None:
+        outputs.append(weights)
     trunk = keras.Model(whole.get_layer(classifier.NORMALISED).output, outputs)
-    dense = ("head_dense_1", "head_dense_2", "logits")
-    dense_1, dense_2, last = (whole.get_layer(name).get_weights()[0] for name in dense)
-    bn = whole.get_layer("head_bn")
-    gamma, _, _, variance = bn.get_weights()
-    bn_slope = gamma / np.sqrt(variance + bn.epsilon)
 
     def call(image: tf.Tensor) -> dict[str, tf.Tensor]:
         read = trunk(classifier.normalised(whole, image), training=False)
-        low_level, maps, embedding, hidden_1, hidden_2, logits, *attention = read
-
-        # d logits / d embedding, [N, C, D]
-        active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
-        active_1 = tf.cast(hidden_1 > 0, tf.float32)[:, None, :]
-        slope = tf.matmul(active_2 * last.T[None], dense_2.T) * active_1 * bn_slope
-        slope = tf.matmul(slope, dense_1.T)
+        low_level, maps, embedding, logits, *rest = read
+        slope, attention = slope_of(logits, *rest[: len(hidden)]), rest[len(hidden) :]
         _, height, width, channels = maps.shape
         positions = tf.reshape(maps, [-1, height * width, channels])
         if classifier.moments(whole):
@@ -65,8 +56,28 @@ def contract_function(
             "probabilities": tf.nn.softmax(logits / temperature),
             "embedding": embedding,
             "unlikeness": tf.sqrt(tf.reduce_min(squared, 1)) / space["scale"],
-            "cam": tf.reshape(cam, [-1, last.shape[1], height, width]),
+            "cam": tf.reshape(cam, [-1, logits.shape[1], height, width]),
         }
         return answer | {"attention": tf.reshape(attention[0], [-1, height, width])} if attention else answer
 
     return call
+
+
+def _slope(whole: keras.Model) -> tuple[list[keras.KerasTensor], Callable[..., tf.Tensor]]:
+    """Tensors of the head, and a function of the logits and these: d logits / d embedding, [N, C, D]."""
+    bn, last = whole.get_layer("head_bn"), whole.get_layer("logits").get_weights()[0]
+    gamma, _, _, variance = bn.get_weights()
+    bn_slope = gamma / np.sqrt(variance + bn.epsilon)
+    if classifier.linear(
+        whole
+    ):  # the same for every image; not as a constant, so that the file holds each kernel alike
+        return [], lambda logits: tf.ones_like(logits)[:, :, None] * last.T[None] * bn_slope
+    dense_1, dense_2 = (whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2"))
+
+    def paper(_: tf.Tensor, hidden_1: tf.Tensor, hidden_2: tf.Tensor) -> tf.Tensor:
+        active_2 = tf.cast(hidden_2 > 0, tf.float32)[:, None, :]
+        active_1 = tf.cast(hidden_1 > 0, tf.float32)[:, None, :]
+        slope = tf.matmul(active_2 * last.T[None], dense_2.T) * active_1 * bn_slope
+        return tf.matmul(slope, dense_1.T)
+
+    return [whole.get_layer(name).output for name in ("head_relu_1", "head_relu_2")], paper

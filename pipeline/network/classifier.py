@@ -45,7 +45,12 @@ def precision() -> str:
 
 
 def build(
-    size: int, classes: int, backbone: str = "ResNet50", pooling: str = "average", last_layer: str | None = None
+    size: int,
+    classes: int,
+    backbone: str = "ResNet50",
+    pooling: str = "average",
+    last_layer: str | None = None,
+    head: str = "paper",
 ) -> keras.Model:
     """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
 
@@ -65,6 +70,10 @@ def build(
         x = Moments(name=MOMENTS, dtype="float32")(maps)
     else:
         x = keras.layers.GlobalAveragePooling2D(name=POOLED, dtype="float32")(maps)
+    if head == "linear":
+        x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
+        x = keras.layers.Dense(classes, name="logits", kernel_initializer="zeros")(x)
+        return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
     x = keras.layers.Dense(256, name="head_dense_1")(x)
     x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
     x = keras.layers.ReLU(name="head_relu_1")(x)
@@ -156,7 +165,12 @@ def feature_maps(model: keras.Model) -> keras.KerasTensor:
 
 def embedding(model: keras.Model) -> keras.KerasTensor:
     """The pooled maps [N, D]."""
-    return model.get_layer("head_dense_1").input
+    return model.get_layer("head_bn" if linear(model) else "head_dense_1").input
+
+
+def linear(model: keras.Model) -> bool:
+    """Whether the head is batch normalisation and one layer, so that a logit is a weighted sum of the embedding."""
+    return "head_dense_1" not in {layer.name for layer in model.layers}
 
 
 def attention(model: keras.Model) -> keras.KerasTensor | None:

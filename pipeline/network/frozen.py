@@ -16,7 +16,7 @@ def base_model(recipe: Params) -> keras.Model:
     """The whole float32 model with `features.weights` under a random head. Raises Problem for wrong weights."""
     model = recipe.model
     whole = classifier.build(
-        recipe.prepare.image_size, len(recipe.classes), model.backbone, model.pooling, model.last_layer
+        recipe.prepare.image_size, len(recipe.classes), model.backbone, model.pooling, model.last_layer, model.head
     )
     if recipe.features.weights != "none":
         classifier.load_base_weights(whole, recipe.features.weights, model.backbone)

@@ -56,7 +56,7 @@ def test_what_is_left_out_is_looked_at_once_after_the_estimate(
         return labels[asked]
 
     monkeypatch.setattr(estimate, "answers", answers)
-    found = estimate.trial(4, np.zeros((len(rows), 2)), rows, RECIPE, "")
+    found = estimate.trial(4, np.zeros((len(rows), 2)), rows, RECIPE)
     assert found["holds"]
     assert found["promised"]["value"] == found["found"]["value"] == 1
     *folds, (learnt, left) = asked_of

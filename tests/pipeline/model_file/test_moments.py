@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from pipeline.evaluation import randomisation
 from pipeline.model_file import graph, quantise
 from pipeline.network import classifier, to_onnx
 from pipeline.network.backbones import BACKBONES
@@ -34,14 +35,19 @@ def toy() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def whole() -> keras.Model:
+@pytest.fixture(scope="module", params=["paper", "linear"])
+def whole(request: pytest.FixtureRequest) -> keras.Model:
     keras.utils.set_random_seed(2)
-    whole = classifier.build(SIZE, 4, "toy", "moments")
+    whole = classifier.build(SIZE, 4, "toy", "moments", head=request.param)
     rng = np.random.default_rng(0)
     for layer in whole.layers:
         if layer.weights:
-            layer.set_weights([2 * w if w.ndim > 1 else w + rng.uniform(0, 0.4, w.shape) for w in layer.get_weights()])
+            layer.set_weights(
+                [
+                    2 * w + rng.normal(0, 0.2, w.shape) if w.ndim > 1 else w + rng.uniform(0, 0.4, w.shape)
+                    for w in layer.get_weights()
+                ]
+            )
     return whole
 
 
@@ -81,6 +87,8 @@ def test_onnx_gives_what_keras_gives_and_int8_quantises_the_base_alone(
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     for name, answer in zip(found, session.run(list(found), {"image": images}), strict=True):
         np.testing.assert_allclose(answer, found[name], atol=2e-4 * max(1, np.abs(found[name]).max()), err_msg=name)
+    kernels = randomisation.kernels(proto)
+    assert len(kernels["head"]) >= 2, "the answer and the map hold the head's kernels, each shuffled alike"
     quantised = quantise.quantise(proto, images)
     kinds = {node.op_type for node in quantised.graph.node if any("quantized" in name for name in node.output)}
     assert not {"Sqrt", "ReduceMean"} & kinds
