@@ -31,12 +31,14 @@ def main() -> None:
     arguments.add_argument("seed", type=int)
     options = arguments.parse_args()
     fold, seed = options.fold, options.seed
-    recipe = params.load()
-    if fold not in recipe.estimate.folds or seed not in recipe.estimate.seeds:
-        raise Problem(f"estimate in params.yaml has no fold {fold} of seed {seed}: {recipe.estimate}")
-    recipe = recipe.model_copy(update={"seed": seed})
+    recipe = params.load().model_copy(update={"seed": seed})
     pixels, frame = prepared.read()
-    frame = frame.assign(split=folds.read(frame)[str(fold)])
+    sides = folds.read(frame)
+    if str(fold) not in sides:
+        raise Problem(
+            f"{folds.SIDES} has the folds {', '.join(sides) or '–'}, and not {fold}: see params.yaml's estimate"
+        )
+    frame = frame.assign(split=sides[str(fold)])
     train, test = (frame[frame["split"] == side] for side in ("train", "test"))
     rng = np.random.default_rng(seed)
 
