@@ -86,7 +86,7 @@ class Decode(_Frozen):
 
 
 class Thresholds(_Frozen):
-    """When to call malignant, and when to decline to answer. All chosen on the validation split."""
+    """When to call malignant, and when to decline to answer. Chosen on validation images, or out of fold."""
 
     malignant: Share | None = Field(
         description="operating point: malignant if P(malignant) is at least this; null where not both kinds are known"
@@ -102,7 +102,8 @@ class Thresholds(_Frozen):
 
 
 class PredictionSets(_Frozen):
-    """Class-conditional (Mondrian) split conformal sets, from this very file's answers to the validation split.
+    """Class-conditional (Mondrian) split conformal sets, from answers to validation images: this very file's,
+    or out of fold, by trainings like its own.
 
     A class cannot be excluded if its probability is at least its threshold. The coverage holds for images that are
     exchangeable with the validation images of their class; another patient's, session's or laboratory's need not be.
@@ -140,7 +141,9 @@ class Window(_Frozen):
 
 
 class Reference(_Frozen):
-    """What drift is measured against: this very file's answers to the validation split. See leukdetect/drift.py."""
+    """What drift is measured against: this very file's answers to validation images, or those out of fold.
+
+    See leukdetect/drift.py."""
 
     images: int = Field(gt=0)
     groups: int = Field(gt=0, description="patients or sessions that these images come from")
@@ -188,7 +191,7 @@ class Contract(_Frozen):
     reference: Reference
     golden: list[Golden] = Field(min_length=1)
     golden_tolerance: float = Field(gt=0, description="largest difference in a probability to accept")
-    validation: dict[str, float] = Field(description="metrics on the validation split")
+    validation: dict[str, float] = Field(description="metrics on validation images, or out of fold")
     provenance: Provenance
     wording: Wording = Wording()
     intended_use: str

@@ -75,7 +75,7 @@ def risk_coverage(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarr
 
 
 def measure(model: OnnxModel, answers: Answers, test: Sample, foreign: Mapping[str, np.ndarray]) -> Abstention:
-    """Measures a model file's answers to the test split, and asks it about foreign images, uint8 [n, S, S, 3] a kind.
+    """Measures a model file's answers to held-out images, and asks it about foreign images, uint8 [n, S, S, 3] a kind.
 
     Intervals resample the smears' groups and the foreign images one by one.
     """

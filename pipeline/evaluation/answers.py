@@ -1,4 +1,4 @@
-"""What a model file says of the test split: asked once, read by every section of reports/metrics.json."""
+"""What is said of the held-out images: asked once, read by every section of reports/metrics.json."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

@@ -99,7 +99,7 @@ def operating_point(
 def at_threshold(
     called: np.ndarray, is_malignant: np.ndarray, threshold: float, prevalence: float, weights: np.ndarray
 ) -> OperatingPoint:
-    """Malignant against benign at the threshold; predictive values by Bayes at a prevalence, not the test split's.
+    """Malignant against benign at the threshold; predictive values by Bayes at a prevalence, not the sample's.
 
     Args:
         called, is_malignant: bool [N], called malignant at the threshold, and the truth.

@@ -40,7 +40,7 @@ class Both(Section, Generic[Each]):
 
 @dataclass(frozen=True, config=_CHECKED)
 class Estimate:
-    """A value measured on the test split, in a 95 % interval."""
+    """A value measured on held-out images, in a 95 % interval."""
 
     value: Number
     low: Number

@@ -35,7 +35,7 @@ class Split(Section):
 
     train: Count
     val: Count
-    test: Count
+    test: Annotated[Count, Field(description="held out: with folds, all")]
     embargo: Count
     test_groups: Count
     fewest_test_groups: Annotated[int, Field(ge=0, description="of a class")]

@@ -1,4 +1,4 @@
-"""Accuracy on parts of the test split, to find where a model fails. No part is made by a diagnosis."""
+"""Accuracy on parts of the held-out images, to find where a model fails. No part is made by a diagnosis."""
 
 from collections.abc import Sequence
 

@@ -16,7 +16,7 @@ HISTORY = Path("reports/history")
 
 
 def predictions(rows: pd.DataFrame, groups: np.ndarray, fp32: Answers, int8: Answers, keys: list[str]) -> pd.DataFrame:
-    """One row an image of the test split: what the FP32 file said of it, why it was referred if it was, and INT8's."""
+    """One row a held-out image: what FP32 said of it, why it was referred if it was, and INT8's."""
     columns: dict[str, Any] = {"image": prepared.images(rows).to_numpy(), "class": rows["class"].to_numpy()}
     columns["group"] = groups
     for prefix, said in {"": fp32, "int8_": int8}.items():

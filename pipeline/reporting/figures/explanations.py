@@ -38,7 +38,7 @@ def tests(measured: Explanations) -> Figure:
 
 
 def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray | None) -> Figure:
-    """Images spread evenly over the test split, not chosen for their maps, with the map and the cell's edge.
+    """Images spread evenly over those held out, not chosen for their maps, with the map and the cell's edge.
 
     Below each: actual → predicted.
     """
