@@ -64,7 +64,7 @@ def main() -> None:
                 onnx_model.answers(session, pixels[rows], ("embedding",))["embedding"] for rows in (seen, indexed.index)
             )
             answers = onnx_model.answers(session, pixels[test.index], OUTPUTS)
-            arrays: dict[str, Any] = answers | {"rows": test.index.to_numpy(), "seen": of_seen}
+            arrays: dict[str, Any] = answers | {"rows": test.index.to_numpy(), "seen": of_seen, "seen_rows": seen}
             np.savez(folder / f"{precision}.npz", allow_pickle=False, **arrays)
             index = similar_index.fit(of_indexed, indexed["label"].to_numpy(), indexed["sha256"].tolist(), None)
             onnx.helper.set_model_props(made, similar.metadata(index))
