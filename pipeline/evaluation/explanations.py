@@ -84,7 +84,7 @@ class Explanations(Section):
 
 
 def of(held: HeldOut, seed: int, cells: np.ndarray | None) -> Explanations:
-    """All tests of one model, on the images that it answers for: with folds, the first one's."""
+    """All tests of one model, on the images that it answers for; with folds, the first one's, of no temperature."""
     model, mine = next(held.models())
     test = replace(held.test, **{name: getattr(held.test, name)[mine] for name in ("pixels", "labels", "groups")})
     test = replace(test, weights=held.test.weights[:, mine])
@@ -174,8 +174,7 @@ def altered(model: OnnxModel, seen: Maps, weights: np.ndarray, rng: np.random.Ge
 
     result = {}
     for test, (start, end) in ends.items():
-        # Both orders begin and end with the same images, and one of these are the images as they are.
-        first, last = (seen.confidence if side is pixels else ask(side) for side in (start, end))
+        first, last = ask(start), ask(end)  # both orders begin and end with the same images
         curves = {name: np.stack([first, *map(ask, mix(order, start, end)), last], 1) for name, order in orders.items()}
         areas = {name: np.trapezoid(curve, dx=1 / STEPS, axis=1) for name, curve in curves.items()}
         areas["gain"] = (areas["random"] - areas["map"]) * (1 if test == "deletion" else -1)

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, recall_score
 
 from pipeline import params
 from pipeline.data import folds
-from pipeline.evaluation import held_out, metrics
+from pipeline.evaluation import explanations, held_out, metrics
 from pipeline.evaluation.held_out import HeldOut
 from pipeline.model_file import onnx_model, out_of_fold
 from pipeline.model_file.onnx_model import FP32, INT8
@@ -135,6 +135,20 @@ def test_a_folds_own_answers_do_not_move_its_limits(recipe: params.Params) -> No
     for old, new in zip(limits(before, other), limits(after, other), strict=True):
         assert not np.array_equal(old, new)
     assert (after.fp32.answers.unlikeness[other] < before.fp32.answers.unlikeness[other]).all()
+
+
+def test_the_maps_are_tested_with_one_model_from_its_first_answer_to_its_last(recipe: params.Params) -> None:
+    held = measure(recipe)
+    model, mine = next(held.models())
+    found = explanations.of(held, 0, None)
+    assert found.deletion
+    assert found.insertion
+    said = model.predict(PIXELS[mine], ("probabilities", "cam"))
+    maps = said["cam"][np.arange(mine.sum()), said["probabilities"].argmax(1)]
+    plain = said["probabilities"].max(axis=1)[(maps > 0).any(axis=(1, 2))]
+    assert found.altered_images == len(plain) <= explanations.MOST
+    assert found.deletion.curves.map[0] == pytest.approx(plain.mean(), abs=1e-4)
+    assert found.insertion.curves.map[-1] == pytest.approx(plain.mean(), abs=1e-4)
 
 
 def test_the_spread_is_of_each_fold_and_each_seed(recipe: params.Params) -> None:
