@@ -41,6 +41,8 @@ def main() -> None:
     if k < 2 or not all(0 < share <= 1 for share in shares):
         raise Problem(f"--folds must be 2 or more and --shares above 0 and at most 1, not {k} and {shares}")
     recipe = params.load()
+    if recipe.estimate.folds:
+        print("`dvc repro` trains the folds of estimate.folds and makes the estimate; these are folds of their own")
     key = learning_curve.key(recipe, prepared.digest())
     state = stage.STATE / "cross_validate" / key
     stage.drop_others(state)

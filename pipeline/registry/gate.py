@@ -115,7 +115,12 @@ def _of_groups(measured: Report, gate: Gate) -> list[Check]:
         return [Check("held-out groups a class", found, f"≥ {least}", found >= least)]
     folds = measured.cross_validation.by_share.get("1") if measured.cross_validation else None
     if found >= least or folds is None or folds.fewest_groups is None:
-        way = "" if found >= least else "; or run `python -m pipeline.cross_validate` and then `dvc repro`: it is read"
+        way = (
+            ""
+            if found >= least
+            else "; or name estimate.folds in params.yaml, or run `python -m pipeline.cross_validate`"
+        )
+        way += "" if found >= least else " and then `dvc repro`: it is read"
         return [Check("test groups a class", found, f"≥ {least}{way}", found >= least)]
     recalls = folds.__pydantic_extra__.items()
     return [

@@ -56,7 +56,11 @@ class Undecided:
 
 @pytest.mark.parametrize(("estimate", "validates"), [([], True), ([0, 1, 2], False)])
 def test_a_recipe_with_folds_of_its_own_is_trained_as_those_are_without_validation(
-    estimate: list[int], validates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    estimate: list[int],
+    validates: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     trained_folds.recipe(3)
@@ -74,6 +78,7 @@ def test_a_recipe_with_folds_of_its_own_is_trained_as_those_are_without_validati
     monkeypatch.setattr(cross_validate.refit, "refit", refit)
     monkeypatch.setattr(sys, "argv", ["cross_validate", "--folds", "2"])
     cross_validate.main()
+    assert ("makes the estimate; these are folds of their own" in capsys.readouterr().out) != validates
     assert [("val" in set(frame["split"])) for frame in trained] == [validates] * 2
     held_out = [path for frame in trained for path in frame.loc[frame["split"] == "test", "path"]]
     assert sorted(held_out) == sorted(trained[0]["path"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.evaluation.held_out import OutOfFold
 from pipeline.evaluation.learning_curve import Folds, Point
 from pipeline.evaluation.metrics import Estimate, wilson
 from pipeline.evaluation.patients import Patients
@@ -186,6 +187,16 @@ def folds(report: Report, groups: int, recall: float) -> Report:
     found = Folds(key="k", folds=3, by_share={"1": Point(**fields)})
     few = report.split.model_copy(update={"fewest_test_groups": 2})
     return report.model_copy(update={"split": few, "cross_validation": found})
+
+
+@pytest.mark.parametrize(("groups", "passes"), [(4, True), (3, False)])
+def test_with_folds_the_groups_of_all_of_them_count_and_no_other_folds(groups: int, passes: bool) -> None:
+    report = folds(measured.report(measured.good()), 20, 0.9)
+    spread = OutOfFold(folds=2, trained_on=50, seeds=[1], each_seed=[0.9], each_fold=[[0.9, 0.9]])
+    held_out = report.split.model_copy(update={"fewest_test_groups": groups})
+    checks = gate.verdict(report.model_copy(update={"out_of_fold": spread, "split": held_out}), BOUNDS, None, KEYS)
+    (check,) = (check for check in checks if "groups" in check.name or "cross" in check.name)
+    assert check == gate.Check("held-out groups a class", groups, "≥ 4", passes)
 
 
 def test_too_few_groups_are_refused_and_the_way_out_is_named() -> None:
