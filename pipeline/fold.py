@@ -8,6 +8,7 @@ Run:    python -m pipeline.fold FOLD SEED
 
 import argparse
 import shutil
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx
 
 from leukdetect import similar
 from leukdetect.contract import OUTPUTS
-from leukdetect.runtime import open_session
+from leukdetect.runtime import cpus, open_session
 from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.model_file import calibration, graph, onnx_model, quantise, similar_index
@@ -59,11 +60,9 @@ def main() -> None:
     with stage.writing(folds.folder(fold, seed)) as folder:
         folder.mkdir()
         for precision, made in files.items():
-            session = open_session(made.SerializeToString())
-            of_seen, of_indexed = (
-                onnx_model.answers(session, pixels[rows], ("embedding",))["embedding"] for rows in (seen, indexed.index)
-            )
-            answers = onnx_model.answers(session, pixels[test.index], OUTPUTS)
+            ask = partial(onnx_model.answers, open_session(made.SerializeToString(), 1), batch=32, threads=cpus())
+            of_seen, of_indexed = (ask(pixels[rows], ("embedding",))["embedding"] for rows in (seen, indexed.index))
+            answers = ask(pixels[test.index], OUTPUTS)
             arrays: dict[str, Any] = answers | {"rows": test.index.to_numpy(), "seen": of_seen, "seen_rows": seen}
             np.savez(folder / f"{precision}.npz", allow_pickle=False, **arrays)
             index = similar_index.fit(of_indexed, indexed["label"].to_numpy(), indexed["sha256"].tolist(), None)

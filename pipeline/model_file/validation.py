@@ -5,7 +5,7 @@ import onnx
 import pandas as pd
 
 from leukdetect.contract import OBSERVED
-from leukdetect.runtime import open_session
+from leukdetect.runtime import cpus, open_session
 from pipeline.model_file import onnx_model, out_of_fold, quantise
 from pipeline.model_file.drift_reference import Folds
 from pipeline.params import Params
@@ -37,9 +37,9 @@ def answers(
             limit = float(np.quantile(said.outputs["unlikeness"], recipe.calibrate.unlikeness_quantile))
             if precision == "int8":
                 quantise.rescale_unlikeness(made, limit / scale)
-            session = open_session(made.SerializeToString())
+            session = open_session(made.SerializeToString(), 1)
             seen = np.random.default_rng(recipe.seed).permutation(rows.index)[: len(said.seen[0])]
-            own = onnx_model.answers(session, pixels[seen], ("embedding",))["embedding"]
+            own = onnx_model.answers(session, pixels[seen], ("embedding",), batch=32, threads=cpus())["embedding"]
             outputs = said.calibrated(temperature, limit).outputs
             found[precision] = {name: outputs[name] for name in OBSERVED}, Folds(said.fold, said.seen, own)
         else:
