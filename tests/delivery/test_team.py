@@ -96,7 +96,8 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (anna.folder / "dvc.yaml").write_text(text)
     (anna.folder / "write.py").write_text(WRITE)
     anna(f"dvc remote add -q --default store {root}/store")
-    assert anna.ran("dvc repro") == list(yaml.safe_load(text)["stages"])
+    stages = yaml.safe_load(text)["stages"]
+    assert anna.ran("dvc repro") == [name for name in stages if "matrix" not in stages[name]]  # the demo has no folds
     anna("git add -A")
     anna("git commit -q -m first")
     anna("git push -q -u origin main")
