@@ -22,7 +22,6 @@ from pipeline.evaluation import (
     baselines,
     calibration,
     classification,
-    explanations,
     held_out,
     learning_curve,
     limits,
@@ -55,7 +54,7 @@ def main() -> None:
     test, rows, ours, ours_int8 = held.test, held.rows, held.fp32.answers, held.int8.answers
     cells = smears.cell_masks(rows["path"], images.shape[1], seed) if source["source"] == "demo" else None
     with ThreadPoolExecutor(1) as beside, stage.writing(FIGURES) as folder:
-        explained = beside.submit(explanations.of, held, seed, cells)  # takes as long as all else
+        explained = beside.submit(held_out.explained, held, seed, cells)  # takes as long as all else
         foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
         by_colour = held.baseline(baselines.colours)
         by_corner = held.baseline(partial(baselines.corners, share=options.corner))

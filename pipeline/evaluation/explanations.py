@@ -7,7 +7,6 @@ pixels that the map marks (`deletion`, `insertion`)? Asked of the similar cases:
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from scipy.stats import rankdata
 from leukdetect import similar
 from pipeline.evaluation import metrics, randomisation
 from pipeline.evaluation.answers import Answers, Maps, Sample, enlarged, maps
-from pipeline.evaluation.held_out import HeldOut
 from pipeline.evaluation.metrics import Count, Estimate, Section
 from pipeline.evaluation.randomisation import Alike
 from pipeline.model_file.onnx_model import OnnxModel
@@ -81,14 +79,6 @@ class Explanations(Section):
     deletion: Altered | None = None
     insertion: Altered | None = None
     similar: Similar | None = None  # where the model file has an index
-
-
-def of(held: HeldOut, seed: int, cells: np.ndarray | None) -> Explanations:
-    """All tests of one model, on the images that it answers for; with folds, the first one's, of no temperature."""
-    model, mine = next(held.models())
-    test = replace(held.test, **{name: getattr(held.test, name)[mine] for name in ("pixels", "labels", "groups")})
-    test = replace(test, weights=held.test.weights[:, mine])
-    return measure(model, test, held.fp32.answers.only(mine), seed, None if cells is None else cells[mine])
 
 
 def measure(model: OnnxModel, test: Sample, answers: Answers, seed: int, cells: np.ndarray | None) -> Explanations:

@@ -6,31 +6,20 @@ saw no group of its own, while the model files learnt from all: theirs are the s
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
 from leukdetect import runtime
 from leukdetect.contract import Contract
 from pipeline.data import folds
-from pipeline.evaluation import answers, baselines, metrics
+from pipeline.evaluation import answers, baselines, explanations, metrics
 from pipeline.evaluation.answers import Answers, Sample
-from pipeline.evaluation.metrics import Count, Number, Section
+from pipeline.evaluation.explanations import Explanations
+from pipeline.evaluation.spread import OutOfFold
 from pipeline.model_file import calibration, out_of_fold, prediction_sets
 from pipeline.model_file.onnx_model import OnnxModel
 from pipeline.params import Params
-
-
-class OutOfFold(Section):
-    """How the estimate was made, and how far trainings differ: balanced accuracy of each fold and seed (FP32)."""
-
-    folds: Count
-    trained_on: Annotated[Number, Field(description="images, mean over folds; the model learnt from all")]
-    seeds: list[Count]
-    each_seed: Annotated[list[Number], Field(description="over all images; the first one's answers are the estimate")]
-    each_fold: Annotated[list[list[Number]], Field(description="by seed")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +48,14 @@ class HeldOut:
 def measure(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray, split: pd.DataFrame) -> HeldOut:
     """Asks the model files about the test split, or reads what the folds' files said of all images."""
     return (_by_folds if recipe.estimate.folds else _by_split)(recipe, fp32, int8, images, split)
+
+
+def explained(held: HeldOut, seed: int, cells: np.ndarray | None) -> Explanations:
+    """Tests of one model's maps, on the images that it answers for; with folds, the first one's, of no temperature."""
+    model, mine = next(held.models())
+    test = replace(held.test, **{name: getattr(held.test, name)[mine] for name in ("pixels", "labels", "groups")})
+    test = replace(test, weights=held.test.weights[:, mine])
+    return explanations.measure(model, test, held.fp32.answers.only(mine), seed, None if cells is None else cells[mine])
 
 
 def _by_split(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray, split: pd.DataFrame) -> HeldOut:

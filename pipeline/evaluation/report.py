@@ -17,12 +17,12 @@ from pipeline.evaluation.abstention import Abstention
 from pipeline.evaluation.calibration import Calibration, OperatingPoint
 from pipeline.evaluation.classification import Hits, Int8, WholeHeadline
 from pipeline.evaluation.explanations import Explanations
-from pipeline.evaluation.held_out import OutOfFold
 from pipeline.evaluation.learning_curve import Folds
 from pipeline.evaluation.metrics import Both, Count, Estimate, McNemar, Section
 from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.prediction_sets import Coverage
 from pipeline.evaluation.shortcuts import Shortcuts
+from pipeline.evaluation.spread import OutOfFold
 from pipeline.stage import Problem
 
 METRICS = Path("reports/metrics.json")

@@ -140,7 +140,7 @@ def test_a_folds_own_answers_do_not_move_its_limits(recipe: params.Params) -> No
 def test_the_maps_are_tested_with_one_model_from_its_first_answer_to_its_last(recipe: params.Params) -> None:
     held = measure(recipe)
     model, mine = next(held.models())
-    found = explanations.of(held, 0, None)
+    found = held_out.explained(held, 0, None)
     assert found.deletion
     assert found.insertion
     said = model.predict(PIXELS[mine], ("probabilities", "cam"))

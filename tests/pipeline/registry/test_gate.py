@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.evaluation.held_out import OutOfFold
 from pipeline.evaluation.learning_curve import Folds, Point
 from pipeline.evaluation.metrics import Estimate, wilson
 from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.report import Report
+from pipeline.evaluation.spread import OutOfFold
 from pipeline.registry import bounds, gate
 from pipeline.stage import Problem
 from tests import measured

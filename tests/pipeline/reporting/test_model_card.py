@@ -10,9 +10,9 @@ import pytest
 from leukdetect.contract import FILES
 from pipeline import params
 from pipeline.evaluation import slices
-from pipeline.evaluation.held_out import OutOfFold
 from pipeline.evaluation.patients import Patients
 from pipeline.evaluation.report import Report
+from pipeline.evaluation.spread import OutOfFold
 from pipeline.reporting import datasheet, model_card
 from tests import measured, tiny_model
 
