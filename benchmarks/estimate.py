@@ -5,7 +5,8 @@ interval over groups; a model learns from all the rest; then the left-out fifth 
 with another fifth, so how often the interval holds is known to about a fifth. By presets/all4_moments.yaml.
 
 The recipes: where the base ends, how its maps are pooled and which head reads them, each over five folds and three
-seeds, every image held out once a seed; the base is frozen, as in phase 1.
+seeds, every image held out once a seed; the base is frozen, as in phase 1. The corner with the scale bar is painted over
+in all images.
 
 The sessions: a block of file numbers is about a session. Which share of the embedding's variance lies between classes,
 between blocks of a class and within blocks; and how well a linear probe tells the block of an image among those of its
@@ -33,13 +34,14 @@ from benchmarks import training
 from leukdetect.runtime import cpus
 from pipeline import params, stage
 from pipeline.data import folds, prepared, splits
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, shortcuts
 from pipeline.network import classifier, frozen, views
 from pipeline.network.training import class_weights, compiled, rate
 from pipeline.params import Params
 from pipeline.stage import Problem
 
 TRIALS = FOLDS = 5
+CORNER = 0.18  # of the side: nobody is to read the scale bar
 LAYERS = ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out")
 SEEDS = 3
 
@@ -80,6 +82,7 @@ def main() -> None:
             training.run_stage(name, work)
         os.chdir(work)
         pixels, rows = prepared.read()
+        pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
         found = {variant: features(recipe, variant, pixels) for variant in VARIANTS}
         layers = {layer: features(recipe, Variant(layer, "moments", "linear"), pixels) for layer in LAYERS}
