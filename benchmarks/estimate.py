@@ -5,8 +5,8 @@ interval over groups; a model learns from all the rest; then the left-out fifth 
 with another fifth, so how often the interval holds is known to about a fifth. By presets/all4_moments.yaml.
 
 The recipes: where the base ends, how its maps are pooled and which head reads them, each over five folds and three
-seeds, every image held out once a seed; the base is frozen, as in phase 1. The corner with the scale bar is painted over
-in all images.
+seeds, every image held out once a seed; the base is frozen, as in phase 1. In all images the corner with the scale bar
+is painted over.
 
 The sessions: a block of file numbers is about a session. Which share of the embedding's variance lies between classes,
 between blocks of a class and within blocks; and how well a linear probe tells the block of an image among those of its
