@@ -2,7 +2,7 @@
 
 Reads:  data/prepared/, data/folds/folds.csv, params
 Writes: data/folds/<seed>-<fold>/: the two files, fp32.onnx and int8.onnx, with no temperature and an unscaled
-        unlikeness; what each said, fp32.npz and int8.npz (pipeline.evaluation.out_of_fold reads them)
+        unlikeness; what each said, fp32.npz and int8.npz (pipeline.model_file.out_of_fold reads them)
 Run:    python -m pipeline.fold FOLD SEED
 """
 

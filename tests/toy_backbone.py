@@ -3,10 +3,19 @@
 from typing import Any
 
 import keras
+import numpy as np
 
 from pipeline.network.backbones import Backbone
 
 SQUARE = 32  # pixels a side of what becomes a position of the last maps: 7 × 7 at 224 px, as of a ResNet-50
+
+SPACE = {  # of unlikeness, which no pooling has a part in
+    "means": np.zeros((2, 3), np.float32),
+    "directions": np.eye(3, 1, dtype=np.float32),
+    "variances": np.ones(1, np.float32),
+    "rest": np.ones((), np.float32),
+    "scale": np.ones((), np.float32),
+}
 
 
 def _make(include_top: bool, weights: str | None, **where: Any) -> keras.Model:

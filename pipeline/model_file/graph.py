@@ -68,9 +68,7 @@ def _slope(whole: keras.Model) -> tuple[list[keras.KerasTensor], Callable[..., t
     bn, last = whole.get_layer("head_bn"), whole.get_layer("logits").get_weights()[0]
     gamma, _, _, variance = bn.get_weights()
     bn_slope = gamma / np.sqrt(variance + bn.epsilon)
-    if classifier.linear(
-        whole
-    ):  # the same for every image; not as a constant, so that the file holds each kernel alike
+    if classifier.linear(whole):  # not made a constant, so that the file holds the kernel as the answer has it
         return [], lambda logits: tf.ones_like(logits)[:, :, None] * last.T[None] * bn_slope
     dense_1, dense_2 = (whole.get_layer(name).get_weights()[0] for name in ("head_dense_1", "head_dense_2"))
 

@@ -102,7 +102,9 @@ def test_a_folds_limits_are_fitted_to_the_other_folds_answers(recipe: params.Par
         malignant = np.sort(theirs[labels > 0, 1:].sum(axis=1))
         reached = [t for t in malignant if (malignant >= t).mean() >= settings.target_sensitivity]
         point = min(max(reached), 0.5)
-        assert np.array_equal(ours.malignant[mine], ours.p_malignant[mine] >= point)  # type: ignore[index]
+        assert ours.malignant is not None
+        assert ours.p_malignant is not None
+        assert np.array_equal(ours.malignant[mine], ours.p_malignant[mine] >= point)
         low = np.array(["low_confidence" in reasons for reasons in ours.reasons])[mine]
         limit = np.quantile(theirs.max(axis=1), settings.refer_share)
         clear = np.abs(ours.confidence[mine] - limit) > 1e-6

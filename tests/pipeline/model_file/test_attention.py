@@ -1,6 +1,5 @@
 """Maps of a network that pools by attention, on 7 × 7 positions: closed form, ONNX, INT8, and what each map tells."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -13,25 +12,11 @@ import tensorflow as tf
 from pipeline.evaluation import randomisation
 from pipeline.model_file import graph, onnx_model, quantise
 from pipeline.network import classifier, pooling, to_onnx
-from pipeline.network.backbones import BACKBONES
 from tests import grad_cam, toy_backbone
-from tests.toy_backbone import SQUARE
+from tests.toy_backbone import SPACE, SQUARE
 
 SIZE, SIDE = 7 * SQUARE, 7
-SPACE = {  # of unlikeness, which attention has no part in
-    "means": np.zeros((2, 3), np.float32),
-    "directions": np.eye(3, 1, dtype=np.float32),
-    "variances": np.ones(1, np.float32),
-    "rest": np.ones((), np.float32),
-    "scale": np.ones((), np.float32),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "toy", toy_backbone.TOY)
-        yield
+pytestmark = pytest.mark.usefixtures("toy_base")
 
 
 def answers(whole: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -40,7 +25,7 @@ def answers(whole: keras.Model, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def whole() -> keras.Model:
+def whole(toy_base: None) -> keras.Model:
     """Of random weights, and each class beside its opposite, so that the maps of both tell a contribution's sign."""
     keras.utils.set_random_seed(2)
     whole = classifier.build(SIZE, 6, "toy", "attention")

@@ -1,6 +1,5 @@
 """A network cut in the middle of its base, whose embedding is the mean and the deviation of the maps there."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -13,30 +12,16 @@ import tensorflow as tf
 from pipeline.evaluation import randomisation
 from pipeline.model_file import graph, quantise
 from pipeline.network import classifier, to_onnx
-from pipeline.network.backbones import BACKBONES
 from pipeline.stage import Problem
-from tests import grad_cam, toy_backbone
-from tests.toy_backbone import SQUARE
+from tests import grad_cam
+from tests.toy_backbone import SPACE, SQUARE
 
 SIZE, SIDE = 7 * SQUARE, 7
-SPACE = {  # of unlikeness, which the pooling has no part in
-    "means": np.zeros((2, 3), np.float32),
-    "directions": np.eye(3, 1, dtype=np.float32),
-    "variances": np.ones(1, np.float32),
-    "rest": np.ones((), np.float32),
-    "scale": np.ones((), np.float32),
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toy() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "toy", toy_backbone.TOY)
-        yield
+pytestmark = pytest.mark.usefixtures("toy_base")
 
 
 @pytest.fixture(scope="module", params=["paper", "linear"])
-def whole(request: pytest.FixtureRequest) -> keras.Model:
+def whole(request: pytest.FixtureRequest, toy_base: None) -> keras.Model:
     keras.utils.set_random_seed(2)
     whole = classifier.build(SIZE, 4, "toy", "moments", head=request.param)
     rng = np.random.default_rng(0)
