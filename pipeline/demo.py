@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def main() -> None:
             "pipeline.presets demo mine`, move params.yaml and gate.yaml to recipes/mine/, and have the demo's again "
             "with: git checkout params.yaml gate.yaml"
         )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup it is not
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was started ends, as at Ctrl-C
     started = time.monotonic()
-    if subprocess.run(["dvc", "repro"]).returncode != 0:
+    if _repro() != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")
     print(f"\nthe pipeline took {time.monotonic() - started:.0f} s")
     made = json.loads((REPORTS / "registration.json").read_text())
@@ -69,6 +73,17 @@ def main() -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
+
+
+def _repro() -> int:
+    """`dvc repro` in a process group of its own, since the stage that it runs must end too, and does not by itself."""
+    process = subprocess.Popen(["dvc", "repro"], process_group=0)
+    try:
+        return process.wait()
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+        process.wait()
+        raise
 
 
 def _wait_until_ready(server: subprocess.Popen, address: str) -> None:

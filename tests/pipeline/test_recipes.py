@@ -1,9 +1,12 @@
 """Recipes beside the demo: a folder each, with its own lock and outputs."""
 
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import yaml
 from pipeline import demo, presets
 from pipeline.evaluation import learning_curve
 from pipeline.registry import bounds, run_tags, tracking
-from pipeline.stage import Problem
+from pipeline.stage import Problem, guard
 from tests.project import ROOT
 
 
@@ -110,10 +113,60 @@ def test_a_recipe_is_judged_by_its_own_bounds_on_the_main_branch(
 def test_make_demo_runs_the_demo_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["demo"])
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("it ran"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("it ran"))
     shutil.copy(ROOT / "presets/all4.yaml", "params.yaml")
     with pytest.raises(Problem, match=r"no longer the demo's \(fetch.source: kaggle\).* git checkout params.yaml"):
         demo.main()
+
+
+# As DVC: it ignores Ctrl-C while a stage runs, and at SIGTERM it ends without it.
+DVC = """
+stage = subprocess.Popen(["sleep", "300"])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path("pids").write_text(f"{os.getpid()} {stage.pid}")
+sys.exit(stage.wait())
+"""
+SERVER = 'pathlib.Path("pids").write_text(str(os.getpid())); time.sleep(300)'
+
+
+@pytest.mark.parametrize(
+    ("dvc", "number", "code"),
+    [(DVC, signal.SIGTERM, 143), (DVC, signal.SIGHUP, 129), (DVC, signal.SIGINT, 130), ("", signal.SIGTERM, 143)],
+)
+def test_a_demo_that_is_ended_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dvc: str, number: signal.Signals, code: int
+) -> None:
+    shutil.copy(ROOT / "presets/demo.yaml", tmp_path / "params.yaml")
+    for name, text in (
+        ("reports/registration.json", '{"name": "leukdetect", "alias": "champion"}'),
+        ("bin/dvc", f"#!{sys.executable}\nimport os, pathlib, signal, subprocess, sys\n{dvc}"),
+        (".venv-serving/bin/python", f"#!{sys.executable}\nimport os, pathlib, time\n{SERVER}"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "argv", ["demo", "--port", "1"])
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `make test &` ignores it, as nohup SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        guard(demo.main)
+
+    process = multiprocessing.get_context("fork").Process(target=run)  # it has imported everything
+    process.start()
+    while not Path("pids").exists() or not (pids := Path("pids").read_text().split()):
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == code
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

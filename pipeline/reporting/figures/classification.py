@@ -53,7 +53,7 @@ def roc(answers: Answers, labels: np.ndarray, contract: Contract, measured: Whol
     areas = [measured.per_class[each.key].auroc for each in contract.classes]
     panels = [axes]
     if min(each.value for each in (*areas, auroc) if each) > 0.95:  # the curves crowd the corner: show it larger
-        panels.append(axes.inset_axes((0.42, 0.36, 0.55, 0.55)))
+        panels.append(axes.inset_axes((0.44, 0.25, 0.53, 0.53)))  # its tick labels lie beside the diagonal
         panels[-1].set(xlim=(0, 0.2), ylim=(0.8, 1.005), xticks=[0, 0.1, 0.2], yticks=[0.8, 0.9, 1])
     for panel in panels:
         for (label, scores, positive), area, (colour, dashes) in zip(curves, areas, looks(len(curves)), strict=True):

@@ -7,11 +7,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
 from leukdetect.contract import Class
 from pipeline.evaluation.answers import Answers, Sample
-from pipeline.evaluation.classification import whole
+from pipeline.evaluation.classification import WholeHeadline, whole
 from pipeline.evaluation.metrics import group_weights
 from pipeline.reporting.datasheet import SYNTHETIC
 from pipeline.reporting.figures.classification import confusion_matrix, roc
@@ -66,11 +67,12 @@ def test_a_figure_has_300_dots_an_inch_and_a_vector_file_beside_it(tmp_path: Pat
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 20
 
 
-@pytest.mark.parametrize("classes", [4, 21])
-def test_a_legend_covers_nothing_and_gives_each_classs_interval(classes: int, tmp_path: Path) -> None:
-    """Weak answers, whose curves cross all of the panel."""
+def drawn_roc(classes: int, strength: float, tmp_path: Path) -> tuple[Figure, WholeHeadline]:
+    """`strength`: of the answers; 0 is chance."""
     rng, n = np.random.default_rng(0), 10 * classes
-    labels, probabilities = np.arange(n) % classes, rng.dirichlet(np.ones(classes), n)
+    labels = np.arange(n) % classes
+    probabilities = rng.dirichlet(np.ones(classes), n) + strength * np.eye(classes)[labels]
+    probabilities /= probabilities.sum(1, keepdims=True)
     kinds = [Class(key=f"k{i}", label=f"Kind {i}", malignant=i == 0) for i in range(classes)]
     contract = tiny_model.write(tmp_path / "model.onnx", classes=kinds)
     answers = Answers(
@@ -82,6 +84,13 @@ def test_a_legend_covers_nothing_and_gives_each_classs_interval(classes: int, tm
     with matplotlib.rc_context(STYLE):
         figure = roc(answers, labels, contract, found)
         figure.draw_without_rendering()
+    return figure, found
+
+
+@pytest.mark.parametrize("classes", [4, 21])
+def test_a_legend_covers_nothing_and_gives_each_classs_interval(classes: int, tmp_path: Path) -> None:
+    """Weak answers, whose curves cross all of the panel."""
+    figure, found = drawn_roc(classes, 0, tmp_path)
     (legend,) = figure.legends
     (axes,) = figure.axes
     drawn = axes.get_tightbbox()
@@ -91,3 +100,12 @@ def test_a_legend_covers_nothing_and_gives_each_classs_interval(classes: int, tm
     texts = [text.get_text() for text in legend.get_texts()]
     assert f"Kind 1 against the rest: {found.per_class['k1'].auroc}" in texts
     assert len(texts) == classes + 2
+
+
+def test_the_larger_corner_of_strong_answers_keeps_its_labels_off_the_diagonal(tmp_path: Path) -> None:
+    figure, _ = drawn_roc(4, 10, tmp_path)
+    (axes,) = figure.axes
+    (corner,) = axes.child_axes
+    for label in (*corner.get_xticklabels(), *corner.get_yticklabels()):
+        (left, bottom), (right, top) = axes.transData.inverted().transform(label.get_window_extent())
+        assert top < left or bottom > right, label
