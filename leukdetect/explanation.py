@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, Field
 
 from leukdetect.answer import Answer
 from leukdetect.contract import ANSWER, Contract
@@ -28,15 +29,17 @@ _STEPS = np.linspace(0, len(_ANCHORS) - 1, 256)
 _PALETTE = np.stack([np.interp(_STEPS, range(len(_ANCHORS)), channel) for channel in _ANCHORS.T], axis=1)
 
 
-@dataclass(frozen=True)
-class SimilarCase:
+class SimilarCase(BaseModel):
     """A training image that is near the image to the model."""
 
-    id: str  # the first 12 hex digits of its file's SHA-256
-    key: str  # of the class that it has in the data
-    label: str  # the same for people
-    distance: float  # between embeddings of length 1: 0 is the same, 2 the opposite
-    thumbnail: str | None  # data:image/webp;base64,… where the data's licence lets small copies travel
+    id: str = Field(description="the first 12 hex digits of its file's SHA-256", examples=["2ea0a09e4c6d"])
+    key: str = Field(serialization_alias="class", description="the key of the class it has in the data")
+    label: str = Field(description="the same for people")
+    distance: float = Field(description="between embeddings of length 1: 0 is the same, 2 the opposite")
+    thumbnail: str | None = Field(
+        description="data:image/webp;base64,… where the data's licence lets small copies travel, else null",
+        examples=["data:image/webp;base64,UklGR…", None],
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +95,15 @@ def similar_cases(contract: Contract, index: Index | None, embedding: np.ndarray
     for row, distance in index.nearest(embedding):
         of_class = contract.classes[index.classes[row]]
         picture = base64.b64encode(index.thumbnails[row]).decode() if index.thumbnails else None
-        thumbnail = picture and f"data:image/webp;base64,{picture}"
-        cases.append(SimilarCase(index.ids[row], of_class.key, of_class.label, round(distance, 4), thumbnail))
+        cases.append(
+            SimilarCase(
+                id=index.ids[row],
+                key=of_class.key,
+                label=of_class.label,
+                distance=round(distance, 4),
+                thumbnail=picture and f"data:image/webp;base64,{picture}",
+            )
+        )
     return cases
 
 

@@ -8,7 +8,6 @@ To `mlflow models serve`: {"inputs": images}, each image nested lists of 0..255,
 
 import base64
 import binascii
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class LeukDetect(PythonModel):
 
     def _answer(self, number: int, image: Any) -> dict[str, Any]:
         try:
-            found = asdict(self.model.predict(_source(image)))
+            found = self.model.predict(_source(image)).model_dump()
         except ImageError as error:
             raise MlflowException.invalid_parameter_value(f"image {number}: {error}") from error
         return {"class": found.pop("key"), **found, "disclaimer": answer.disclaimer(self.model.contract)}

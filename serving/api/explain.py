@@ -33,19 +33,6 @@ _PNG: dict[int | str, dict[str, object]] = {
 router = APIRouter(tags=["predictions"], dependencies=[Depends(auth.Required("predict"))])
 
 
-class SimilarCase(BaseModel):
-    """A training image that is near the image to the model."""
-
-    id: str = Field(description="the first 12 hex digits of its file's SHA-256", examples=["2ea0a09e4c6d"])
-    class_: str = Field(serialization_alias="class", description="the key of the class it has in the data")
-    label: str = Field(description="the same for people")
-    distance: float = Field(description="between embeddings of length 1: 0 is the same, 2 the opposite")
-    thumbnail: str | None = Field(
-        description="data:image/webp;base64,… where the data's licence lets small copies travel, else null",
-        examples=["data:image/webp;base64,UklGR…", None],
-    )
-
-
 class Explanation(BaseModel):
     """Where the model looked for one class, and which training images are most like this one to it."""
 
@@ -62,7 +49,7 @@ class Explanation(BaseModel):
     )
     overlay: str = Field(description=f"data:image/png;base64,… of at most {explanation.MAX_SIDE} pixels a side")
     note: str = Field(description="to be shown with the map")
-    similar: list[SimilarCase] = Field(
+    similar: list[explanation.SimilarCase] = Field(
         description=f"the {CASES} training images of the model's index whose embeddings are nearest, nearest "
         "first; what it finds alike need not be the same diagnosis. Empty: the file is from before there was an index"
     )
@@ -110,10 +97,7 @@ async def explain(
         attention=None if (weights := scores.outputs.get(ATTENTION)) is None else _rows(weights),
         overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
         note=note,
-        similar=[
-            SimilarCase(id=each.id, class_=each.key, label=each.label, distance=each.distance, thumbnail=each.thumbnail)
-            for each in explanation.similar_cases(contract, model.index, scores.outputs["embedding"])
-        ],
+        similar=explanation.similar_cases(contract, model.index, scores.outputs["embedding"]),
     )
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 

@@ -14,7 +14,7 @@ from serving import problems
 from serving.api.schemas import BatchAnswer, BatchItem
 from serving.inference.examine import examine
 from serving.inference.prediction import Prediction, prediction
-from serving.observability.counts import count
+from serving.metrics import Metrics
 from serving.request import auth, upload
 from serving.request.deadline import DEADLINE_PARAMETER, read_deadline
 from serving.service import Service, champion, of, received
@@ -140,8 +140,20 @@ async def answer(
     with service.engine.admitted(deadline):
         image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)
     answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
-    count(service.metrics, answered)
-    service.feedback.record(request_id, answered.class_, answered.model.version, list(answered.probabilities), by)
+    _count(service.metrics, answered)
+    service.feedback.record(request_id, answered.key, answered.model.version, list(answered.probabilities), by)
     service.shadow.offer(image.pixels, answered)
     service.window.add(model, image, scores)
     return answered
+
+
+def _count(metrics: Metrics, answer: Prediction) -> None:
+    for stage, milliseconds in answer.timings_ms:
+        metrics.stage_seconds.labels(stage).observe(milliseconds / 1000)
+    metrics.megapixels.observe(answer.image.width * answer.image.height / 1e6)
+    metrics.predictions.labels(answer.key, answer.model.version or "").inc()
+    for reason in answer.reasons:
+        for counter in (metrics.referrals, metrics.refusals):
+            counter.labels(reason.code).inc()
+    metrics.confidence.observe(max(answer.probabilities.values()))
+    metrics.unlikeness.observe(answer.unlikeness)

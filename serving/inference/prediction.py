@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from leukdetect import decoding
-from leukdetect.answer import answer, disclaimer
+from leukdetect.answer import Answer, answer, disclaimer
 from leukdetect.decision import ReasonCode
 from leukdetect.decoding import Decoded
 from leukdetect.model_file import Model
@@ -34,16 +34,6 @@ class ReasonAnswer(BaseModel):
     detail: str
 
 
-class Quality(BaseModel):
-    """Measured on the image as the model sees it."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    brightness: float = Field(description="mean luma, 0..255")
-    sharpness: float = Field(description="variance of the Laplacian; small means blurred")
-    stain: float = Field(description="optical density of the darkest stain in red; small means no stained nucleus")
-
-
 class ImageIdentity(BaseModel):
     """The file that was sent. It is not kept."""
 
@@ -67,27 +57,11 @@ class Timings(BaseModel):
     infer: float
 
 
-class Prediction(BaseModel):
+class Prediction(Answer):
     """The answer to one image."""
 
     request_id: str
-    class_: str = Field(serialization_alias="class", description="the key of the highest class, reported or not")
-    label: str = Field(description="the same for people")
-    probabilities: dict[str, float] = Field(description="calibrated, for every class")
-    p_malignant: float | None = Field(
-        description="the malignant classes together; null where all of the model's classes are malignant, or none"
-    )
-    malignant: bool | None = Field(description="p_malignant is at or above the model's operating point")
-    not_excluded: list[str] | None = Field(
-        description="keys of the classes that cannot be excluded: a conformal prediction set, made to lack the true "
-        "class in prediction_sets.error (see /model) of images like the validation images. For information: it selects "
-        "nothing. null: the model file is from before there were any"
-    )
-    decision: Literal["report", "refer"] = Field(description="refer: the server declines, a haematologist must look")
-    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")
-    wording: str = Field(description="the answer in words fit for a person")
-    unlikeness: float = Field(description="distance from the training images; beyond 1 it refers")
-    quality: Quality
+    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")  # type: ignore[assignment]  # no `brief`
     image: ImageIdentity
     model: ModelIdentity
     timings_ms: Timings
@@ -112,8 +86,7 @@ def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, re
     header = image.header
     return Prediction(
         request_id=request_id,
-        class_=found.key,
-        **{name: value for name, value in vars(found).items() if name in Prediction.model_fields},
+        **vars(found),
         image=ImageIdentity(
             sha256=image.sha256 or "",
             format=header.format,

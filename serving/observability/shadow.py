@@ -76,11 +76,11 @@ class Shadow:
         difference = np.max(np.abs(probabilities - np.array(list(answer.probabilities.values()))))
         self._metrics.shadow_difference.observe(float(difference))
         top = challenger.contract.classes[int(np.argmax(probabilities))].key
-        if top == answer.class_:
+        if top == answer.key:
             self._count("agreed")
             return
         self._count("disagreed")
-        classes = {"champion": answer.class_, "challenger": top, "version": challenger.located.version}
+        classes = {"champion": answer.key, "challenger": top, "version": challenger.located.version}
         log.info("the challenger disagrees", extra=classes | {"request_id": answer.request_id})
 
     def _count(self, result: str) -> None:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +244,7 @@ def test_the_champion_gives_the_librarys_answers_to_images_of_any_size_and_to_fi
     encoded = np.array([base64.b64encode(file).decode() for file in files], dtype=object)
     for given, sources in ((large, large), (np.array(files, dtype=object), files), (encoded, files)):
         for answer, source in zip(pyfunc.predict(given), sources, strict=True):
-            expected = asdict(library.predict(source))
+            expected = library.predict(source).model_dump()
             assert {**answer, "disclaimer": None} == {"class": expected.pop("key"), **expected, "disclaimer": None}
 
 
