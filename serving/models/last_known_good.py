@@ -3,7 +3,6 @@
 It lies in the registered model's folder on this machine, CACHE_DIR/NAME, beside a folder for each version still of use.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -11,7 +10,6 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -43,15 +41,16 @@ def remember(settings: Settings, located: Located) -> None:
     """
     if located.version is None:
         return
-    before = last_known_good(settings)
+    before, _ = noted(settings)
     if before and before.path == located.path:
         return
-    note = {"model": settings.model, **_entry(located), "before": _entry(before) if before else None}
+    former = _Entry(version=str(before.version), folder=before.path.name) if before else None
+    note = _Note(version=located.version, folder=located.path.name, model=settings.model, before=former)
     path = _folder(settings) / LAST_KNOWN_GOOD
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(note, indent=2) + "\n")
+        temporary.write_text(note.model_dump_json(indent=2) + "\n")
         temporary.replace(path)  # a reader sees the old note or the new one, never half of it
     except OSError as error:
         log.error("the model could not be noted for the next start", extra={"error": str(error)})
@@ -59,19 +58,32 @@ def remember(settings: Settings, located: Located) -> None:
             temporary.unlink()
 
 
-def last_known_good(settings: Settings) -> Located | None:
-    """The version that `remember` noted for the same alias, if it is still on disk."""
-    return _noted(settings)
+def noted(settings: Settings) -> tuple[Located | None, Located | None]:
+    """The version that `remember` noted last for this alias, and the one before it; None where it is not on disk."""
+    if not is_alias(settings.model):
+        return None, None
+    folder, alias = _folder(settings), parse(settings.model)[1]
+    try:
+        with (folder / LAST_KNOWN_GOOD).open("rb") as file:
+            note = _Note.model_validate_json(file.read(MOST_BYTES))
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError) as error:  # a disk's damage, or somebody's editing
+        brief = str(error).partition("\n")[0]
+        log.warning("what served last cannot be read, as if it were not there", extra={"error": brief})
+        return None, None
 
+    def located(entry: _Entry | None) -> Located | None:
+        if entry is None or note.model != settings.model or not (folder / entry.folder).is_dir():
+            return None
+        return Located(folder / entry.folder, entry.version, alias, came(folder / entry.folder))
 
-def one_before(settings: Settings) -> Located | None:
-    """The version that served before the last known good, if it is still on disk."""
-    return _noted(settings, "before")
+    return located(note), located(note.before)
 
 
 def forget(settings: Settings, keep: Iterable[Located]) -> None:
     """Removes the downloaded versions that are neither in `keep` nor noted, and what broken downloads have left."""
-    kept = {located.path for located in (*keep, last_known_good(settings), one_before(settings)) if located}
+    kept = {located.path for located in (*keep, *noted(settings)) if located}
     for folder in _folder(settings).iterdir():
         if not folder.is_dir() or folder in kept:
             continue
@@ -90,30 +102,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:  # another server has removed it
         return 0.0
-
-
-def _entry(located: Located) -> dict[str, str | None]:
-    return {"version": located.version, "folder": located.path.name}
-
-
-def _noted(settings: Settings, key: Literal["before"] | None = None) -> Located | None:
-    if not is_alias(settings.model):
-        return None
-    folder = _folder(settings)
-    try:
-        with (folder / LAST_KNOWN_GOOD).open("rb") as file:
-            note = _Note.model_validate_json(file.read(MOST_BYTES))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # a disk's damage, or somebody's editing
-        log.warning("what served last cannot be read, as if it were not there", extra={"error": _brief(error)})
-        return None
-    entry = note.before if key else note
-    if entry is None or note.model != settings.model or not (folder / entry.folder).is_dir():
-        return None
-    path = folder / entry.folder
-    return Located(path, entry.version, parse(settings.model)[1], came(path))
-
-
-def _brief(error: Exception) -> str:
-    return str(error).partition("\n")[0]

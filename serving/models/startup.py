@@ -19,7 +19,8 @@ def start(settings: Settings) -> Models:
     Raises:
         RegistryError, RefusedError: there is no last known good, and no other model either.
     """
-    if good := last_known_good.last_known_good(settings):
+    good, _ = last_known_good.noted(settings)
+    if good:
         try:
             return Models(load(settings, good), asked=False)
         except (RegistryError, RefusedError) as error:  # it has served here, so the likeliest cause is a damaged disk

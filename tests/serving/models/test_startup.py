@@ -206,8 +206,8 @@ def test_notes_about_another_alias_do_not_count(a_registry: Registry, settings: 
     a_registry.add()
     start(settings)
     other = settings.model_copy(update={"model": "models:/leukdetect@other"})
-    assert last_known_good.last_known_good(settings)
-    assert last_known_good.last_known_good(other) is None
+    assert last_known_good.noted(settings)[0]
+    assert last_known_good.noted(other) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,7 @@ def test_a_broken_note_counts_as_none_and_is_logged(
     note = settings.cache_dir / "leukdetect" / last_known_good.LAST_KNOWN_GOOD
     note.write_bytes(text.encode("utf-8", "surrogateescape"))
     (settings.cache_dir / "elsewhere").mkdir()
-    assert last_known_good.last_known_good(settings) is None
-    assert last_known_good.one_before(settings) is None
+    assert last_known_good.noted(settings) == (None, None)
     assert "what served last cannot be read" in caplog.text
     assert start(settings).note is None
 
