@@ -77,7 +77,16 @@ class Access:
         Raises:
             ProblemError: 401 without a key or with an unknown one.
         """
-        return None if self._file is None else self._find(key)
+        if self._file is None:
+            return None
+        digest = digest_of(key or "")
+        # It takes as long whichever key it is, or none: every entry is compared, in constant time.
+        found = [each for each in self._keys if hmac.compare_digest(each.digest, digest)]
+        if key and found:
+            return found[0]
+        detail = "Send an API key that is known here, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+        challenge = {"WWW-Authenticate": 'Bearer realm="leukdetect"'}
+        raise ProblemError(401, "unauthorized", "An API key is needed", detail, headers=challenge)
 
     def allow(self, role: Role, found: Key | None) -> None:
         """Lets a request with this key pass.
@@ -98,19 +107,6 @@ class Access:
             if wait := bucket.take():
                 detail = f"{found.name} may send {found.per_minute} requests a minute. Try again in {wait} s."
                 raise ProblemError(429, "too-many-requests", "Too many requests", detail, retry_after=wait)
-
-    def _find(self, key: str | None) -> Key:
-        """Takes as long whichever key it is, or none: every entry is compared, in constant time."""
-        digest = digest_of(key or "")
-        found = None
-        for each in self._keys:
-            if hmac.compare_digest(each.digest, digest):
-                found = each
-        if key and found:
-            return found
-        detail = "Send an API key that is known here, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
-        challenge = {"WWW-Authenticate": 'Bearer realm="leukdetect"'}
-        raise ProblemError(401, "unauthorized", "An API key is needed", detail, headers=challenge)
 
     def look(self) -> None:
         """Reads the file again where it has changed."""
@@ -226,12 +222,8 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
         found = file.stat()
     except OSError:
         return None
-    return (
-        found.st_mtime_ns,
-        found.st_size,
-        found.st_ino,
-        found.st_mode,
-    )  # a file put in place of another may keep its time
+    # A file that is put in place of another may keep its time.
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode
 
 
 class _Bucket:

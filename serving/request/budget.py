@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serving.problems import ProblemError, overloaded
+from serving.problems import overloaded
 
 OWN = 800_000_000  # bytes of a server with ResNet-50 that answers nobody, and of the processes that change its model
 LEAST = 100_000_000  # a server with less could not decode a photograph
@@ -23,51 +23,42 @@ class Budget:
         self._most_here, self._apart = most if here is None else min(here, most), 0
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
-        """Takes so many bytes; raises ProblemError (503) where they would be too many together."""
+    def take(self, count: int, *, apart: bool = False) -> None:
+        """Takes so many bytes, `apart`: by another process. Raises ProblemError (503) where that is too much."""
         with self._lock:
-            self.check(count)
+            self.check(count, apart=apart)
             self.held += count
+            self._apart += count * apart
 
-    def check(self, count: int) -> None:
+    def check(self, count: int, *, apart: bool = False) -> None:
         """Raises as `take` would."""
-        if self.held + count > self.most or self.held - self._apart + count > self._most_here:
-            raise _full()
+        here = not apart and self.held - self._apart + count > self._most_here
+        if here or self.held + count > self.most:
+            raise overloaded("Requests hold all the memory that they may. Try again in a second.")
+
+    def give_back(self, count: int, *, apart: bool = False) -> None:
+        """Frees what was taken."""
+        with self._lock:
+            self.held -= count
+            self._apart -= count * apart
 
     def keep(self, count: int) -> None:
         """Counts what is there already, such as an answer that waits to be read: who comes next has to wait for it."""
-        with self._lock:
-            self.held += count
-
-    def give_back(self, count: int) -> None:
-        """Frees what was taken."""
-        self.keep(-count)
+        self.give_back(-count)
 
     @contextmanager
     def taken(self, count: int, *, apart: bool = False) -> Iterator[None]:
-        """As `take`, for the block; `apart`: by another process."""
-        with self._lock:
-            if not apart:
-                self.check(count)
-            elif self.held + count > self.most:
-                raise _full()
-            self.held += count
-            self._apart += count * apart
+        """As `take`, for the block."""
+        self.take(count, apart=apart)
         try:
             yield
         finally:
-            with self._lock:
-                self.held -= count
-                self._apart -= count * apart
+            self.give_back(count, apart=apart)
 
 
 def made(most: int | None) -> Budget:
     """The budget of this process: `most`, or what its surroundings leave."""
     return Budget(most or left(), addresses())
-
-
-def _full() -> ProblemError:
-    return overloaded("Requests hold all the memory that they may. Try again in a second.")
 
 
 def addresses() -> int | None:
