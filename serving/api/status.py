@@ -4,6 +4,7 @@ All but drift is read from the metrics that Prometheus would scrape.
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -116,10 +117,10 @@ def _status(service: Service, health: Health) -> Status:
     change = difference(before, after)
     seconds = max(now - then, 1e-3)
     outcomes: Counter[tuple[str, str]] = Counter()
-    for (route, code, reason), count in _each(change, "requests_total", "route", "code", "reason"):
+    for (route, code, reason), count in _grown(change, "requests_total", "route", "code", "reason").items():
         if route.startswith(WORK):
             outcomes[code, reason] += count
-    routes = sorted({route for (route,), _ in _each(change, "request_seconds_count", "route")})
+    routes = sorted(route for (route,) in _grown(change, "request_seconds_count", "route") if route.startswith(WORK))
     return Status(
         health=health,
         seconds=round(seconds, 1),
@@ -127,11 +128,11 @@ def _status(service: Service, health: Health) -> Status:
         per_minute=_per_minute(change, seconds),
         lowest_ms=1000 * SECONDS[0],
         highest_ms=1000 * SECONDS[-1],
-        routes={route: latency(change, "request_seconds", route=route) for route in routes if route.startswith(WORK)},
+        routes={route: latency(change, "request_seconds", route=route) for route in routes},
         stages={stage: latency(change, "stage_seconds", stage=stage) for stage in STAGES},
         outcomes=[Outcome(code=int(code), reason=reason, count=n) for (code, reason), n in outcomes.most_common()],
-        classes=_totals(change, "predictions_total", "class"),
-        referrals=(referrals := _totals(change, "referrals_total", "reason")),
+        classes={key: count for (key,), count in _grown(change, "predictions_total", "class").items()},
+        referrals=(referrals := {why: n for (why,), n in _grown(change, "referrals_total", "reason").items()}),
         refusals=referrals,
         trend=[_point(now, *pair) for pair in pairwise(points) if pair[1][0] - pair[0][0] > history.STEP / 2],
         drift=_drift(service),
@@ -149,15 +150,11 @@ def _point(now: float, earlier: tuple[float, Samples], later: tuple[float, Sampl
 
 def latency(change: Samples, name: str, **labels: str) -> Latency:
     """Median and 95th percentile from a histogram's buckets, as Prometheus' histogram_quantile has them."""
-    wanted = labels.items()
-    buckets: Counter[float] = Counter()
-    for sample, count in change.items():
-        mine = dict(sample.labels)
-        if sample.name == f"{name}_bucket" and wanted <= mine.items():
-            buckets[float(mine["le"])] += int(count)
+    counts = _grown(change, f"{name}_bucket", "le", *labels)
+    buckets = {float(bound): n for (bound, *mine), n in counts.items() if mine == [*labels.values()]}
     bounds = (*SECONDS, float("inf"))
     # A bucket that has not grown is left out of the change, so its count is 0.
-    cumulative = [buckets[bound] for bound in bounds]
+    cumulative = [buckets.get(bound, 0) for bound in bounds]
     return Latency(
         count=cumulative[-1], p50_ms=_quantile(bounds, cumulative, 0.5), p95_ms=_quantile(bounds, cumulative, 0.95)
     )
@@ -167,30 +164,24 @@ def _quantile(bounds: tuple[float, ...], cumulative: list[int], share: float) ->
     rank = share * cumulative[-1]
     if not rank:
         return None
-    low, below = 0.0, 0
-    for bound, count in zip(bounds, cumulative, strict=True):
-        if count >= rank:
-            seconds = low if bound == float("inf") else low + (bound - low) * (rank - below) / (count - below)
-            return round(1000 * seconds, 1)
-        low, below = bound, count
-    return None
+    at = bisect_left(cumulative, rank)
+    low, below = (bounds[at - 1], cumulative[at - 1]) if at else (0.0, 0)
+    within = 0.0 if bounds[at] == float("inf") else (bounds[at] - low) * (rank - below) / (cumulative[at] - below)
+    return round(1000 * (low + within), 1)
 
 
-def _each(samples: Samples, name: str, *labels: str) -> list[tuple[tuple[str, ...], int]]:
-    """The values of a metric, and those of its labels."""
-    found = ((dict(sample.labels), value) for sample, value in samples.items() if sample.name == name)
-    return [(tuple(mine[label] for label in labels), int(value)) for mine, value in found]
-
-
-def _totals(change: Samples, name: str, label: str) -> dict[str, int]:
-    totals: Counter[str] = Counter()
-    for (value,), count in _each(change, name, label):
-        totals[value] += count
-    return dict(totals)
+def _grown(change: Samples, name: str, *labels: str) -> Counter[tuple[str, ...]]:
+    """How much a metric has grown, by the values of some of its labels."""
+    found: Counter[tuple[str, ...]] = Counter()
+    for sample, count in change.items():
+        if sample.name == name:
+            mine = dict(sample.labels)
+            found[tuple(mine[label] for label in labels)] += int(count)
+    return found
 
 
 def _per_minute(change: Samples, seconds: float) -> float:
-    work = sum(count for (route,), count in _each(change, "requests_total", "route") if route.startswith(WORK))
+    work = sum(n for (route,), n in _grown(change, "requests_total", "route").items() if route.startswith(WORK))
     return round(60 * work / seconds, 1)
 
 
