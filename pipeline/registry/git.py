@@ -28,6 +28,14 @@ def ask(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def _said(*arguments: str) -> str:
+    """As `ask`, or empty where git could not answer."""
+    try:
+        return ask(*arguments)
+    except GitError:
+        return ""
+
+
 def is_repository() -> bool:
     """Whether this folder is under git. Raises GitError where git refuses to say, as in another owner's."""
     here = Path.cwd()
@@ -54,37 +62,25 @@ def git_commit() -> str:
 
 def path_of(name: str) -> str:
     """A file of this folder by its path in the repository; its name outside git."""
-    try:
-        return ask("rev-parse", "--show-prefix") + name
-    except GitError:
-        return name
+    return _said("rev-parse", "--show-prefix") + name
 
 
 def branch() -> str:
     """The branch's name, by a workflow's word where that checked out a commit; empty if neither says it."""
-    try:
-        here = ask("branch", "--show-current")
-    except GitError:
-        return ""
+    here = _said("branch", "--show-current")
     return here or os.environ.get("GITHUB_HEAD_REF") or os.environ.get("GITHUB_REF_NAME", "")
 
 
 def remote() -> str:
     """The address of `origin` without what may be a password in it, or empty."""
-    try:
-        address = ask("remote", "get-url", "origin")
-    except GitError:
-        return ""
+    address = _said("remote", "get-url", "origin")
     scheme, _, rest = address.rpartition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else address
 
 
-def resolve(revision: str) -> str | None:
-    """A revision's commit, or None where there is no such revision."""
-    try:
-        return ask("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    except GitError:
-        return None
+def resolve(revision: str) -> str:
+    """A revision's commit, or empty where there is no such revision."""
+    return _said("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
 
 
 def main_branch() -> str | None:
@@ -95,11 +91,7 @@ def main_branch() -> str | None:
 
 def who() -> str:
     """Who runs this: the person behind a workflow, else git's identity, else the system's user."""
-    try:
-        mail = ask("config", "user.email")
-    except GitError:
-        mail = ""
-    return os.environ.get("GITHUB_ACTOR") or mail or user()
+    return os.environ.get("GITHUB_ACTOR") or _said("config", "user.email") or user()
 
 
 def user() -> str:
