@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, Field
 
 from leukdetect.answer import Answer
-from leukdetect.contract import ANSWER, Contract
+from leukdetect.contract import ANSWER, ATTENTION, Contract
 from leukdetect.similar import Index
 
 OUTPUTS = (*ANSWER, "embedding", "cam")  # what an explanation needs of the graph
@@ -87,8 +88,44 @@ def overlay(picture: Image.Image, cam: np.ndarray, note: str) -> bytes:
     return buffer.getvalue()
 
 
-def similar_cases(contract: Contract, index: Index | None, embedding: np.ndarray) -> list[SimilarCase]:
-    """The training images of the model's index that are nearest to an embedding [D]."""
+def explain(
+    contract: Contract,
+    index: Index | None,
+    answer: Answer,
+    outputs: Mapping[str, np.ndarray],
+    picture: Image.Image,
+    wanted: int | None,
+) -> Explanation:
+    """Puts together what is shown of class `wanted`, the highest unless said.
+
+    Args:
+        index: of similar cases.
+        outputs: the model's for one image, `OUTPUTS` and `attention` where it has that.
+        picture: upright RGB; it is made smaller in place.
+    """
+    number = int(outputs["probabilities"].argmax()) if wanted is None else wanted
+    of_class, cam = contract.classes[number], scaled(outputs["cam"][number])
+    what = (
+        f"Where the model looked for {of_class.label}."
+        if cam.any()
+        else f"The map is empty: no part of this image spoke more for {of_class.label} than against it."
+    )
+    note = f"{what} It is a view into the model, not evidence about the cell, and it can be wrong."
+    if contract.provenance.synthetic:
+        note += " Trained on rendered images: no clinical meaning."
+    return Explanation(
+        answer=answer,
+        key=of_class.key,
+        label=of_class.label,
+        cam=cam,
+        attention=outputs.get(ATTENTION),
+        overlay=overlay(picture, cam, note),
+        note=note,
+        similar=_similar_cases(contract, index, outputs["embedding"]),
+    )
+
+
+def _similar_cases(contract: Contract, index: Index | None, embedding: np.ndarray) -> list[SimilarCase]:
     if index is None:
         return []
     cases = []
@@ -105,15 +142,3 @@ def similar_cases(contract: Contract, index: Index | None, embedding: np.ndarray
             )
         )
     return cases
-
-
-def note(contract: Contract, index: int, *, empty: bool) -> str:
-    """What a reader of the map of class `index` must know."""
-    label = contract.classes[index].label
-    what = (
-        f"The map is empty: no part of this image spoke more for {label} than against it."
-        if empty
-        else f"Where the model looked for {label}."
-    )
-    warning = f"{what} It is a view into the model, not evidence about the cell, and it can be wrong."
-    return f"{warning} Trained on rendered images: no clinical meaning." if contract.provenance.synthetic else warning

@@ -87,20 +87,7 @@ class Model:
         """
         wanted = None if key is None else self.contract.index_of(key)
         found, outputs = self._ask(image, self.explaining)
-        index = int(outputs["probabilities"].argmax()) if wanted is None else wanted
-        cam = explanation.scaled(outputs["cam"][index])
-        note = explanation.note(self.contract, index, empty=not cam.any())
-        of_class = self.contract.classes[index]
-        return explanation.Explanation(
-            answer=found,
-            key=of_class.key,
-            label=of_class.label,
-            cam=cam,
-            attention=outputs.get(contract.ATTENTION),
-            overlay=explanation.overlay(decoding.picture(image), cam, note),
-            note=note,
-            similar=explanation.similar_cases(self.contract, self.index, outputs["embedding"]),
-        )
+        return explanation.explain(self.contract, self.index, found, outputs, decoding.picture(image), wanted)
 
     def _ask(self, image: decoding.Source, names: Sequence[str]) -> tuple[answer.Answer, dict[str, np.ndarray]]:
         seen = apart.look(image, self.contract.decode.size, self.contract.decode.scaled)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 
 from leukdetect import explanation
-from leukdetect.contract import ATTENTION, Contract
+from leukdetect.contract import Contract
 from leukdetect.similar import CASES
 from serving import problems
 from serving.api import predict
@@ -82,22 +82,22 @@ async def explain(
             image, scores, decode_seconds = await examine(
                 service.pool, engine, model, sent.data, sent.deadline, lane="explain", outputs=model.explaining
             )
-            index = int(scores.outputs["probabilities"].argmax()) if wanted is None else wanted
-            cam = explanation.scaled(scores.outputs["cam"][index])
-            note = explanation.note(contract, index, empty=not cam.any())
+            answered = prediction(request.state.request_id, model, image, scores, sent.read_seconds, decode_seconds)
             picture = await service.pool.picture(sent.data, explanation.MAX_SIDE, sent.deadline)
-            png = await asyncio.get_running_loop().run_in_executor(_drawing, explanation.overlay, picture, cam, note)
+            made = await asyncio.get_running_loop().run_in_executor(
+                _drawing, explanation.explain, contract, model.index, answered, scores.outputs, picture, wanted
+            )
     if _prefers_png(request.headers.get("accept", "")):
-        return Response(png, media_type="image/png")
+        return Response(made.overlay, media_type="image/png")
     answer = Explanation(
-        prediction=prediction(request.state.request_id, model, image, scores, sent.read_seconds, decode_seconds),
-        class_=contract.classes[index].key,
-        label=contract.classes[index].label,
-        cam=_rows(cam),
-        attention=None if (weights := scores.outputs.get(ATTENTION)) is None else _rows(weights),
-        overlay=f"data:image/png;base64,{base64.b64encode(png).decode()}",
-        note=note,
-        similar=explanation.similar_cases(contract, model.index, scores.outputs["embedding"]),
+        prediction=answered,
+        class_=made.key,
+        label=made.label,
+        cam=_rows(made.cam),
+        attention=None if made.attention is None else _rows(made.attention),
+        overlay=f"data:image/png;base64,{base64.b64encode(made.overlay).decode()}",
+        note=made.note,
+        similar=made.similar,
     )
     return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 
