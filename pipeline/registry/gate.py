@@ -52,11 +52,7 @@ def verdict(
             missing = f"reports/metrics.json has no {prefix}{', '.join(absent)}"
             raise Problem(f"{missing}; `dvc repro -f evaluate` measures it")
     checks = [
-        *(
-            check
-            for prefix, (file, declines, own) in files.items()
-            for check in _of_file(prefix, file, declines, measured.split.test, own)
-        ),
+        *(check for prefix, parts in files.items() for check in _of_file(prefix, *parts, measured.split.test)),
         _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
         _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),
         _ceiling("INT8 drop", measured.int8_vs_fp32.balanced_accuracy_drop, gate.max_int8_drop),
@@ -79,26 +75,17 @@ def table(checks: Sequence[Check]) -> str:
     )
 
 
-def _of_file(prefix: str, file: Cases, declines: Abstention, images: int, gate: FileBounds) -> list[Check]:
-    def wider(name: str, bootstrap: Estimate) -> Estimate:
-        return _wider(bootstrap, file.wilson[name])
-
+def _of_file(prefix: str, file: Cases, declines: Abstention, gate: FileBounds, images: int) -> list[Check]:
+    floors = [("balanced accuracy", "balanced_accuracy", file.balanced_accuracy, gate.min_balanced_accuracy)]
+    floors += [
+        (f"recall of {key}", f"recall_{key}", each.recall, gate.min_class_recall)
+        for key, each in file.per_class.items()
+    ]
+    if found := file.malignant_sensitivity:
+        floors.append(("malignant sensitivity", "malignant_sensitivity", found, gate.min_malignant_sensitivity))
     referred = _wider(declines.referred, metrics.wilson(round(declines.referred.value * images), images))
-    sensitivity = file.malignant_sensitivity
-    floors = {
-        "balanced accuracy": (wider("balanced_accuracy", file.balanced_accuracy), gate.min_balanced_accuracy),
-        **{
-            f"recall of {key}": (wider(f"recall_{key}", each.recall), gate.min_class_recall)
-            for key, each in file.per_class.items()
-        },
-    }
-    if sensitivity is not None:
-        floors["malignant sensitivity"] = (
-            wider("malignant_sensitivity", sensitivity),
-            gate.min_malignant_sensitivity,
-        )
     return [
-        *(_floor(f"{prefix}{name}", *each) for name, each in floors.items()),
+        *(_floor(f"{prefix}{name}", _wider(each, file.wilson[key]), bound) for name, key, each, bound in floors),
         _ceiling(f"{prefix}ECE", file.ece, gate.max_ece),
         _ceiling(f"{prefix}referred", referred, gate.max_referred),
         _floor(f"{prefix}unlikeness AUROC", declines.unlikeness_auroc(), gate.min_unlikeness_auroc),
@@ -114,14 +101,11 @@ def _of_groups(measured: Report, gate: Gate) -> list[Check]:
     if measured.out_of_fold:
         return [Check("held-out groups a class", found, f"≥ {least}", found >= least)]
     folds = measured.cross_validation.by_share.get("1") if measured.cross_validation else None
-    if found >= least or folds is None or folds.fewest_groups is None:
-        way = (
-            ""
-            if found >= least
-            else "; or name estimate.folds in params.yaml, or run `python -m pipeline.cross_validate`"
-        )
-        way += "" if found >= least else " and then `dvc repro`: it is read"
-        return [Check("test groups a class", found, f"≥ {least}{way}", found >= least)]
+    if found >= least:
+        return [Check("test groups a class", found, f"≥ {least}", True)]
+    if folds is None or folds.fewest_groups is None:
+        way = "or name estimate.folds in params.yaml, or run `python -m pipeline.cross_validate` and then `dvc repro`"
+        return [Check("test groups a class", found, f"≥ {least}; {way}: it is read", False)]
     recalls = folds.__pydantic_extra__.items()
     return [
         Check("cross-validated groups a class", folds.fewest_groups, f"≥ {least}", folds.fewest_groups >= least),
