@@ -115,8 +115,7 @@ _received: dict[str, Model] = {}  # by sha256, of this worker's process
 def on_a_worker(errand: Errand, paths: Sequence[str]) -> pa.Table:
     """As `score`, with one processor of a cluster, by a model that came with the errand.
 
-    Raises:
-        Problem: also where the model was refused, such as an INT8 model that answers otherwise on this processor.
+    Raises Problem: also where the model was refused, such as an INT8 model that answers otherwise on this processor.
     """
     sha256 = errand.job.model_sha256
     if sha256 not in _received:
@@ -162,19 +161,9 @@ def _rows(batch: Sequence[tuple[str, Decoded | Unusable]], model: Model) -> list
         found = answer(model.contract, image, scores)
         rows.append(
             row
+            | vars(found)
+            | vars(found.quality)
             | {f"p_{key}": share for key, share in found.probabilities.items()}
-            | {
-                "note": image.header.note,
-                "class": found.key,
-                "p_malignant": found.p_malignant,
-                "malignant": found.malignant,
-                "decision": found.decision,
-                "reasons": [reason.code for reason in found.reasons],
-                "not_excluded": found.not_excluded,
-                "unlikeness": found.unlikeness,
-                "brightness": found.quality.brightness,
-                "sharpness": found.quality.sharpness,
-                "stain": found.quality.stain,
-            }
+            | {"class": found.key, "note": image.header.note, "reasons": [reason.code for reason in found.reasons]}
         )
     return rows
