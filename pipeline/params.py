@@ -10,25 +10,7 @@ from typing import Annotated, Any, Self, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from pipeline.sections import (
-    Augment,
-    Calibrate,
-    ClassParams,
-    Demo,
-    Estimate,
-    Evaluate,
-    Export,
-    Features,
-    Fetch,
-    FineTune,
-    Model,
-    Prepare,
-    Register,
-    Section,
-    TrainHead,
-    Validate,
-    Wording,
-)
+from pipeline import sections
 from pipeline.stage import Problem
 
 PARAMS_FILE = Path("params.yaml")
@@ -36,24 +18,24 @@ PARAMS_FILE = Path("params.yaml")
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class Params(Section):
+class Params(sections.Section):
     seed: Annotated[int, Field(ge=0)]
-    classes: Annotated[list[ClassParams], Field(min_length=2)]
-    wording: Wording
-    fetch: Fetch
-    demo: Demo
-    validate_: Validate = Field(alias="validate")  # pydantic's own method has the plain name
-    prepare: Prepare
-    estimate: Estimate
-    model: Model
-    augment: Augment
-    features: Features
-    train_head: TrainHead
-    fine_tune: FineTune
-    calibrate: Calibrate
-    export: Export
-    evaluate: Evaluate
-    register_: Register = Field(alias="register")
+    classes: Annotated[list[sections.ClassParams], Field(min_length=2)]
+    wording: sections.Wording
+    fetch: sections.Fetch
+    demo: sections.Demo
+    validate_: sections.Validate = Field(alias="validate")  # pydantic's own method has the plain name
+    prepare: sections.Prepare
+    estimate: sections.Estimate
+    model: sections.Model
+    augment: sections.Augment
+    features: sections.Features
+    train_head: sections.TrainHead
+    fine_tune: sections.FineTune
+    calibrate: sections.Calibrate
+    export: sections.Export
+    evaluate: sections.Evaluate
+    register_: sections.Register = Field(alias="register")
 
     @property
     def tells_malignancy(self) -> bool:
