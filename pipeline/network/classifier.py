@@ -128,25 +128,14 @@ def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet5
                 f"features.weights: {weights} does not fit {backbone} without its top ({reason}). It must be what "
                 f"keras.applications.{backbone}(include_top=False).save_weights() writes."
             ) from error
-    used = {layer.name for layer in model.layers}
-    for layer in base.layers:
-        if layer.weights and layer.name in used:
-            values = layer.get_weights()
-            if layer.name == network.bgr_kernel:
-                values[0] = values[0][:, :, ::-1, :]  # trained on BGR, fed RGB
-            model.get_layer(layer.name).set_weights(values)
+    copy_weights(base, model, network.bgr_kernel)
 
 
 def save_base_weights(model: keras.Model, path: Path, backbone: str) -> None:
     """Writes a model's backbone as `load_base_weights` reads it: `keras.applications`' own, without top."""
     network = BACKBONES[backbone]
     base = network.base(input_shape=(224, 224, 3))
-    for layer in base.layers:
-        if layer.weights:
-            values = model.get_layer(layer.name).get_weights()
-            if layer.name == network.bgr_kernel:
-                values[0] = values[0][:, :, ::-1, :]
-            layer.set_weights(values)
+    copy_weights(model, base, network.bgr_kernel)
     base.save_weights(path)
 
 
@@ -279,12 +268,15 @@ def trainable_part(model: keras.Model, cut: str | None, precision: str = "float3
     return part
 
 
-def copy_weights(source: keras.Model, target: keras.Model) -> None:
-    """Copies the weights of every layer that both models have, by name."""
+def copy_weights(source: keras.Model, target: keras.Model, turned: str | None = None) -> None:
+    """Copies the weights of every layer that both models have, by name; `turned`: whose kernel is for BGR in one."""
     known = {layer.name for layer in source.layers}
     for layer in target.layers:
         if layer.weights and layer.name in known:
-            layer.set_weights(source.get_layer(layer.name).get_weights())
+            values = source.get_layer(layer.name).get_weights()
+            if layer.name == turned:
+                values[0] = values[0][:, :, ::-1, :]
+            layer.set_weights(values)
 
 
 def set_trainable(part: keras.Model, layers: Collection[str], batch_norm: bool) -> None:
