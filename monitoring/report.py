@@ -101,8 +101,7 @@ def main() -> int:
 def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings:
     """Scores a folder's images as the server would, and compares windows of them that together hold every image.
 
-    Raises:
-        ReportError: the model file is none of ours, or there are too few images.
+    Raises ReportError: the model file is none of ours, or there are too few images.
     """
     paths, order = in_order([path for path in folder.rglob("*") if path.is_file()], patient)
     session = open_session(model, cpus())
@@ -151,8 +150,7 @@ def in_order(paths: Sequence[Path], patient: str | None) -> tuple[list[Path], st
     Never by name: files sorted by class would make windows of one class each, which drift by construction. Those of
     which a pattern finds the same text in the path, such as a patient's, stay together.
 
-    Raises:
-        ReportError: the pattern is no regular expression, or finds nothing in a path.
+    Raises ReportError: the pattern is no regular expression, or finds nothing in a path.
     """
     groups: dict[str, list[Path]] = {}
     for path in sorted(paths):
@@ -175,8 +173,7 @@ def in_order(paths: Sequence[Path], patient: str | None) -> tuple[list[Path], st
 def of_server(url: str) -> Findings:
     """What a server has found in its last answers.
 
-    Raises:
-        ReportError: it does not answer, or has not had enough images yet.
+    Raises ReportError: it does not answer, or has not had enough images yet.
     """
     status, model = _get(f"{url.rstrip('/')}/status.json"), _get(f"{url.rstrip('/')}/model")
     found = status["drift"]

@@ -95,8 +95,7 @@ def _take_back(environment: Environment, version: str) -> None:
 def go_back(environment: Environment, version: str) -> None:
     """Moves the alias to the version before, and has all servers follow it at once.
 
-    Raises:
-        Problem: there is none, or a server does not serve it as it should; the alias has moved then.
+    Raises Problem: there is none, or a server does not serve it as it should; the alias has moved then.
     """
     if not version:
         raise Problem(f"{environment.model} has no alias {environment.previous}, so none was deployed before")

@@ -35,8 +35,7 @@ def main() -> None:
 def make(preset: str, name: str | None = None, root: Path = ROOT) -> Path:
     """Makes `recipes/<name>`, or brings its dvc.yaml up to date; returns its path below the project's folder.
 
-    Raises:
-        Problem: the name is no folder's, or the preset cannot be used.
+    Raises Problem: the name is no folder's, or the preset cannot be used.
     """
     name = name or preset
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):

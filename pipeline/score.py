@@ -76,12 +76,7 @@ def _options() -> argparse.Namespace:
         help="take a version that was registered without hashes of its files",
     )
     for name, default, kind, meaning in (
-        (
-            "model",
-            None,
-            str,
-            "models:/NAME@ALIAS, a file, or a folder with both; else the recipe's champion",
-        ),
+        ("model", None, str, "models:/NAME@ALIAS, a file, or a folder with both; else the recipe's champion"),
         ("precision", "auto", str, "auto, int8 or fp32: which of two; auto: int8 where its golden set agrees"),
         ("cache-dir", ".serving", Path, "where downloaded models stay"),
         ("max-body-bytes", MAX_BODY_BYTES, int, "a larger file has no answer"),

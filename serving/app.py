@@ -100,8 +100,7 @@ def create_app(settings: Settings, models: Models, budget: Budget | None = None)
 def application(settings: Settings) -> FastAPI:
     """The server around the model that the settings name.
 
-    Raises:
-        RegistryError, RefusedError, KeysError: it cannot start; the message says why.
+    Raises RegistryError, RefusedError, KeysError: it cannot start; the message says why.
     """
     models = start(settings)
     champion = models.champion

@@ -42,8 +42,7 @@ def append(file: Path, line: str) -> None:
 
     One process at a time: of two at once, each would else write the file as it was before the other.
 
-    Raises:
-        KeysError: the file would be broken; it is left as it was.
+    Raises KeysError: the file would be broken; it is left as it was.
     """
     file = file.resolve()  # a link stays a link
     folder = os.open(file.parent, os.O_RDONLY)  # the lock, since the file itself is replaced

@@ -111,8 +111,7 @@ def champion(request: Request) -> Model:
 async def received(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The request's body, within the server's limits; the block is cancelled when the client goes away.
 
-    Raises:
-        ProblemError, ClientDisconnect: as `upload.body`.
+    Raises ProblemError, ClientDisconnect: as `upload.body`.
     """
     service = of(request)
     async with body(request, service.buffered, max_bytes, service.settings.read_seconds) as content:

@@ -18,7 +18,7 @@ from pipeline.evaluation.compare import sentence
 from pipeline.model_file import onnx_model
 from pipeline.model_file.onnx_model import FP32, OnnxModel
 from pipeline.registry import versions
-from pipeline.registry.versions import REPORTS
+from pipeline.registry.versions import REPORTS, SHA256_TAG
 from pipeline.stage import Problem
 
 
@@ -30,7 +30,9 @@ def load(client: MlflowClient, name: str, model: OnnxModel) -> tuple[str | None,
     """
     registered = client.search_registered_models(f"name = '{name}'")
     champion = versions.aliases(client, name).get("champion") if registered else None
-    if champion is None or versions.is_of(client, name, champion, stage.sha256(model.path)):
+    if champion is None:
+        return None, None
+    if client.get_model_version(name, champion).tags.get(SHA256_TAG) == stage.sha256(model.path):
         return champion, None
     with tempfile.TemporaryDirectory() as folder:
         other = onnx_model.load(versions.download(name, champion, Path(folder), FP32.name))

@@ -25,16 +25,11 @@ TIMEOUT = 180.0  # seconds until a server serves the version: its next turn, a d
 IN_A_ROW = 20  # answers of one version, each over a connection of its own: an address may stand for several servers
 REQUEST_TIMEOUT = 30.0  # seconds; a reload is answered within ten
 BUSY = (429, 503, 504)  # tried again: a deployment comes while clients ask
+# Neither a refused connection nor a wrong certificate: only an answer that says so.
 RETRY = Retry(
-    connect=0,
-    read=0,
-    other=0,  # a wrong certificate
-    status=6,
-    backoff_factor=0.5,
-    status_forcelist=BUSY,
-    allowed_methods=None,
+    connect=0, read=0, other=0, status=6, backoff_factor=0.5, status_forcelist=BUSY, allowed_methods=None,
     raise_on_status=False,
-)
+)  # fmt: skip
 
 
 class UnreachableError(Problem):
@@ -66,8 +61,7 @@ class Server:
     def follow(self, version: str) -> None:
         """Waits until it serves the version; with an admin's key it is told to look at once.
 
-        Raises:
-            Problem: it refuses the version, or has not followed in time.
+        Raises Problem: it refuses the version, or has not followed in time.
         """
         deadline, in_a_row, reloads = time.monotonic() + TIMEOUT, 0, 0
         while in_a_row < IN_A_ROW:

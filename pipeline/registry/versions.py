@@ -61,7 +61,6 @@ def register(
         The run's id and the version.
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
-    headline = {tag: f"{value:.4f}" for tag, value in flat(measured.headline(), ".").items()}
     registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
     known = [each for each in registered if _has_files(client, name, str(each.version))]
     run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
@@ -70,6 +69,7 @@ def register(
         return run_id, str(known[0].version)
     _log_reports(client, run_id, recipe, model, measured, source)
     version = str((known[0] if known else _new_version(client, recipe, run_id, model, source)).version)
+    headline = {tag: f"{value:.4f}" for tag, value in flat(measured.headline(), ".").items()}
     for tag, value in (headline | {REPORTS_TAG: reports}).items():  # on a known one too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
     return run_id, version
@@ -131,11 +131,6 @@ def refuse_unless_passed(client: MlflowClient, name: str, version: str) -> None:
             f"{name} version {version} did not pass the gate (its tag `gate` is {gates[version]}), so it is not "
             "deployed. `python -m pipeline.register` says what falls short."
         )
-
-
-def is_of(client: MlflowClient, name: str, version: str, sha256: str) -> bool:
-    """Whether the version is of the file of this hash."""
-    return bool(client.get_model_version(name, version).tags.get(SHA256_TAG) == sha256)
 
 
 def download(name: str, version: str, folder: Path, file: str = "") -> Path:

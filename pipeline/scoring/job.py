@@ -67,8 +67,7 @@ def score_parts(
 def summary(out: Path, job: Job, now: int, seconds: float) -> str:
     """What all parts say together; `now` images were scored in so many seconds.
 
-    Raises:
-        Problem: images or rows are missing, which cannot be.
+    Raises Problem: images or rows are missing, which cannot be.
     """
     listed, rows = pq.read_metadata(out / LISTING), 0
     decisions: Counter[str | None] = Counter()

@@ -183,8 +183,7 @@ async def infer(request: Request, model: Served) -> Response:
 async def _scores(request: Request, service: Service, model: Model, asked: tensors.Asked) -> list[Scores]:
     """Runs every image, a few at a time, in places that are kept until the last is done.
 
-    Raises:
-        ProblemError: 503 where there is no place, 504 where an image's turn comes too late: then none is answered.
+    Raises ProblemError: 503 where there is no place, 504 where an image's turn comes too late: then none is answered.
     """
     lane: Lane = "explain" if "cam" in asked.outputs else "predict"
     outputs = tuple(name for name in OUTPUTS if name in asked.outputs)  # the same order shares a run with others

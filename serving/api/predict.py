@@ -134,8 +134,7 @@ async def answer(
 ) -> Prediction:
     """One image's way from bytes to answer; `by`: the name of whose key asks.
 
-    Raises:
-        ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
+    Raises ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
     """
     with service.engine.admitted(deadline):
         image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)

@@ -97,8 +97,7 @@ def json_bytes(request: Request, content: bytes) -> int:
 def read(content: bytes, json_bytes: int, size: int, max_images: int) -> Asked:
     """Reads a request's body; the first `json_bytes` are JSON.
 
-    Raises:
-        ProblemError: 413 for too much JSON or too many images; 400 for whatever else cannot be answered.
+    Raises ProblemError: 413 for too much JSON or too many images; 400 for whatever else cannot be answered.
     """
     if json_bytes > MAX_JSON_BYTES:
         detail = f"JSON may have {MAX_JSON_BYTES / 1e6:g} MB. Send the tensor as binary data, which is a quarter of it."
@@ -154,8 +153,7 @@ def _wanted(asked: _Request) -> dict[str, bool]:
 def read_numbers(data: list[Any], shape: Sequence[int]) -> np.ndarray:
     """A JSON array of `shape`, flat or nested, to uint8 [M].
 
-    Raises:
-        ProblemError: 400 where it is not that, or holds something else than whole numbers from 0 to 255.
+    Raises ProblemError: 400 where it is not that, or holds something else than whole numbers from 0 to 255.
     """
     count = math.prod(shape)
     numbers = np.array(data, dtype=object)  # as JSON has them: NumPy would make numbers of true and of 1.0

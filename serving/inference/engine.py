@@ -100,8 +100,7 @@ class Engine:
     def admitted(self, deadline: float, lane: Lane = "predict") -> Iterator[None]:
         """Keeps a place in a lane, from before the image is decoded until it is answered; `deadline` as perf_counter's.
 
-        Raises:
-            ProblemError: 503 at once, where the lane is full or the predicted wait is beyond the deadline.
+        Raises ProblemError: 503 at once, where the lane is full or the predicted wait is beyond the deadline.
         """
         if not self.alive:
             raise _stopping()
@@ -128,8 +127,7 @@ class Engine:
     ) -> Scores:
         """Answers one image, uint8 [S, S, 3], for which a place was kept; one that is cancelled is never computed.
 
-        Raises:
-            ProblemError: 504 where the deadline passes first, and then nothing is computed; 503 when stopping.
+        Raises ProblemError: 504 where the deadline passes first, and then nothing is computed; 503 when stopping.
         """
         item = _Waiting(model, pixels, outputs, deadline, lane)
         with self._changed:

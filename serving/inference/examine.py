@@ -71,8 +71,7 @@ class DecodePool:
     async def picture(self, data: bytes, side: int, deadline: float) -> Image.Image:
         """A file's upright RGB picture for a person, at most `side` pixels a side; the file was decoded once already.
 
-        Raises:
-            ProblemError: as `decode`, except that the place in the lane of explanations is the only one needed.
+        Raises ProblemError: as `decode`, except that the place in the lane of explanations is the only one needed.
         """
 
         def small() -> Image.Image:

@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 def start(settings: Settings) -> Models:
     """Loads the last known good, so that no registry can keep a server from serving, or else what the alias names.
 
-    Raises:
-        RegistryError, RefusedError: there is no last known good, and no other model either.
+    Raises RegistryError, RefusedError: there is no last known good, and no other model either.
     """
     good, _ = last_known_good.noted(settings)
     if good:

@@ -2,8 +2,8 @@
 
 import logging
 from collections import deque
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,10 @@ SECONDS = 5.0  # from one comparison to the next
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
+class _Answer(NamedTuple):
     model: Model
     sampled: np.ndarray  # some of the pixels, for their colour; gone after the next comparison
-    brightness: float
-    sharpness: float
+    image: tuple[float, float]  # brightness and sharpness
     outputs: dict[str, np.ndarray]
 
 
@@ -42,8 +40,8 @@ class Window:
 
     def add(self, model: Model, image: Decoded, scores: Scores) -> None:
         """Notes an answer, in a few microseconds; `compare` does the work later, in another thread."""
-        sampled = drift.sample(image.pixels)
-        self._arrived.append(_Answer(model, sampled, image.brightness, image.sharpness, scores.outputs))
+        measures = image.brightness, image.sharpness
+        self._arrived.append(_Answer(model, drift.sample(image.pixels), measures, scores.outputs))
 
     def compare(self) -> None:
         """Takes in what has arrived, and compares the largest window that is full."""
@@ -65,7 +63,7 @@ class Window:
             self._tell()
         self._model = model
         saturation, hue = drift.colour(np.stack([each.sampled for each in answers]))
-        brightness, sharpness = ([getattr(each, name) for each in answers] for name in ("brightness", "sharpness"))
+        brightness, sharpness = zip(*(each.image for each in answers), strict=True)
         looks = np.column_stack([brightness, saturation, sharpness, hue])
         outputs = {name: np.stack([each.outputs[name] for each in answers]) for name in OBSERVED}
         self._rows.extend(drift.encoder(reference)(drift.signals(looks, **outputs)))

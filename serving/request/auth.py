@@ -57,8 +57,7 @@ class Access:
 
     A changed file that is broken or gone leaves the keys as they were, and logs an error once.
 
-    Raises:
-        KeysError: the file is broken, or not there, to begin with.
+    Raises KeysError: the file is broken, or not there, to begin with.
     """
 
     def __init__(self, keys_file: Path | None, readable: bool = False) -> None:
@@ -72,11 +71,7 @@ class Access:
             self._keys = _read(keys_file, readable)
 
     def known(self, key: str | None) -> Key | None:
-        """Whose key it is (None: no keys are in use).
-
-        Raises:
-            ProblemError: 401 without a key or with an unknown one.
-        """
+        """Whose key it is (None: no keys are in use). Raises ProblemError: 401 without a key or with an unknown one."""
         if self._file is None:
             return None
         digest = digest_of(key or "")
@@ -89,11 +84,7 @@ class Access:
         raise ProblemError(401, "unauthorized", "An API key is needed", detail, headers=challenge)
 
     def allow(self, role: Role, found: Key | None) -> None:
-        """Lets a request with this key pass.
-
-        Raises:
-            ProblemError: 403 for the wrong role, 429 over the key's rate.
-        """
+        """Lets a request with this key pass. Raises ProblemError: 403 for the wrong role, 429 over the key's rate."""
         if found is None:
             if role == "admin":
                 detail = "Nobody is admin here: set LEUKDETECT_KEYS_FILE to a file that has a key of role admin."
@@ -156,11 +147,7 @@ def digest_of(key: str) -> bytes:
 
 
 def parse(text: str) -> list[Key]:
-    """The keys of a file's text.
-
-    Raises:
-        KeysError: names the first line that is wrong.
-    """
+    """The keys of a file's text. Raises KeysError: names the first line that is wrong."""
     keys: dict[str, Key] = {}
     digests: set[bytes] = set()
     for number, line in enumerate(text.splitlines(), 1):

@@ -24,8 +24,7 @@ DEADLINE_PARAMETER = {  # for OpenAPI
 def read_deadline(request: Request, settings: Settings) -> float:
     """When this request's answer is no longer of use, on the clock of time.perf_counter; counted from now.
 
-    Raises:
-        ProblemError: 400 where the header is no positive whole number.
+    Raises ProblemError: 400 where the header is no positive whole number.
     """
     asked = request.headers.get(HEADER)
     if asked is None:
@@ -38,11 +37,7 @@ def read_deadline(request: Request, settings: Settings) -> float:
 
 @contextmanager
 def while_connected(request: Request) -> Iterator[None]:
-    """Cancels the block when the client goes away; its body must have been read.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
+    """Cancels the block when the client goes away; its body must have been read. Raises ClientDisconnect: it did."""
     task = asyncio.current_task()
     assert task is not None
     gone = False

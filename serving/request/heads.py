@@ -18,8 +18,7 @@ def check(method: str, version: str, headers: list[tuple[bytes, bytes]]) -> int:
 
     The parser has refused what RFC 9112 calls malformed: two lengths, a length beside chunks, folded lines, bare LF.
 
-    Raises:
-        ProblemError: 400, 501 or 505 where a head that can be parsed is still not to be trusted.
+    Raises ProblemError: 400, 501 or 505 where a head that can be parsed is still not to be trusted.
     """
     if version not in ("1.0", "1.1"):
         raise ProblemError(505, "http-version", "Not this version", "This server speaks HTTP/1.1.")

@@ -83,8 +83,7 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
 def one_file(request: Request, content: bytes) -> bytes:
     """The uploaded image file: the multipart field `file`, or else the whole body.
 
-    Raises:
-        ProblemError: 400 or 422 for a form that is broken or does not hold exactly one file.
+    Raises ProblemError: 400 or 422 for a form that is broken or does not hold exactly one file.
     """
     files = _files(request, content)
     if files is None:
@@ -98,8 +97,7 @@ def one_file(request: Request, content: bytes) -> bytes:
 def all_files(request: Request, content: bytes) -> list[bytes]:
     """Every multipart field `file`, in the order in which they were sent.
 
-    Raises:
-        ProblemError: 415 where the body is no form; 400 for a form that is broken.
+    Raises ProblemError: 415 where the body is no form; 400 for a form that is broken.
     """
     files = _files(request, content)
     if files is None:
