@@ -7,17 +7,11 @@ Writes: data/prepared/images.npy (uint8 [N, S, S, 3], RGB), data/prepared/split.
 Run:    python -m pipeline.prepare
 """
 
-import errno
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pandas as pd
 
-from leukdetect import apart
-from leukdetect.images import ImageError
 from pipeline import params, stage
-from pipeline.data import folds, manifest, prepared, splits
+from pipeline.data import decoded, folds, manifest, prepared, splits
 from pipeline.data.source import RAW
 from pipeline.stage import Problem
 
@@ -37,25 +31,11 @@ def main() -> None:
 
     with stage.writing(prepared.PREPARED) as folder:
         folder.mkdir()
-        size = recipe.prepare.image_size
-        with (folder / "images.npy").open("wb", buffering=0) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(frame), size, size, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            start = file.tell()
-
-            def decode(row: int, path: str) -> None:
-                try:
-                    pixels = apart.sized((RAW / path).read_bytes(), size).tobytes()
-                except ImageError as error:
-                    raise Problem(f"{RAW / path} cannot be used: {error}. Take it away, then run this again") from error
-                # Not through a memory map: where the disk fills up, that kills the process without a word.
-                if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(prepared.PREPARED))
-
-            with ThreadPoolExecutor() as pool:
-                done = pool.map(decode, range(len(frame)), frame["path"])
-                for _ in stage.progress(done, "decode", total=len(frame)):
-                    pass
+        files = [RAW / path for path in frame["path"]]
+        done = decoded.write(files, recipe.prepare.image_size, folder / "images.npy")
+        for file, (_, problem) in zip(files, done, strict=True):
+            if problem:
+                raise Problem(f"{file} cannot be used: {problem}. Take it away, then run this again")
         pixels = np.load(folder / "images.npy", mmap_mode="r")
         if recipe.prepare.patient:
             _check_patients_differ(frame, pixels, recipe.prepare.near_duplicate_bits)

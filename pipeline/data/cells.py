@@ -1,12 +1,9 @@
 """Folders of cells to pretrain on: labelled sets, whose classes are their subfolders, and folders without labels."""
 
-import errno
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from leukdetect import apart
-from leukdetect.images import ImageError
-from pipeline import stage
-from pipeline.data import walk
+from pipeline.data import decoded, walk
 from pipeline.stage import Problem
 
 TRAIN, HELD_OUT, LEFT_OUT = "train", "held out", "left out"
@@ -65,11 +59,14 @@ class Cells:
 def read(labelled: Sequence[Path], unlabelled: Sequence[Path], hold_out: float, size: int, out: Path) -> Cells:
     """Finds, decodes (into the file `out`) and divides all images. Raises Problem, as `find` and `divide` do."""
     left_out: Counter[str] = Counter()
-    pixels, decoded = _decode(find(labelled, unlabelled, left_out), size, out)
-    rows = divide(decoded, hold_out)
+    found = find(labelled, unlabelled, left_out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    digests, problems = zip(*decoded.write(list(found["file"]), size, out), strict=True)
+    broken = [f"broken: {problem}" if problem else "" for problem in problems]
+    rows = divide(found.assign(sha256=digests, problem=broken), hold_out)
     for problem in rows.loc[rows["side"] == LEFT_OUT, "problem"]:
         left_out[problem or "copies"] += 1
-    return Cells(pixels, rows, left_out)
+    return Cells(np.load(out, mmap_mode="r"), rows, left_out)
 
 
 def find(labelled: Sequence[Path], unlabelled: Sequence[Path], left_out: Counter[str]) -> pd.DataFrame:
@@ -102,36 +99,6 @@ def find(labelled: Sequence[Path], unlabelled: Sequence[Path], left_out: Counter
             raise Problem(f"{folder} holds {found}{walk.but(passed)}; it must hold {wanted}")
         left_out.update(passed)
     return pd.DataFrame(rows, columns=["set", "class", "path", "file"])
-
-
-def _decode(found: pd.DataFrame, size: int, out: Path) -> tuple[np.ndarray, pd.DataFrame]:
-    """Decodes images as everywhere into `out`, uint8 [N, size, size, 3], in the order of the rows.
-
-    Returns the pixels, memory-mapped, and the rows with `sha256` and `problem`: why one cannot be used, else ''.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb", buffering=0) as file:
-        shape = (len(found), size, size, 3)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        start = file.tell()
-        file.truncate(start + int(np.prod(shape)))
-
-        def one(row: int, path: Path) -> tuple[str, str]:
-            data = path.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()
-            try:
-                pixels = apart.sized(data, size).tobytes()
-            except ImageError as error:
-                return digest, f"broken: {error}"
-            # Not through a memory map: where the disk fills up, that kills the process without a word.
-            if os.pwrite(file.fileno(), pixels, start + row * len(pixels)) < len(pixels):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out))
-            return digest, ""
-
-        with ThreadPoolExecutor() as pool:
-            done = list(stage.progress(pool.map(one, range(len(found)), found["file"]), "decode", total=len(found)))
-    digests, problems = zip(*done, strict=True)
-    return np.load(out, mmap_mode="r"), found.assign(sha256=digests, problem=problems)
 
 
 def divide(read: pd.DataFrame, hold_out: float) -> pd.DataFrame:
