@@ -65,24 +65,18 @@ def score_parts(
 
 
 def summary(out: Path, job: Job, now: int, seconds: float) -> str:
-    """What all parts say together; `now` images were scored in so many seconds.
-
-    Raises Problem: images or rows are missing, which cannot be.
-    """
-    listed, rows = pq.read_metadata(out / LISTING), 0
+    """What all parts say together; `now` images were scored in so many seconds."""
+    listed = pq.read_metadata(out / LISTING)
     decisions: Counter[str | None] = Counter()
     reasons: Counter[str] = Counter()
     for part in range(listed.num_row_groups):
         table = pq.read_table(out / _name(part), columns=["decision", "reasons"])
-        rows += len(table)
         decisions.update(table["decision"].to_pylist())
         reasons.update(reason for each in table["reasons"].to_pylist() for reason in each or ())
-    if rows != listed.num_rows:
-        raise Problem(f"{out} has {rows} rows for {listed.num_rows} images; remove it and begin again")
     why = f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons.most_common())})" if reasons else ""
     pace = f"; {now:,} of them now, {now / seconds:.1f}/s" if now else "; nothing was left to do"
     return (
-        f"{out}: {rows:,} images, {decisions['report']:,} to report, {decisions['refer']:,} to refer{why}, "
+        f"{out}: {listed.num_rows:,} images, {decisions['report']:,} to report, {decisions['refer']:,} to refer{why}, "
         f"{decisions[None]:,} that could not be used{pace}\n"
         f"by {job.model} {job.model_version or 'of a file'}, {job.precision}, {job.model_sha256[:12]}…"
         f"{walk.lines(json.loads((listed.metadata or {}).get(LEFT_OUT_KEY, '{}')))}"

@@ -115,11 +115,7 @@ def _index(key: str, contract: Contract) -> int:
 
 
 def _prefers_png(accept: str) -> bool:
-    return _preference(accept, "image/png") > _preference(accept, "application/json")
-
-
-def _preference(accept: str, media_type: str) -> float:
-    """How much an Accept header wants a type, 0..1: the q of the range that names it best (RFC 9110, 12.5.1)."""
+    """Whether an Accept header prefers PNG to JSON: the q of the range that names each best (RFC 9110, 12.5.1)."""
     ranges: dict[str, float] = {}
     for each in accept.split(","):
         kind, options = parse_options_header(each.strip())
@@ -127,5 +123,8 @@ def _preference(accept: str, media_type: str) -> float:
             ranges[kind.decode()] = float(options.get(b"q", 1))
         except ValueError:  # not a number: as if it were not there
             continue
-    whole = media_type.partition("/")[0] + "/*"
-    return next((ranges[kind] for kind in (media_type, whole, "*/*") if kind in ranges), 0.0)
+    png, json = (
+        next((ranges[name] for name in names if name in ranges), 0.0)
+        for names in (("image/png", "image/*", "*/*"), ("application/json", "application/*", "*/*"))
+    )
+    return png > json

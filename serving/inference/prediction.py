@@ -82,18 +82,10 @@ def identity(model: Model) -> ModelIdentity:
 
 def prediction(request_id: str, model: Model, image: Decoded, scores: Scores, read: float, decode: float) -> Prediction:
     """Puts the answer together; `read` and `decode` in seconds."""
-    found = answer(model.contract, image, scores.outputs)
-    header = image.header
     return Prediction(
         request_id=request_id,
-        **vars(found),
-        image=ImageIdentity(
-            sha256=image.sha256 or "",
-            format=header.format,
-            width=header.width,
-            height=header.height,
-            note=header.note,
-        ),
+        **vars(answer(model.contract, image, scores.outputs)),
+        image=ImageIdentity(sha256=image.sha256 or "", **vars(image.header)),
         model=identity(model),
         timings_ms=Timings(
             read=_ms(read), decode=_ms(decode), queue=_ms(scores.queue_seconds), infer=_ms(scores.infer_seconds)
