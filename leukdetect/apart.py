@@ -176,8 +176,7 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = 
 def sized(data: bytes, size: int, scaled: bool = True) -> np.ndarray:
     """As `images.sized`, within a budget for jobs that nobody waits for, whose images may be larger than a server's.
 
-    Raises:
-        CostlyError, ImageError: as `decode`.
+    Raises CostlyError, ImageError: as `decode`.
     """
     if _at_once(data):
         return images.sized(data, size, scaled)

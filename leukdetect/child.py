@@ -37,8 +37,7 @@ class Child:
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Its answer.
 
-        Raises:
-            EndedError: it took longer than `seconds` in all, or crashed; the next question starts it again.
+        Raises EndedError: it took longer than `seconds` in all, or crashed; the next question starts it again.
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:

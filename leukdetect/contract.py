@@ -225,11 +225,7 @@ class Contract(_Frozen):
         return {each.malignant for each in self.classes} == {True, False}
 
     def index_of(self, key: str) -> int:
-        """The index of the class with this key.
-
-        Raises:
-            KeyError: there is none; the message names the classes.
-        """
+        """The index of the class with this key. Raises KeyError: there is none; the message names the classes."""
         keys = [each.key for each in self.classes]
         if key not in keys:
             raise KeyError(f"the model's classes are {', '.join(keys)}, and {key!r} is none of them")
@@ -237,11 +233,7 @@ class Contract(_Frozen):
 
 
 def metadata_of(session: "onnxruntime.InferenceSession") -> dict[str, str]:
-    """An open ONNX file's metadata.
-
-    Raises:
-        ContractError: it is no text.
-    """
+    """An open ONNX file's metadata. Raises ContractError: it is no text."""
     try:
         return dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError as error:
@@ -251,8 +243,7 @@ def metadata_of(session: "onnxruntime.InferenceSession") -> dict[str, str]:
 def parse(metadata: dict[str, str]) -> Contract:
     """Reads the contract from an ONNX file's metadata (`session.get_modelmeta().custom_metadata_map`).
 
-    Raises:
-        ContractError: no contract, or one that breaks the schema; names the first field that does.
+    Raises ContractError: no contract, or one that breaks the schema; names the first field that does.
     """
     if METADATA_KEY not in metadata:
         raise ContractError(

@@ -78,11 +78,7 @@ def picture(source: Source) -> Image.Image:
 
 
 def check(header: images.Header, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuses by the header alone an image that is too large to decode.
-
-    Raises:
-        TooLargeError: it is.
-    """
+    """Refuses by the header alone an image that is too large to decode. Raises TooLargeError: it is."""
     if header.width * header.height > max_pixels or max(header.width, header.height) > MAX_SIDE:
         raise TooLargeError(
             f"the image has {header.width} × {header.height} pixels; at most {max_pixels / 1e6:g} megapixels "

@@ -85,9 +85,8 @@ def decode(data: bytes) -> Image.Image:
     the upper 8, other depths are scaled by what the file says of their range; CMYK without a profile and YCbCr are
     converted by Pillow; of several frames the first is taken, of a TIFF's pages the first that is no thumbnail.
 
-    Raises:
-        UnsupportedImage, ImageError: as `header`, and when the pixels are truncated or corrupt, or of a range that
-            the file does not state.
+    Raises UnsupportedImage, ImageError: as `header`, and when the pixels are truncated or corrupt, or of a range that
+    the file does not state.
     """
     return read(data, lambda header: None)[1]
 
@@ -95,8 +94,7 @@ def decode(data: bytes) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """An open Pillow image as `decode` would give it; the image itself stays as it is.
 
-    Raises:
-        ImageError: its pixels are truncated or corrupt, or numbers of a range that nobody knows, such as floats.
+    Raises ImageError: its pixels are truncated or corrupt, or numbers of a range that nobody knows, such as floats.
     """
     if (data := _undecoded(image)) is not None:
         return decode(data)

@@ -149,8 +149,7 @@ def _load(located: Located, path: Path, threads: int) -> Model:
 def _try_apart(path: Path, sha256: str, threads: int) -> None:
     """Has the file loaded and run in a process with budgets, unless it was before, by this process or on this machine.
 
-    Raises:
-        RefusedError: it was refused there, or it is over a budget.
+    Raises RefusedError: it was refused there, or it is over a budget.
     """
     line, notes = f"{sha256} onnxruntime {onnxruntime.__version__} {_processor()}", path.with_name(TRIED)
     with suppress(OSError, UnicodeDecodeError):

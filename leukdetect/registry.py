@@ -78,8 +78,7 @@ class Registry:
     def ask(self, name: str, alias: str) -> Registered | None:
         """The version that the alias names now; None where there is no such alias.
 
-        Raises:
-            RegistryError: the registry could not be asked.
+        Raises RegistryError: the registry could not be asked.
         """
         self.refuse_missing_database()
         try:

@@ -63,8 +63,7 @@ def metadata(index: Index) -> dict[str, str]:
 def read(metadata: dict[str, str], classes: int) -> Index | None:
     """The index in an ONNX file's metadata, for a model of so many classes; None where there is none.
 
-    Raises:
-        ContractError: it is broken.
+    Raises ContractError: it is broken.
     """
     if METADATA_KEY not in metadata:
         return None

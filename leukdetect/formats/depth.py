@@ -65,8 +65,7 @@ def eight_bits(samples: np.ndarray, bits: int, said: Range, remedy: str, colours
 def grey16(samples: np.ndarray) -> Image.Image:
     """Grey of 16 bits [H, W], or of 16 bits in 32 as Pillow's mode I may hold, to 8 bits.
 
-    Raises:
-        ImageError: its values are those of another depth.
+    Raises ImageError: its values are those of another depth.
     """
     if samples.dtype.kind == "i" and samples.min() >= 0 and samples.max() < 2**16:
         samples = samples.astype(np.uint16)

@@ -15,8 +15,7 @@ _FEWEST = 64  # of 256: a quarter of the range, as leukdetect.formats.depth has 
 def decode(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """The pixels of a PNG that Pillow opened, 8 bits a sample; its transparent colour as alpha.
 
-    Raises:
-        ImageError, or what Pillow raises: they are corrupt, or 16 bits of which only the lower ones are used.
+    Raises ImageError, or what Pillow raises: they are corrupt, or 16 bits of which only the lower ones are used.
     """
     bits, kind = data[24:26]
     clear = image.info.get("transparency")

@@ -37,8 +37,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 def of_png(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
     """The profile of a PNG whose chunks state its colours without one; None: sRGB, or it has one.
 
-    Raises:
-        UnsupportedImage: its colours are of a high dynamic range.
+    Raises UnsupportedImage: its colours are of a high dynamic range.
     """
     if (codes := _cicp(data)) is not None:
         return of_codes(*codes)
@@ -55,8 +54,7 @@ def of_png(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
 def of_codes(primaries: int, transfer: int) -> bytes | None:
     """The profile of ITU-T H.273's codes; None: sRGB.
 
-    Raises:
-        UnsupportedImage: they are of a high dynamic range, or unknown.
+    Raises UnsupportedImage: they are of a high dynamic range, or unknown.
     """
     if (primaries, transfer) in _AS_IS:
         return None

@@ -84,8 +84,7 @@ class Tiff:
     def decode(self) -> Image.Image:
         """The pixels as they are stored, 8 bits a sample: L, LA, RGB, RGBA or CMYK.
 
-        Raises:
-            ImageError: they are corrupt, or of a range that nobody states.
+        Raises ImageError: they are corrupt, or of a range that nobody states.
         """
         colours, samples = self._colours(), self._read()
         alpha = self._extra[:1] if self._extra[:1] in ([1], [2]) else []

@@ -69,8 +69,7 @@ class Page:
 def pages(data: bytes) -> list[Page]:
     """The directories up to the first that is no thumbnail, at most `MAX_PAGES`.
 
-    Raises:
-        ImageError, struct.error: the first is broken; what follows a broken one is left out.
+    Raises ImageError, struct.error: the first is broken; what follows a broken one is left out.
     """
     order: Order = "<" if data[:2] == b"II" else ">"
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
@@ -96,8 +95,7 @@ def pages(data: bytes) -> list[Page]:
 def full(found: list[Page]) -> Page:
     """Of `pages` the one to show: the last, if it is no thumbnail.
 
-    Raises:
-        ImageError: there is none, or each page is one channel of a picture in colour.
+    Raises ImageError: there is none, or each page is one channel of a picture in colour.
     """
     description, page = found[0].raw(DESCRIPTION)[:_MAX_DESCRIPTION], found[-1]
     if page.is_thumbnail and (len(found) > 1 or SUB_DIRECTORIES in page.tags):

@@ -41,8 +41,7 @@ def look(path: Path, table: str | None = None) -> dict[str, Any] | None:
     The digest is the SHA-256 of what `sha256sum` prints for the files. A file that has its size and times of before is
     not read again.
 
-    Raises:
-        Problem: something cannot be read.
+    Raises Problem: something cannot be read.
     """
     files = [path] if path.is_file() else list(walk.image_files(path, Counter())) if path.is_dir() else []
     if table and (path / table).is_file():

@@ -38,8 +38,7 @@ def image_files(tree: Path, left_out: Counter[str]) -> Iterator[Path]:
 
     Real folders come before those that links lead to, so that a folder keeps its own name where a link leads to it too.
 
-    Raises:
-        Problem: a folder cannot be read, or an image's name is not UTF-8.
+    Raises Problem: a folder cannot be read, or an image's name is not UTF-8.
     """
     seen: set[tuple[int, int]] = set()
     folders: list[tuple[Path, str | None]] = [(tree, None)]  # and why nothing in it is wanted
@@ -118,8 +117,7 @@ def of_another_kind(name: str) -> str:
 def read(path: str | Path, most: int) -> bytes:
     """The first `most` bytes of a regular file.
 
-    Raises:
-        OSError: it cannot be read, or is a pipe, a socket or a device, where reading might never end.
+    Raises OSError: it cannot be read, or is a pipe, a socket or a device, where reading might never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or opening a pipe would wait for whoever writes to it
     with os.fdopen(descriptor, "rb") as file:

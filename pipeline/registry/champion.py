@@ -25,8 +25,7 @@ from pipeline.stage import Problem
 def load(client: MlflowClient, name: str, model: OnnxModel) -> tuple[str | None, OnnxModel | None]:
     """The champion's version and FP32 file; no file where it is this very one, no version where there is no champion.
 
-    Raises:
-        Problem: it has other classes than the model: a name is one label set's, and clients know its classes.
+    Raises Problem: it has other classes than the model: a name is one label set's, and clients know its classes.
     """
     registered = client.search_registered_models(f"name = '{name}'")
     champion = versions.aliases(client, name).get("champion") if registered else None

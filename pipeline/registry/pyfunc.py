@@ -33,8 +33,7 @@ class LeukDetect(PythonModel):
     ) -> list[dict[str, Any]]:
         """A class, probabilities, a decision and its reasons for each image.
 
-        Raises:
-            MlflowException: one is no image; the message says which and what is wanted.
+        Raises MlflowException: one is no image; the message says which and what is wanted.
         """
         return [self._answer(number, each) for number, each in enumerate(model_input)]
 

@@ -78,8 +78,7 @@ def register(
 def promote(client: MlflowClient, name: str, version: str, former: str | None) -> None:
     """Makes a version champion, and the one that it was compared with previous.
 
-    Raises:
-        Problem: another one became champion meanwhile.
+    Raises Problem: another one became champion meanwhile.
     """
     present = aliases(client, name).get("champion")
     if present != former:

@@ -75,8 +75,7 @@ def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFra
 def history() -> pd.DataFrame:
     """The curves of both phases of training, one after the other; `step` counts epochs through both.
 
-    Raises:
-        Problem: a phase has left none.
+    Raises Problem: a phase has left none.
     """
     phases = []
     for phase in ("train_head", "fine_tune"):
