@@ -29,24 +29,21 @@ def render(card: str, datasheet: str = "", figures: Path | None = None, *, pictu
     With `pictures` those of `PICTURES` too, which show images of the data: only where its licence lets some travel.
     """
     shown = FIGURES | (PICTURES if pictures else {})
-    drawn = [(caption, each) for name, caption in shown.items() if (each := _drawn(figures, name))] if figures else []
     return page.render(
         PAGE,
         title=card.splitlines()[0].removeprefix("# "),
         text=_html(card),
-        figures={caption: _embedded(path) for caption, path in drawn},
+        figures={text: each for name, text in shown.items() if figures and (each := _embedded(figures, name))},
         rest=_html(datasheet),
     )
 
 
-def _drawn(figures: Path, name: str) -> Path | None:
-    """The vector file, which is sharp at any size and smaller, else the other."""
-    return next((path for kind in ("svg", "png") if (path := figures / f"{name}.{kind}").is_file()), None)
-
-
-def _embedded(path: Path) -> str:
-    kind = {".svg": "image/svg+xml", ".png": "image/png"}[path.suffix]
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _embedded(figures: Path, name: str) -> str | None:
+    """A figure's vector file, which is sharp at any size and smaller, else the other; None: there is neither."""
+    for kind, media in {"svg": "svg+xml", "png": "png"}.items():
+        if (path := figures / f"{name}.{kind}").is_file():
+            return f"data:image/{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return None
 
 
 def _html(markdown: str) -> str:
