@@ -78,9 +78,9 @@ def remote() -> str:
     return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else address
 
 
-def resolve(revision: str) -> str:
-    """A revision's commit, or empty where there is no such revision."""
-    return _said("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+def resolve(revision: str) -> str | None:
+    """A revision's commit, or None where there is no such revision."""
+    return _said("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") or None
 
 
 def main_branch() -> str | None:
