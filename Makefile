@@ -52,7 +52,7 @@ fuzz: .venv/.ready  ## an hour of mutated images, requests and model files (FUZZ
 	test -f models/model.keras || dvc repro
 	python -m benchmarks.model224 --out $@
 
-bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside six others (about an hour)
+bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside eight others, with either file (two hours)
 	python -m benchmarks.serving --models $<
 
 bench-overhead: .venv/.ready .venv-serving/.ready  ## processor time per request outside decoding and the model, beside a naive app

@@ -23,8 +23,8 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from benchmarks import load, pictures, report, servers
+from benchmarks.process import machine
 from benchmarks.servers import ROOT, SERVERS
-from benchmarks.serving import machine
 from leukdetect import contract, images, model_file
 from leukdetect.contract import FILES
 from leukdetect.registry import Located

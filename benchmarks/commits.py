@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import checkout, load, pictures, report, servers
+from benchmarks.process import machine
 from benchmarks.servers import ROOT, SERVERS, Server
-from benchmarks.serving import machine
 from leukdetect.contract import FILES
 from pipeline import stage
 

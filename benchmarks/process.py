@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import platform
 import socket
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -35,6 +37,22 @@ class Running:
     def rss(self) -> int:
         """Resident bytes of every process, so shared pages count once for each."""
         return sum(int(stat[21]) for stat in _tree(self.pid).values()) * PAGE
+
+
+def machine() -> dict[str, Any]:
+    """The machine that it ran on."""
+    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+    return {
+        "processor": facts.get("model name"),
+        "instructions": [flag for flag in wanted if flag in facts.get("flags", "").split()],
+        "processors": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 def free_port() -> int:

@@ -3,7 +3,7 @@
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ DEADLINE = 2.0  # seconds; the server's own default, and how long the clients of
 CLIENTS = ("1 client", "8 clients")
 SHARES = {f"{share} %": share / 100 for share in (50, 80, 100, 300)}  # of capacity
 OVERLOAD = "300 %"
+BARS = {"fp32": 1.0, "int8": 1.25}  # our throughput with 8 clients ÷ the best peer's with the same file
 LOOP = "loop"
 REFUSED, LATE = ("429", "503"), ("0", "504")
 
@@ -103,27 +104,32 @@ def tables(cells: Sequence[Cell], missing: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(cells: Sequence[Cell], fp32: str, int8: str, peers: Sequence[str], bare: str) -> list[Verdict]:
-    """The bars that our servers `fp32` and `int8` must meet, against their peers and the bare loop."""
+def verdicts(
+    cells: Sequence[Cell], ours: Mapping[str, str], peers: Mapping[str, Sequence[str]], bare: str
+) -> list[Verdict]:
+    """The bars that our servers must meet: against the peers with the same file, and FP32 against the bare loop.
+
+    Args:
+        ours, peers: the names of each precision.
+    """
     found = set(_distinct(cells, "server"))
-    peers = [name for name in peers if name in found]
     result = []
     eight = CLIENTS[1]
     for size in _distinct(cells, "size"):
-        if peers and fp32 in found:
-            for load in CLIENTS:
-                best = max(peers, key=partial(_median, cells, size, load, "throughput"))
-                result += [compare(cells, "throughput", At(fp32, size, load), At(best, size, load), 1.0)]
-            best = min(peers, key=partial(_median, cells, size, eight, "p95"))
-            result += [compare(cells, "p95", At(fp32, size, eight), At(best, size, eight), 1.0, at_most=True)]
-        if peers and int8 in found:
-            best = max(peers, key=partial(_median, cells, size, eight, "throughput"))
-            result += [compare(cells, "throughput", At(int8, size, eight), At(best, size, eight), 1.8)]
-        if fp32 in found and bare in found:
-            result += [compare(cells, "throughput", At(fp32, size, eight), At(bare, size, LOOP), 0.95)]
-    for name in (fp32, int8):
+        for precision, mine in ours.items():
+            others = [name for name in peers[precision] if name in found]
+            if others and mine in found:
+                for load, bar in zip(CLIENTS, (1.0, BARS[precision]), strict=True):
+                    best = max(others, key=partial(_median, cells, size, load, "throughput"))
+                    result += [compare(cells, "throughput", At(mine, size, load), At(best, size, load), bar)]
+                best = min(others, key=partial(_median, cells, size, eight, "p95"))
+                result += [compare(cells, "p95", At(mine, size, eight), At(best, size, eight), 1.0, at_most=True)]
+        if {ours["fp32"], bare} <= found:
+            result += [compare(cells, "throughput", At(ours["fp32"], size, eight), At(bare, size, LOOP), 0.95)]
+    for name in ours.values():
         for size in dict.fromkeys(c["size"] for c in cells if (c["server"], c["load"]) == (name, OVERLOAD)):
             calm = [At(name, size, load) for load in (CLIENTS[1], *SHARES) if load != OVERLOAD]
+            calm = [at for at in calm if values(cells, at, "goodput")]
             peak = max(calm, key=lambda at: spread(cells, at, "goodput").median)
             over = At(name, size, OVERLOAD)
             result += [compare(cells, "goodput", over, peak, 0.9)]

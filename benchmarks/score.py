@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pictures, report
+from benchmarks.process import machine
 from benchmarks.report import LOOP, At
-from benchmarks.serving import machine
 from leukdetect.contract import FILES
 from pipeline import stage
 from pipeline.stage import Problem

@@ -1,8 +1,8 @@
 """The servers that are compared: how each is installed, started and asked, and how it was tuned.
 
-All peers share peers/classifier.py: Pillow, and onnxruntime's defaults with a thread for every processor. `tuning` says
-what was chosen where a server's docs leave a choice: in short trials on two cores, one worker with two threads and
-batches was as fast with 8 clients as two workers with one thread each, and much faster with one client.
+All peers share peers/classifier.py: Pillow, and onnxruntime's defaults (in one OpenVINO) with a thread for every
+processor. `tuning` says what was chosen where a server's docs leave a choice: in short trials on two cores, one worker
+with two threads and batches was as fast with 8 clients as two workers with one thread each, and much faster with one.
 """
 
 import base64
@@ -10,13 +10,15 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.process import Running, ServerError, free_port, running
+from leukdetect.contract import FILES
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks/peers"
@@ -82,9 +84,7 @@ NAIVE = Server(
     ("uvicorn", "naive_app:app", "--app-dir", str(PEERS), "--port", "{port}"),
     "/health",
 )
-SERVERS = (
-    _ours("fp32"),
-    _ours("int8"),
+_PEERS = (
     Server(
         "BentoML",
         "adaptive batching up to 8, one worker",
@@ -145,7 +145,35 @@ SERVERS = (
         prepare=("python", str(PEERS / "mlflow_pyfunc.py"), "{folder}/model"),
         variables={"MLFLOW_DISABLE_TELEMETRY": "true"},
     ),
+    Server(
+        "Triton",
+        "nvidia-pytriton: Triton's Python backend, dynamic batching up to 8 within 1 ms",
+        "triton",
+        ("python", str(PEERS / "triton_app.py")),
+        "/v2/models/leukdetect/ready",
+        "/v2/models/leukdetect/infer",
+        encode=_json(_open_inference),
+        read=lambda answer: list(answer["outputs"][0]["data"]),
+        # Its backend loads libpython from the system, which may be another 3.11 than the environment's.
+        variables={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR"), "HOME": "{folder}", "TMPDIR": "{folder}"},
+    ),
     NAIVE,
+    replace(
+        NAIVE,
+        name="naive OpenVINO",
+        tuning="the naive app with OpenVINO: latency hint, a thread for each processor, float32",
+        environment="openvino",
+        variables={"ENGINE": "openvino", "HOME": "{folder}"},  # it writes an id below the home, and reports it
+    ),
+)
+# Each with either file, so that what ours gains is the server's and not the file's.
+SERVERS = (
+    *(_ours(precision) for precision in FILES),
+    *(
+        replace(peer, name=f"{peer.name} {precision.upper()}", precision=precision)
+        for peer in _PEERS
+        for precision in FILES
+    ),
 )
 
 

@@ -1,9 +1,9 @@
-"""Side by side: this server, six others and a bare loop, on the same model file, images and processors.
+"""Side by side: this server, eight others and a bare loop, with the same two files, images and processors.
 
-Each round starts every server once, in random order; a server gets every load before the next one starts.
+Each round starts every server with FP32 and with INT8, in random order; a server gets every load before the next one.
 Closed loop with 1 and 8 clients, then Poisson arrivals at 50, 80, 100 and 300 % of that server's own throughput with
 8 clients just before. Every server's answers are compared with the bare loop's before it is timed.
-Tables show medians of the rounds and, in brackets, their range. It needs a quiet machine and about an hour.
+Tables show medians of the rounds and, in brackets, their range. It needs a quiet machine and two hours.
 
 Writes: benchmarks/results/serving.json (every cell, the machine, all versions)
 Run:    python -m benchmarks.serving --models FOLDER     (FOLDER: of python -m benchmarks.model224)
@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load, pictures, report, servers
-from benchmarks.process import Running, ServerError
+from benchmarks.process import Running, ServerError, machine
 from benchmarks.report import CLIENTS, DEADLINE, LOOP, SHARES, Cell
 from benchmarks.servers import OURS, ROOT, SERVERS, Server
 from leukdetect.contract import FILES
@@ -61,14 +60,18 @@ def main() -> None:
             raise Problem(f"{path} is missing; `python -m benchmarks.model224 --out {options.models}` makes it")
 
     images = {size: pictures.jpegs(size, environments / "images") for size in options.sizes}
-    peers = [server.name for server in SERVERS if server.environment]
+    ours = {server.precision: server.name for server in SERVERS if not server.environment}
+    peers = {key: [s.name for s in SERVERS if s.environment and s.precision == key] for key in FILES}
     expected: dict[tuple[str, str], list[list[float]]] = {}
-    cells: list[Cell] = []
+    cells: list[Cell] = json.loads(options.out.read_text())["cells"] if options.more else []
+    earlier = max((cell["round"] for cell in cells), default=0)
     tuning = {server.name: server.tuning for server in chosen}
     record = {"machine": machine(), "versions": versions, "tuning": tuning, "missing": missing, "cells": cells}
     begun = time.monotonic()
-    for number in range(1, options.rounds + 1):
-        print(f"round {number} of {options.rounds}; the machine's load is {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    for number in range(earlier + 1, earlier + options.rounds + 1):
+        print(
+            f"round {number}, of {options.rounds} now; the machine's load is {os.getloadavg()[0]:.1f}", file=sys.stderr
+        )
         for name, (code, precision) in BARE.items():
             for size, paths in images.items():
                 cell, expected[precision, size] = bare(code, models[precision], paths, options.n)
@@ -84,11 +87,11 @@ def main() -> None:
                 missing[server.name] = str(error)
                 print(f"  {error}", file=sys.stderr)
             stage.write_json(options.out, record)  # so that an interruption loses nothing measured so far
-            part = (number - 1 + (position + 1) / len(ready)) / options.rounds
+            part = (number - earlier - 1 + (position + 1) / len(ready)) / options.rounds
             left = (time.monotonic() - begun) * (1 / part - 1)
             print(f"  about {left / 60:.0f} min left", file=sys.stderr)
 
-    verdicts = report.verdicts(cells, SERVERS[0].name, SERVERS[1].name, peers, next(iter(BARE)))
+    verdicts = report.verdicts(cells, ours, peers, next(iter(BARE)))
     print(report.tables(cells, missing), report.as_markdown(verdicts), sep="\n\n")
     stage.write_json(options.out, record | {"verdicts": report.as_json(verdicts)})
 
@@ -106,7 +109,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n", type=int, default=300, help="requests a cell, at least")
     parser.add_argument("--open-seconds", type=float, default=10, help="an open loop's length, at least")
-    parser.add_argument("--closed-only", action="store_true", help="leave out the open loops")
+    parser.add_argument("--shares", nargs="*", choices=SHARES, default=list(SHARES), help="the open loops, maybe none")
+    parser.add_argument("--more", action="store_true", help="add the rounds to those of --out")
     parser.add_argument("--quick", action="store_true", help="1 round, n 40, open loops of 4 s: a smoke test")
     options = parser.parse_args()
     if options.quick:
@@ -156,8 +160,8 @@ def measure(
                 yield cell | {"size": size, "load": name}
             if size == first:
                 capacity = cell["throughput"]
-        for name, share in () if options.closed_only else SHARES.items():
-            rate = capacity * share
+        for name in options.shares:
+            rate = capacity * SHARES[name]
             arrivals = load.poisson(rate, max(options.n, round(rate * options.open_seconds)), seed)
             cell = _cell(process, load.open_loop(port, requests[first], arrivals, deadline=DEADLINE))
             yield cell | {"size": first, "load": name, "offered": rate}
@@ -180,22 +184,6 @@ def _cell(process: Running, loop: Coroutine[Any, Any, load.Outcome]) -> Cell:
     own = time.process_time() - own
     cpu = process.cpu_seconds() - before
     return outcome.summary(DEADLINE) | {"cpu": round(cpu, 2), "client_cpu": round(own / outcome.seconds, 3)}
-
-
-def machine() -> dict[str, Any]:
-    """The machine that it ran on."""
-    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
-    return {
-        "processor": facts.get("model name"),
-        "instructions": [flag for flag in wanted if flag in facts.get("flags", "").split()],
-        "processors": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":
