@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +47,6 @@ class Located:
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A version that an alias names, as the registry tells of it."""
-
-    name: str
-    version: str
-    alias: str
-    created: int  # milliseconds since 1970
-    sha256: dict[str, str]  # by precision; what the version's tags say
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder on this machine."""
-        # Versions count from 1 again in a new registry, so the time of creation is part of the name.
-        return f"{self.version}-{self.created}"
-
-
-@dataclass(frozen=True)
 class Registry:
     """An MLflow registry, and the folder in which the versions that came from it are kept.
 
@@ -75,8 +58,8 @@ class Registry:
     cache_dir: Path
     unhashed: bool = False
 
-    def ask(self, name: str, alias: str) -> Registered | None:
-        """The version that the alias names now; None where there is no such alias.
+    def ask(self, name: str, alias: str) -> Located | None:
+        """The version that the alias names now, with what its tags say of hashes; None where there is no such alias.
 
         Raises RegistryError: the registry could not be asked.
         """
@@ -88,42 +71,38 @@ class Registry:
         if found is None:
             return None
         hashes = {precision: found["tags"][tag] for precision, tag in SHA256_TAGS.items() if tag in found["tags"]}
-        return Registered(name, found["version"], alias, found["created"], hashes)
+        # Versions count from 1 again in a new registry, so the time of creation is part of the folder's name.
+        folder = self.cache_dir / name / f"{found['version']}-{found['created']}"
+        return Located(folder, found["version"], alias, hashes)
 
-    def located(self, registered: Registered) -> Located:
-        """Where the version's files are on this machine, or would be."""
-        folder = self.cache_dir / registered.name / registered.folder
-        return Located(folder, registered.version, registered.alias, came(folder) | registered.sha256)
-
-    def fetch(self, registered: Registered) -> Located:
+    def fetch(self, asked: Located) -> Located:
         """Downloads the version unless it is here already, and checks its files against the registry's hashes.
 
         Raises:
             DamagedError: it is not what was registered, or nobody can tell.
             RegistryError: it could not be downloaded. Of neither anything stays.
         """
-        if not self.unhashed and (missing := FILES.keys() - registered.sha256.keys()):
+        if not self.unhashed and (missing := FILES.keys() - asked.sha256.keys()):
             raise DamagedError(
-                f"version {registered.version} has no hash of {' and '.join(FILES[each] for each in sorted(missing))} "
+                f"version {asked.version} has no hash of {' and '.join(FILES[each] for each in sorted(missing))} "
                 "in its tags, so nobody can tell whether its files are those that were registered. Register it with "
                 "`python -m pipeline.register`, or take such versions with LEUKDETECT_UNHASHED=true"
             )
-        located = self.located(registered)
-        if not _intact(located):
+        if not _intact(located := _whole(asked)):
             if located.path.is_dir():
-                log.warning("version %s is damaged on this machine; it is downloaded anew", registered.version)
+                log.warning("version %s is damaged on this machine; it is downloaded anew", asked.version)
             try:
-                self._keep(f"models:/{registered.name}/{registered.version}/artifacts", located.path, registered.sha256)
+                self._keep(f"models:/{asked.path.parent.name}/{asked.version}/artifacts", asked.path, asked.sha256)
             except DamagedError:
                 raise
             except (RegistryError, OSError) as error:
                 moved = " (was the project moved? `python -m pipeline.register` there corrects MLflow's paths)"
                 raise RegistryError(
-                    f"version {registered.version} could not be downloaded from {self.shown}: {safe(error)}"
+                    f"version {asked.version} could not be downloaded from {self.shown}: {safe(error)}"
                     + (moved if self.tracking_uri.startswith("sqlite:") else "")
                 ) from error
-            located = self.located(registered)
-        elif not came(located.path):  # it is from before there was that note
+            return _whole(asked)
+        if not came(located.path):  # it is from before there was that note
             with suppress(OSError):
                 (located.path / CAME).write_text(json.dumps(dict(located.sha256)))
         return located
@@ -139,10 +118,9 @@ class Registry:
             if not path.is_file():
                 raise RegistryError(f"{path} is no file; name an .onnx file or a registry alias (models:/NAME@ALIAS)")
             return Located(path)
-        registered = self.ask(*parse(model))
-        if registered is None:
+        if (asked := self.ask(*parse(model))) is None:
             raise RegistryError(f"{model}: the registry at {self.shown} has no such alias")
-        return self.fetch(registered)
+        return self.fetch(asked)
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
         """Downloads an artifact into a folder. Raises RegistryError if that fails or is over its budget."""
@@ -174,7 +152,7 @@ class Registry:
                 "or serve a file with --model"
             )
 
-    def _keep(self, artifact_uri: str, folder: Path, sha256: dict[str, str]) -> None:
+    def _keep(self, artifact_uri: str, folder: Path, sha256: Mapping[str, str]) -> None:
         """Downloads to a temporary name and renames, so that an existing folder is always complete."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=DOWNLOAD, ignore_cleanup_errors=True) as temporary:
@@ -259,6 +237,11 @@ def holding(folder: Path, *, alone: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _whole(asked: Located) -> Located:
+    """With the hashes, too, that its files had when they came."""
+    return replace(asked, sha256=came(asked.path) | dict(asked.sha256))
 
 
 def _intact(located: Located) -> bool:

@@ -3,11 +3,12 @@
 import logging
 import time
 from concurrent.futures import Future
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
 from leukdetect.model_file import Model, RefusedError
-from leukdetect.registry import DamagedError, Registered, RegistryError, discard, parse
+from leukdetect.registry import DamagedError, Located, RegistryError, discard, parse
 from serving.metrics import Metrics
 from serving.models import last_known_good, startup
 from serving.models.served import Models
@@ -36,7 +37,7 @@ class Updates:
         self._metrics = metrics
         self._asked: SimpleQueue[Future[Result]] = SimpleQueue()
         self._name, self._alias = parse(settings.model)
-        self._refused: dict[str, str] = {}  # by alias: the folder of the version that it named
+        self._refused: dict[str | None, Path] = {}  # by alias: the folder of the version that it named
         self._said = {self._alias: _in_service(models.champion)}  # by subject, an alias: its last line in the log
         self._behind_since: float | None = None
         self.periodic = Periodic("updates", settings.watch_seconds, self._turn, JITTER)
@@ -78,7 +79,7 @@ class Updates:
 
     def _follow_champion(self) -> Result:
         try:
-            registered = self._settings.registry.ask(self._name, self._alias)
+            located = self._settings.registry.ask(self._name, self._alias)
         except RegistryError as error:
             self._metrics.registry_reachable.set(0)
             self._metrics.reloads.labels("failed").inc()
@@ -92,32 +93,31 @@ class Updates:
         self._metrics.registry_reachable.set(1)
         self._models.asked = True
         champion = self._models.champion
-        if registered is None:
+        if located is None:
             self._behind_since = None
             self._explain(f"The alias names no version; version {champion.located.version} goes on serving.")
             return "unchanged"
-        located = self._settings.registry.located(registered)
         if located.path == champion.located.path and champion.is_of(located):
             self._behind_since = self._models.note = None
             self._refused.pop(self._alias, None)
             self._say(self._alias, logging.INFO, _in_service(champion))
             return "unchanged"
         self._behind_since = self._behind_since or time.monotonic()
-        return self._try(registered)
+        return self._try(located)
 
-    def _try(self, registered: Registered) -> Result:
+    def _try(self, located: Located) -> Result:
         goes_on = f"version {self._models.champion.located.version} goes on serving."
-        refused = f"Version {registered.version} was refused; {goes_on}"
-        if self._refused.get(self._alias) == registered.folder:
+        refused = f"Version {located.version} was refused; {goes_on}"
+        if self._refused.get(self._alias) == located.path:
             self._explain(refused)
             return "refused"
         try:
-            new = self._load(registered)
+            new = self._load(located)
         except (DamagedError, RefusedError) as error:
             self._explain(refused, error)
             return "refused"
         except RegistryError as error:
-            self._explain(f"Version {registered.version} could not be downloaded; {goes_on}", error)
+            self._explain(f"Version {located.version} could not be downloaded; {goes_on}", error)
             return "failed"
         self._models.switch(new)
         self._behind_since = None
@@ -132,46 +132,46 @@ class Updates:
     def _follow_challenger(self) -> None:
         models = self._models
         try:
-            registered = self._settings.registry.ask(self._name, CHALLENGER)
+            located = self._settings.registry.ask(self._name, CHALLENGER)
         except RegistryError:
             return  # the log has it from the question about the champion
-        if registered is None or registered.folder == models.champion.located.path.name:
+        if located is None or located.path == models.champion.located.path:
             models.challenger = None
             return
-        if models.challenger and models.challenger.located.path.name == registered.folder:
+        if models.challenger and models.challenger.located.path == located.path:
             return
         models.challenger = None  # the alias has left it, whether the new one can be loaded or not
-        if self._refused.get(CHALLENGER) == registered.folder:
+        if self._refused.get(CHALLENGER) == located.path:
             return
+        what = f"the challenger, version {located.version},"
         try:
-            models.challenger = self._load(registered)
+            models.challenger = self._load(located)
         except (DamagedError, RefusedError) as error:
-            self._say(CHALLENGER, logging.ERROR, f"the challenger, version {registered.version}, was refused", error)
+            self._say(CHALLENGER, logging.ERROR, f"{what} was refused", error)
         except RegistryError as error:
-            message = f"the challenger, version {registered.version}, could not be downloaded"
-            self._say(CHALLENGER, logging.WARNING, message, error)
+            self._say(CHALLENGER, logging.WARNING, f"{what} could not be downloaded", error)
         else:
-            self._say(CHALLENGER, logging.INFO, f"the challenger is version {registered.version}")
+            self._say(CHALLENGER, logging.INFO, f"the challenger is version {located.version}")
             self._prune()
 
-    def _load(self, registered: Registered) -> Model:
+    def _load(self, located: Located) -> Model:
         """Downloads and tries the version, unless it is in memory already.
 
         Raises:
             DamagedError, RefusedError: it may never serve, and is not kept.
             RegistryError: it could not be downloaded.
         """
-        self._refused.pop(registered.alias, None)
+        self._refused.pop(located.alias, None)
         try:
-            found = self._models.loaded(self._settings.registry.located(registered))
+            found = self._models.loaded(located)
             if found is None:
-                found = startup.load(self._settings, self._settings.registry.fetch(registered))
+                found = startup.load(self._settings, self._settings.registry.fetch(located))
             self._check_classes(found)
             return found
         except (DamagedError, RefusedError) as error:
             if isinstance(error, RefusedError):
-                discard(self._settings.registry.located(registered).path)
-            self._refused[registered.alias] = registered.folder
+                discard(located.path)
+            self._refused[located.alias] = located.path
             self._metrics.reloads.labels("refused").inc()
             raise
         except RegistryError:

@@ -462,7 +462,7 @@ def test_a_reload_that_takes_long_goes_on_and_is_told_so(
 ) -> None:
     asked, gate, ask = threading.Event(), threading.Event(), registry.Registry.ask
 
-    def slowly(*arguments: Any) -> registry.Registered | None:
+    def slowly(*arguments: Any) -> registry.Located | None:
         asked.set()
         assert gate.wait(30)
         return ask(*arguments)
