@@ -216,10 +216,14 @@ def _answer_of(ask: Ask) -> tuple[images.Header, np.ndarray]:
 
 
 def look(source: decoding.Source, size: int, scaled: bool = True) -> Decoded:
-    """As `decoding.look`, with a file within the budget of `decode`."""
-    if isinstance(source, Image.Image | np.ndarray):
-        return decoding.look(source, size)
-    return decode(decoding.file_bytes(source), size, scaled=scaled)
+    """As `decode`, of any source; see `decoding.picture`."""
+    if not isinstance(source, Image.Image | np.ndarray):
+        return decode(decoding.file_bytes(source), size, scaled=scaled)
+    upright = decoding.picture(source)
+    kind = (source.format if isinstance(source, Image.Image) else None) or "pixels"
+    header = images.Header(kind, upright.width, upright.height, upright.mode)
+    decoding.check(header)
+    return decoding.seen(upright, header, size, None)
 
 
 _idle: deque[Helper] = deque()

@@ -44,17 +44,6 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = 
     return seen(picture, header, size, data)
 
 
-def look(source: Source, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = True) -> Decoded:
-    """As `decode`, of any source; see `picture`."""
-    if isinstance(source, Image.Image | np.ndarray):
-        upright = picture(source)
-        kind = (source.format if isinstance(source, Image.Image) else None) or "pixels"
-        header = images.Header(kind, upright.width, upright.height, upright.mode)
-        check(header, max_pixels)
-        return seen(upright, header, size, None)
-    return decode(file_bytes(source), size, max_pixels, scaled)
-
-
 def picture(source: Source) -> Image.Image:
     """The upright RGB image, at its own size.
 

@@ -144,11 +144,6 @@ def resize(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def brightness(pixels: np.ndarray) -> float:
-    """Mean luma (ITU-R BT.601) of uint8 [H, W, 3], in 0..255."""
-    return quality(pixels)[0]
-
-
 def sharpness(pixels: np.ndarray) -> float:
     """Variance of the 4-neighbour Laplacian of the luma of uint8 [H, W, 3]; small means blurred.
 
@@ -159,7 +154,7 @@ def sharpness(pixels: np.ndarray) -> float:
 
 
 def quality(pixels: np.ndarray) -> tuple[float, float]:
-    """Brightness and sharpness, from one look at the luma."""
+    """Mean luma (ITU-R BT.601) of uint8 [H, W, 3], in 0..255, and `sharpness`."""
     y = pixels.astype(np.float32) @ _LUMA
     laplacian = y[:-2, 1:-1] + y[2:, 1:-1]
     laplacian += y[1:-1, :-2]

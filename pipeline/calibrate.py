@@ -42,8 +42,7 @@ def main() -> None:
     limits = calibration.fit_limits(logits, labels, recipe)
     space["scale"] = np.array(np.quantile(distance, settings.unlikeness_quantile), np.float32)
 
-    measures = (images.brightness, images.sharpness, images.stain)
-    looks = np.array([[measure(pixels[row]) for measure in measures] for row in train.index])
+    looks = np.array([[*images.quality(pixels[row]), images.stain(pixels[row])] for row in train.index])
     predicted = softmax(logits / limits.temperature, axis=1).argmax(axis=1)
     result: dict[str, Any] = {
         "temperature": limits.temperature,

@@ -48,7 +48,7 @@ def look(path: Path, max_side: int) -> Facts:
     except images.ImageError as error:
         return Facts(sha256, str(error))
     pixels = np.asarray(image)
-    brightness, sharpness = (round(measure(pixels), _DECIMALS) for measure in (images.brightness, images.sharpness))
+    brightness, sharpness = (round(measure, _DECIMALS) for measure in images.quality(pixels))
     return Facts(*described, f"{dhash(image):016x}", brightness, sharpness, header.note)
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from leukdetect import images
-from leukdetect.decoding import TooLargeError, decode, look
+from leukdetect.apart import look
+from leukdetect.decoding import TooLargeError, decode
 from leukdetect.decoding import picture as opened
 from tests import tiny_model
 

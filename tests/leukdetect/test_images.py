@@ -192,7 +192,7 @@ def test_resize_squashes_to_a_square() -> None:
 
 
 def test_brightness_is_mean_luma_and_sharpness_falls_with_blur() -> None:
-    assert images.brightness(np.full((4, 4, 3), (255, 0, 0), np.uint8)) == pytest.approx(0.299 * 255)
+    assert images.quality(np.full((4, 4, 3), (255, 0, 0), np.uint8))[0] == pytest.approx(0.299 * 255)
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     blurred = images.resize(Image.fromarray(noise).resize((8, 8)), 32)
     assert images.sharpness(blurred) < images.sharpness(noise) / 10
