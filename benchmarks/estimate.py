@@ -166,12 +166,6 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
     return {"promised": promised.__dict__, "found": kept_to.__dict__, "groups": groups}
 
 
-def of_a_fifth(promised: dict[str, float]) -> tuple[float, float]:
-    """Where a fifth of the groups shall lie by an estimate on the other four: 1/4 of its variance, and its own."""
-    value, wider = promised["value"], TRIALS**0.5
-    return value - wider * (value - promised["low"]), min(1.0, value + wider * (promised["high"] - value))
-
-
 def answers(
     recipe: Params,
     variant: Variant,
@@ -229,28 +223,25 @@ def session(values: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str,
 
 def tables(result: dict[str, Any]) -> str:
     """All three in Markdown."""
-    said = "{value:.3f} [{low:.3f}, {high:.3f}]".format
     lines = [
         "| trial | out of fold on the rest | on what was left out | groups | in the mean's interval | in a fifth's |"
     ]
     lines += ["|---" * 6 + "|"]
     for number, each in enumerate(result["trials"]):
-        promised, found = each["promised"], each["found"]["value"]
-        ends = ((promised["low"], promised["high"]), of_a_fifth(promised))
-        mean, fifth = (f"{'yes' if low <= found <= high else 'no'} ({low:.3f} to {high:.3f})" for low, high in ends)
-        lines.append(
-            f"| {number} | {said(**promised)} | {said(**each['found'])} | {each['groups']} | {mean} | {fifth} |"
+        promised, found = metrics.Estimate(**each["promised"]), metrics.Estimate(**each["found"])
+        of_mean, of_fifth = (
+            f"{'yes' if one.low <= found.value <= one.high else 'no'} ({one.low:.3f} to {one.high:.3f})"
+            for one in (promised, promised.of_further(TRIALS - 1))
         )
+        lines.append(f"| {number} | {promised} | {found} | {each['groups']} | {of_mean} | {of_fifth} |")
     lines += ["", "| base up to, pooling, head | balanced accuracy | seeds | folds | recalls | malignant missed |"]
     lines += ["|---" * 6 + "|"]
     for name, each in result["recipes"].items():
         seeds = ", ".join(f"{value:.3f}" for value in each["seeds"])
         recalls = ", ".join(f"{key} {value:.3f}" for key, value in each["recalls"].items())
         low, high = each["folds"]
-        lines.append(
-            f"| {name} | {said(**each['balanced_accuracy'])} | {seeds} | {low:.3f} to {high:.3f} | {recalls} | "
-            f"{each['malignant_called_otherwise']:.3f} |"
-        )
+        found, missed = metrics.Estimate(**each["balanced_accuracy"]), each["malignant_called_otherwise"]
+        lines.append(f"| {name} | {found} | {seeds} | {low:.3f} to {high:.3f} | {recalls} | {missed:.3f} |")
     head = "| layer | between classes | between blocks of a class | within blocks | block told | largest block |"
     lines += ["", head, "|---" * 6 + "|"]
     for layer, each in result["sessions"].items():

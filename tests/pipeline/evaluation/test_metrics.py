@@ -291,3 +291,16 @@ class TestMcNemar:
 
     def test_models_that_never_differ_are_not_told_apart(self) -> None:
         assert metrics.mcnemar(np.ones(5, bool), np.ones(5, bool)).p == 1
+
+
+def test_further_groups_scatter_as_sampling_theory_says() -> None:
+    """Groups drawn from one normal distribution: the interval of forty groups' mean, made wider, holds ten more's."""
+    draws = np.random.default_rng(0).normal(0.8, 0.05, (4000, 50))
+    half, further = 1.96 * 0.05 / np.sqrt(40), draws[:, 40:].mean(axis=1)
+    wider = [Estimate(mean, mean - half, mean + half).of_further(4) for mean in draws[:, :40].mean(axis=1)]
+    held = [one.low <= found <= one.high for one, found in zip(wider, further, strict=True)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
+def test_what_further_groups_may_give_stays_a_share() -> None:
+    assert Estimate(0.9, 0.5, 0.95).of_further(8) == Estimate(0.9, 0.0, 1.0)
