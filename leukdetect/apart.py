@@ -109,9 +109,8 @@ class Ask:
             raise images.ImageError("the image's decoder crashed on it")
         told = json.loads(head)
         if "error" not in told:
-            return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(
-                told["rows"], told["columns"], 3
-            )
+            shape = told["rows"], told["columns"], 3
+            return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(shape)
         if told["error"] == "MemoryError":
             raise _costly(f"{self._memory / 1e6:g} MB of memory")
         raise _ERRORS.get(told["error"], images.ImageError)(told["message"])
@@ -230,8 +229,8 @@ _idle: deque[Helper] = deque()
 
 
 def _costly(than: str) -> CostlyError:
-    what_to_do = "Save it again as an ordinary JPEG or PNG, or make it smaller"
-    return CostlyError(f"decoding the image takes more than {than}. {what_to_do}")
+    remedy = "Save it again as an ordinary JPEG or PNG, or make it smaller"
+    return CostlyError(f"decoding the image takes more than {than}. {remedy}")
 
 
 def _main() -> None:
