@@ -43,7 +43,7 @@ class Upload:
 
     data: bytes
     deadline: float
-    read_seconds: float
+    read_seconds: float = 0.0
 
 
 @asynccontextmanager
@@ -69,10 +69,7 @@ async def predict(request: Request) -> Response:
     JPEG, PNG, BMP, TIFF, WebP or AVIF, known by content. The image is not kept. The answer may be to refer.
     """
     async with one_image(request) as sent:
-        service = of(request)
-        request_id = request.state.request_id
-        model, by = champion(request), request.state.key
-        answered = await answer(service, model, request_id, by, sent.data, sent.deadline, sent.read_seconds)
+        answered = await answer(of(request), champion(request), request.state.request_id, request.state.key, sent)
     request.state.decided = time.perf_counter()
     return Response(answered.model_dump_json(by_alias=True), media_type="application/json")
 
@@ -106,9 +103,8 @@ async def predict_batch(request: Request) -> Response:
                 try:
                     if len(data) > settings.max_body_bytes:
                         raise problems.body_too_large(settings.max_body_bytes)
-                    deadline = read_deadline(request, settings)
-                    answered = await answer(service, model, request_id, by, data, deadline)
-                    return BatchItem(index=index, prediction=answered)
+                    sent = Upload(data, read_deadline(request, settings))
+                    return BatchItem(index=index, prediction=await answer(service, model, request_id, by, sent))
                 except problems.ProblemError as error:
                     return BatchItem(index=index, problem=problems.details(request_id, error))
                 except Exception as error:  # our own fault, of which the others know nothing
@@ -123,22 +119,14 @@ async def predict_batch(request: Request) -> Response:
     return Response(results.model_dump_json(by_alias=True), media_type="application/json")
 
 
-async def answer(
-    service: Service,
-    model: Model,
-    request_id: str,
-    by: str | None,
-    data: bytes,
-    deadline: float,
-    read_seconds: float = 0.0,
-) -> Prediction:
+async def answer(service: Service, model: Model, request_id: str, by: str | None, sent: Upload) -> Prediction:
     """One image's way from bytes to answer; `by`: the name of whose key asks.
 
     Raises ProblemError: 413, 415, 422 for the image; 503 or 504 where it would have to wait too long.
     """
-    with service.engine.admitted(deadline):
-        image, scores, decode_seconds = await examine(service.pool, service.engine, model, data, deadline)
-    answered = prediction(request_id, model, image, scores, read_seconds, decode_seconds)
+    with service.engine.admitted(sent.deadline):
+        image, scores, decode_seconds = await examine(service.pool, service.engine, model, sent.data, sent.deadline)
+    answered = prediction(request_id, model, image, scores, sent.read_seconds, decode_seconds)
     _count(service.metrics, answered)
     service.feedback.record(request_id, answered.key, answered.model.version, list(answered.probabilities), by)
     service.shadow.offer(image.pixels, answered)
