@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,28 +48,19 @@ class GivenUpError(Exception):
     """Whoever asked has hung up."""
 
 
+@dataclass
 class Ask:
     """One image to decode apart. `answer` waits for it, in one thread; `hang_up` ends it, from any."""
 
-    def __init__(
-        self,
-        data: bytes,
-        want: Want,
-        size: int,
-        max_pixels: int,
-        scaled: bool = True,
-        *,
-        seconds: int = SECONDS,
-        memory: int = MEMORY,
-    ) -> None:
-        self._seconds, self._memory = seconds, memory
-        self._question = _QUESTION.pack(
-            get_args(Want).index(want), scaled, size, max_pixels, seconds, memory, len(data)
-        )
-        self._data = data
-        self._most = 3 * size * size + 65_536
-        self._ours: socket.socket | None = None
-        self._given_up = False
+    data: bytes
+    want: Want
+    size: int
+    max_pixels: int
+    scaled: bool = True
+    seconds: int = SECONDS
+    memory: int = MEMORY
+    _ours: socket.socket | None = field(default=None, init=False)
+    _given_up: bool = field(default=False, init=False)
 
     def hang_up(self) -> None:
         """Ends the decoding, if it is under way; `answer` then raises."""
@@ -85,7 +76,9 @@ class Ask:
             ImageError: as the decoder says, or because the image costs too much, or because the decoder crashed on it.
             GivenUpError: `hang_up` was called.
         """
-        received = bytearray()
+        kind, limits = get_args(Want).index(self.want), (self.seconds, self.memory, len(self.data))
+        question = _QUESTION.pack(kind, self.scaled, self.size, self.max_pixels, *limits)
+        received, most = bytearray(), 3 * self.size**2 + 65_536
         ours, theirs = socket.socketpair()
         with ours, contextlib.suppress(OSError):  # where the child has ended, what there is to read says why
             self._ours = ours
@@ -93,9 +86,9 @@ class Ask:
                 if not self._given_up:
                     helper.send(theirs)
             with contextlib.suppress(OSError):
-                ours.sendall(self._question)
-                ours.sendall(self._data)
-            while len(received) <= self._most and (part := ours.recv(2**18)):
+                ours.sendall(question)
+                ours.sendall(self.data)
+            while len(received) <= most and (part := ours.recv(2**18)):
                 received += part
         if self._given_up:
             raise GivenUpError
@@ -103,7 +96,7 @@ class Ask:
             raise images.ImageError("the image's decoder was ended; send the image again")
         (status,) = _STATUS.unpack_from(received, len(received) - _STATUS.size)
         if status == -signal.SIGXCPU:
-            raise _costly(f"{self._seconds} s of processor time")
+            raise _costly(f"{self.seconds} s of processor time")
         head, _, pixels = received[: -_STATUS.size].partition(b"\n")
         if status or not head:
             raise images.ImageError("the image's decoder crashed on it")
@@ -112,7 +105,7 @@ class Ask:
             shape = told["rows"], told["columns"], 3
             return images.Header(**told["header"]), np.frombuffer(pixels, np.uint8).reshape(shape)
         if told["error"] == "MemoryError":
-            raise _costly(f"{self._memory / 1e6:g} MB of memory")
+            raise _costly(f"{self.memory / 1e6:g} MB of memory")
         raise _ERRORS.get(told["error"], images.ImageError)(told["message"])
 
 
