@@ -1,6 +1,6 @@
-"""docs/scaling.md's figures: arithmetic on what `make bench-score` and `make bench-serving` measured.
+"""docs/scaling.md's figures: arithmetic on what `make bench-score` and `make bench-serving` measured, and a simulation.
 
-Reads:  benchmarks/results/score.json, benchmarks/results/serving.json
+Reads:  benchmarks/results/score.json, benchmarks/results/serving.json, benchmarks/results/cores.json
 Writes: docs/scaling.md, between its two marks
 Run:    python -m benchmarks.scaling
 """
@@ -10,8 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import cores, report
 from benchmarks.report import CLIENTS, LOOP, At
+from benchmarks.simulation import LAWS, Layout
 from pipeline import stage
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +99,52 @@ def figures() -> str:
         f"A view of an image is {amount(VIEW)} to send and to return at 224 px, and all of it passes the machine that "
         f"writes: with 10 Gbit/s at most {NETWORK / VIEW:,.0f} views/s.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *many_cores(json.loads(cores.OUT.read_text()))]) + "\n"
+
+
+def many_cores(record: dict[str, Any]) -> list[str]:
+    """What was measured on one and two cores beside what the simulation gives; then larger machines."""
+    what = f"requests/s, {cores.CLIENTS_A_CORE} clients a core"
+    lines = ["## Many cores (simulated)", ""]
+    lines += [f"| {what} | FP32 measured | simulated | INT8 measured | simulated |", "|---" * 5 + "|"]
+    for name in cores.CHECKED:
+        row = [name]
+        for precision in cores.OURS:
+            row += [f"{cores.fastest(record, name, precision):.1f}", f"{check(record, name, precision):.1f}"]
+        lines += [f"| {' | '.join(row)} |"]
+    lines += [
+        "",
+        "| cores | servers | sessions of each | threads of each | FP32, requests/s | 95 % within | alone "
+        "| INT8, requests/s | 95 % within | alone |",
+        "|---" * 10 + "|",
+    ]
+    for machine in cores.MACHINES:
+        for layout in cores.layouts(machine):
+            row = [str(machine), *map(str, layout)]
+            for precision in cores.OURS:
+                found = {law: beyond(record, precision, law, layout) for law in LAWS}
+                row += [among(found, "throughput", 1), f"{1000 * found['contention']['p95']:,.0f} ms"]
+                row += [among(found, "alone", 1000) + " ms"]
+            lines += [f"| {' | '.join(row)} |"]
+    return lines
+
+
+def check(record: dict[str, Any], name: str, precision: str) -> float:
+    (found,) = (c for c in record["checks"] if (c["layout"], c["precision"]) == (name, precision))
+    return float(found["throughput"])
+
+
+def beyond(record: dict[str, Any], precision: str, law: str, layout: Layout) -> dict[str, float]:
+    sought = (precision, law, list(layout))
+    (found,) = (b for b in record["beyond"] if (b["precision"], b["law"], b["layout"]) == sought)
+    return dict(found)
+
+
+def among(found: dict[str, dict[str, float]], key: str, unit: float) -> str:
+    """A value under the middle law, and the range that the laws leave it, where they leave any."""
+    values = {law: f"{unit * each[key]:,.0f}" for law, each in found.items()}
+    ordered = sorted(values.values(), key=lambda text: float(text.replace(",", "")))
+    return values["contention"] + (f" ({ordered[0]}–{ordered[-1]})" if len(set(ordered)) > 1 else "")
 
 
 def rate(record: dict[str, Any], at: At) -> float:
