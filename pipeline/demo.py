@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -37,9 +36,6 @@ def main() -> None:
             "pipeline.presets demo mine`, move params.yaml and gate.yaml to recipes/mine/, and have the demo's again "
             "with: git checkout params.yaml gate.yaml"
         )
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup it is not
-            signal.signal(number, lambda number, _: sys.exit(128 + number))  # what was started ends, as at Ctrl-C
     started = time.monotonic()
     if _repro() != 0:
         raise Problem("`dvc repro` did not finish; what it printed last says why")

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,7 +42,13 @@ def run(main: Callable[[], None]) -> None:
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs `main`; a Problem, Ctrl-C, or a disk that is full or read-only ends it with one message, not a traceback."""
+    """Runs `main`; a Problem, Ctrl-C, or a disk that is full or read-only ends it with one message, not a traceback.
+
+    At SIGTERM or SIGHUP what it started ends with it, and temporary files go, as at Ctrl-C.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # under nohup it is not
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         if any(_PASSWORD.search(argument) for argument in sys.argv[1:]):
             raise Problem(

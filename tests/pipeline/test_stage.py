@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,39 @@ def test_a_disk_that_fills_up_while_an_array_is_written_is_known_as_full(
     monkeypatch.setattr(stage, "writing", lambda path: nullcontext(Path("/dev/full")))
     batches = iter([{"inputs": np.zeros((4, 100_000), np.float16)}])
     assert "the disk is full" in message(lambda: stored.write(tmp_path, "view-00.npy", 4, batches))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stage_that_is_ended_ends_what_it_started_and_leaves_nothing_half_written(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """As a fold, which runs the stages of its training; a training that went on would be at the next one's files."""
+    script = """
+import subprocess, sys
+from pathlib import Path
+from pipeline import stage
+
+def main():
+    with stage.writing(Path("made")) as path:
+        path.write_text("half")
+        subprocess.run([sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"])
+
+stage.guard(main)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(number)
+        assert process.stdout.read() == b""  # nobody has it open any more: the child too has ended
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_are_never_at_one_work(tmp_path: Path) -> None:
