@@ -37,9 +37,10 @@ mlflow-ui: .venv/.ready  ## the embedded MLflow at localhost:5000
 test: .venv/.ready .venv-serving/.ready .venv-sbom/.ready lint  ## lint, types and tests, all but the slow ones
 	pytest -m "not slow" $(PARALLEL)
 
+ALONE := tests/load/test_budgets.py tests/load/test_faults.py
 test-slow: .venv/.ready .venv-serving/.ready  ## the tests that take minutes each; those under load have the machine alone
-	pytest -m slow --ignore=tests/load $(PARALLEL)
-	pytest -m slow tests/load
+	pytest -m slow $(ALONE:%=--ignore=%) $(PARALLEL)
+	pytest -m slow $(ALONE)
 
 test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed, swapped, full disk, stalled clients, 10,000 mutated images
 	pytest -m slow tests/load

@@ -91,3 +91,11 @@ def base_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "base.weights.h5"
     base.save_weights(path)
     return path
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of few dots: 300 an inch cost a second each, and are looked at elsewhere."""
+    from pipeline.reporting.figures import style
+
+    monkeypatch.setitem(style.STYLE, "savefig.dpi", 40)

@@ -14,6 +14,7 @@ TINY: dict[str, dict[str, Any]] = {
     "demo": {"patients": 10, "images_per_patient": 4, "size": 40},
     "validate": {"min_images_per_class": 10},
     "prepare": {"image_size": 32},
+    "model": {"backbone": "VGG16"},  # few layers: quick to begin with, in each stage
     "features": {"views": 2},
     "train_head": {"epochs": 2},
     "fine_tune": {"epochs": 1},

@@ -49,7 +49,8 @@ def test_kills_between_the_stages_and_before_the_clients_lose_nothing(
     trainer = deployed.client("trainer")
     for name, value in trainer.items():
         monkeypatch.setenv(name, value)
-    project = Project(tmp_path_factory.mktemp("project"), "demo", TINY, seed=88, environment=trainer)
+    small = TINY | {"model": {"backbone": "ResNet50"}}  # the demo's own
+    project = Project(tmp_path_factory.mktemp("project"), "demo", small, seed=88, environment=trainer)
     for stage in ("train_head", "evaluate", "register"):
         project.dvc("repro", stage)
         kill(deployed)

@@ -159,6 +159,9 @@ class Mlflow:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Nothing where it runs already."""
+        if self.process:
+            return
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
@@ -197,15 +200,20 @@ class Mlflow:
         return str(version.version)
 
 
-@pytest.fixture
-def registry(tmp_path: Path, empty_database: Path) -> Iterator[Mlflow]:
-    (tmp_path / "registry").mkdir()
-    server = Mlflow(tmp_path / "registry", empty_database)
-    server.start()
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Mlflow]:
+    server = Mlflow(tmp_path_factory.mktemp("registry"), empty_database)
     try:
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture
+def registry(mlflow_server: Mlflow) -> Mlflow:
+    """One that runs; the tests before may have left versions."""
+    mlflow_server.start()
+    return mlflow_server
 
 
 def wait_until(server: Server, happened: Callable[[], bool]) -> None:
@@ -221,28 +229,6 @@ def wait_for_version(server: Server, version: str) -> None:
 
 def shows(server: Server, sample: str) -> bool:
     return sample in httpx.get(f"{server.url}/metrics").text.splitlines()
-
-
-def test_the_registry_is_killed_and_comes_back_and_nobody_notices(registry: Mlflow, tmp_path: Path) -> None:
-    first = registry.add(1)
-    flags = ("--mlflow-tracking-uri", registry.url, "--watch-seconds", "0.5")
-    with running(tmp_path, *flags) as server:
-        with asking(server.url, pause=0.05) as tally:
-            registry.kill()
-            wait_until(server, lambda: shows(server, "leukdetect_registry_reachable 0.0"))
-            registry.start()
-            second = registry.add(2)
-            wait_for_version(server, second)
-            time.sleep(0.5)
-        assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
-        assert set(tally.versions) == {first, second}
-        registry.kill()
-        assert server.stop() == 0
-    with running(tmp_path, *flags) as server:  # a cold start while it is down
-        assert httpx.get(f"{server.url}/health").json()["model"]["version"] == second
-        with asking(server.url) as tally:
-            time.sleep(1)
-        assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
 
 
 def test_fifty_swaps_under_load_fail_no_request(registry: Mlflow, tmp_path: Path) -> None:
@@ -294,3 +280,25 @@ def test_a_disk_that_is_full_while_downloading_changes_nothing_and_leaves_nothin
         assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_registry_is_killed_and_comes_back_and_nobody_notices(registry: Mlflow, tmp_path: Path) -> None:
+    first = registry.add(1)
+    flags = ("--mlflow-tracking-uri", registry.url, "--watch-seconds", "0.5")
+    with running(tmp_path, *flags) as server:
+        with asking(server.url, pause=0.05) as tally:
+            registry.kill()
+            wait_until(server, lambda: shows(server, "leukdetect_registry_reachable 0.0"))
+            registry.start()
+            second = registry.add(2)
+            wait_for_version(server, second)
+            time.sleep(0.5)
+        assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
+        assert set(tally.versions) == {first, second}
+        registry.kill()
+        assert server.stop() == 0
+    with running(tmp_path, *flags) as server:  # a cold start while it is down
+        assert httpx.get(f"{server.url}/health").json()["model"]["version"] == second
+        with asking(server.url) as tally:
+            time.sleep(1)
+        assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})

@@ -220,6 +220,7 @@ class TestFiles:
         assert "colour only" in printed
         assert "SYNTHETIC DEMO: no clinical meaning" in printed
 
+    @pytest.mark.usefixtures("coarse_figures")
     def test_grouped_folds_are_shown_where_they_are_of_this_recipe_and_these_images(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -21,6 +21,7 @@ from tests import tiny_model
 from tests.project import ROOT
 from tests.server import serve
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 WORDING: dict[str, Any] = {
     "subject": "Normal cells of the blood",
     "malignant": "May be {label}: ask for a second reading.",

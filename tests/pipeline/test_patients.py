@@ -15,6 +15,7 @@ from pipeline.stage import Problem
 from tests import tiny_model
 from tests.project import ROOT
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
 NAME = "anna-mueller"
 COLOURS = {"benign": (150, 110, 110), "early": (110, 150, 110), "pre": (110, 110, 150), "pro": (75, 75, 75)}
 

@@ -105,6 +105,7 @@ def test_a_label_set_of_its_own_has_a_name_of_its_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("coarse_figures")
 @pytest.mark.parametrize("preset", LAYOUTS)
 def test_a_preset_is_trained_registered_served_and_asked(
     preset: str, tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch

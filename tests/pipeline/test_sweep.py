@@ -20,7 +20,7 @@ RATES = {"0.002", "0.004"}
 def test_a_queued_grid_reuses_the_views_and_is_compared_in_dvc_and_in_mlflow(tmp_path: Path) -> None:
     registry = f"sqlite:///{tmp_path}/mlflow.db"
     project = Project(tmp_path, "demo", TINY, seed=88, environment={"MLFLOW_TRACKING_URI": registry})
-    project.dvc("repro")
+    project.dvc("repro", "features")
     project.commit("first")
     try:
         grid = f"train_head.learning_rate={','.join(sorted(RATES))}"

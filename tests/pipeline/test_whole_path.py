@@ -1,10 +1,8 @@
 """The whole path in small: a copy of the project, `dvc repro`, the registry, the server. Minutes, not hours."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +12,12 @@ import mlflow
 import numpy as np
 import pytest
 import requests
-import yaml
 from PIL import Image
 
 from pipeline import stage
 from pipeline.data import smears
 from tests.conftest import require
-from tests.project import LAX, NO_BOUNDS, ROOT, TINY, Project
+from tests.project import ROOT, TINY, Project
 from tests.server import running
 
 SERVER_PYTHON = ROOT / ".venv-serving/bin/python"
@@ -142,7 +139,7 @@ def test_the_file_runs_where_nothing_of_ours_is_installed(project: Project, tmp_
         "print(p.shape, e.shape, u.shape, m.shape[:2], [k['key'] for k in c['classes']])"
     )
     result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout == "(2, 4) (2, 2048) (2,) (2, 4) ['benign', 'early', 'pre', 'pro']\n", result.stderr
+    assert result.stdout == "(2, 4) (2, 512) (2,) (2, 4) ['benign', 'early', 'pre', 'pro']\n", result.stderr
 
 
 def test_the_registered_model_predicts_from_arrays_as_a_pyfunc(project: Project) -> None:
@@ -194,60 +191,6 @@ def test_experiments_metrics_params_and_plots_can_be_compared(project: Project) 
 
 
 @pytest.mark.slow
-def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
-    recipe = project.read()
-    recipe["calibrate"]["components"] = 32  # another file than the champion's
-    project.write(recipe)
-    strict = LAX | {"fp32": NO_BOUNDS | {"min_balanced_accuracy": 1.0}}
-    (project.root / "gate.yaml").write_text(yaml.safe_dump(strict))
-    project.commit("strict")
-    result = project.run("dvc", "repro")
-    assert result.returncode != 0
-    assert "FAILS  ≥ 1.0000" in result.stdout
-    assert "It falls short in: balanced accuracy" in result.stderr
-    registration = json.loads((project.root / "reports/registration.json").read_text())
-    assert registration["alias"] == "challenger"
-    code = (
-        "import mlflow; c = mlflow.MlflowClient('sqlite:///mlflow.db');"
-        "print(c.get_model_version_by_alias('leukdetect', 'champion').version)"
-    )
-    assert project.run(sys.executable, "-c", code).stdout.split()[-1] != registration["version"]
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_training_keeps_what_was_learnt_and_the_next_run_goes_on(project: Project) -> None:
-    recipe = project.read()
-    recipe["train_head"]["epochs"] = 3
-    project.write(recipe)
-    environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    command = [sys.executable, "-m", "pipeline.train_head"]
-    process = subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `make test &` ignores it
-    )
-    assert process.stdout is not None
-    before = (project.root / "models/head.keras").read_bytes()
-    while not process.stdout.readline().startswith("epoch 1/3"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted: nothing half-written was kept" in errors
-    assert "Traceback" not in errors
-    assert (project.root / "models/head.keras").read_bytes() == before
-
-    again = project.run(*command)
-    assert again.returncode == 0, again.stderr
-    assert "going on after epoch" in again.stdout
-    assert "epoch 1/3" not in again.stdout
-
-
-@pytest.mark.slow
 def test_two_classes_in_cnmc_naming_with_the_papers_frozen_base(tmp_path: Path, base_weights: Path) -> None:
     source = tmp_path / "download/C-NMC_training_data"
     for fold in range(2):
@@ -264,6 +207,7 @@ def test_two_classes_in_cnmc_naming_with_the_papers_frozen_base(tmp_path: Path, 
         "cnmc2019",
         TINY | {
             "fetch": {"source": "folder", "folder": str(tmp_path / "download"), "synthetic": True},
+            "model": {"backbone": "ResNet50"},
             "features": {"weights": str(base_weights), "views": 2},
             "prepare": {"image_size": 64},
         },

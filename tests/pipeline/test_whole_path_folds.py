@@ -1,6 +1,10 @@
 """The whole path with folds: two trainings whose answers are the estimate, and a model that learnt from all."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -8,15 +12,15 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import yaml
 
 from leukdetect import similar
 from pipeline.evaluation import report
-from tests.project import TINY, Project
+from tests.project import LAX, NO_BOUNDS, TINY, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SMALL = TINY | {
     "demo": {"patients": 6, "images_per_patient": 4, "size": 40},
-    "model": {"backbone": "VGG16"},  # few layers: quick to begin with
     "estimate": {"folds": [0, 1], "seeds": [88]},
 }
 
@@ -92,3 +96,55 @@ def test_the_folds_are_in_the_cache_where_they_were_made_once(project: Project) 
     made.unlink()
     assert "Running stage 'fold" not in project.dvc("repro", "fold@0-88")
     assert Path(made).read_bytes() == before
+
+
+def test_a_model_that_falls_short_is_refused_and_the_champion_stays(project: Project) -> None:
+    recipe = project.read()
+    recipe["calibrate"]["target_sensitivity"] = 0.9  # another file than the champion's
+    project.write(recipe)
+    strict = LAX | {"fp32": NO_BOUNDS | {"min_balanced_accuracy": 1.0}}
+    (project.root / "gate.yaml").write_text(yaml.safe_dump(strict))
+    project.commit("strict")
+    result = project.run("dvc", "repro")
+    assert result.returncode != 0
+    assert "FAILS  ≥ 1.0000" in result.stdout
+    assert "It falls short in: balanced accuracy" in result.stderr
+    registration = json.loads((project.root / "reports/registration.json").read_text())
+    assert registration["alias"] == "challenger"
+    code = (
+        "import mlflow; c = mlflow.MlflowClient('sqlite:///mlflow.db');"
+        "print(c.get_model_version_by_alias('leukdetect', 'champion').version)"
+    )
+    assert project.run(sys.executable, "-c", code).stdout.split()[-1] != registration["version"]
+
+
+def test_ctrl_c_in_training_keeps_what_was_learnt_and_the_next_run_goes_on(project: Project) -> None:
+    recipe = project.read()
+    recipe["train_head"]["epochs"] = 3
+    project.write(recipe)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    command = [sys.executable, "-m", "pipeline.train_head"]
+    process = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `make test &` ignores it
+    )
+    assert process.stdout is not None
+    before = (project.root / "models/head.keras").read_bytes()
+    while not process.stdout.readline().startswith("epoch 1/3"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: nothing half-written was kept" in errors
+    assert "Traceback" not in errors
+    assert (project.root / "models/head.keras").read_bytes() == before
+
+    again = project.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "going on after epoch" in again.stdout
+    assert "epoch 1/3" not in again.stdout

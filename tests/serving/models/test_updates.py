@@ -605,7 +605,7 @@ def test_a_large_webhook_is_not_read(a_registry: Registry, settings: Settings) -
         assert client.post("/admin/webhook", content=bytes(200_000)).status_code == 413
 
 
-def test_twenty_swaps_leave_two_models_in_memory_and_two_versions_on_disk(
+def test_six_swaps_leave_two_models_in_memory_and_two_versions_on_disk(
     a_registry: Registry, settings: Settings
 ) -> None:
     versions = [a_registry.add()]
@@ -614,7 +614,7 @@ def test_twenty_swaps_leave_two_models_in_memory_and_two_versions_on_disk(
     updates.start()
     sessions = [weakref.ref(models.champion.session)]
     try:
-        for _ in range(20):
+        for _ in range(6):
             versions.append(a_registry.add())
             assert updates.reload().result(60) == "switched"
             sessions.append(weakref.ref(models.champion.session))
