@@ -51,7 +51,7 @@ def compare(
     version: str,
     champion: str | None,
     other: OnnxModel | None,
-) -> tuple[measures.Estimate | None, str]:
+) -> tuple[measures.Estimate | str | None, str]:
     """How much better in balanced accuracy than the champion, each at its own image size, and a sentence on it.
 
     A champion that was trained on another split may have seen some of these images, and then looks better than
@@ -62,7 +62,8 @@ def compare(
         champion, other: its version and file, of `load`.
 
     Returns:
-        None in place of the difference where the two cannot be compared.
+        In place of the difference: None where there is no other model to compare with; why, where there is one and it
+        cannot be done.
     """
     if champion is None:
         return None, "There is no champion to compare with."
@@ -86,22 +87,26 @@ def compare(
 
 def _by_predictions(
     client: MlflowClient, recipe: params.Params, version: str, champion: str, run: str | None
-) -> tuple[measures.Estimate | None, str]:
+) -> tuple[measures.Estimate | str, str]:
     """By reports/predictions.csv of both, which hold only images that the model which answered did not learn from."""
     name, against = "predictions.csv", f"champion version {champion}"
+
+    def unknown(why: str) -> tuple[str, str]:
+        return why, f"Not compared with {against}: {why}."
+
     ours = predictions.read(REPORTS / name)
     if not run or run == client.get_model_version(recipe.register_.name, version).run_id:
-        return None, f"Not compared with {against}, which has no run of its own."
+        return unknown(f"{against} has no run of its own")
     if name not in {file.path for file in client.list_artifacts(run)}:
-        return None, f"Not compared with {against}, whose run {run} has no {name}."
+        return unknown(f"the run of {against}, {run}, has no {name}")
     with tempfile.TemporaryDirectory() as folder:
         try:
             theirs = predictions.read(Path(client.download_artifacts(run, name, folder)))
         except Problem as error:
-            return None, f"Not compared with {against}: {error}."
+            return unknown(str(error))
     both = ours.join(theirs["predicted"], rsuffix="_b", how="inner")
     if both.empty:
-        return None, f"Not compared with {against}: the two were measured on no image in common."
+        return unknown(f"{against} was measured on no image that this one was measured on")
     labels, groups, new, old = (both[column].to_numpy(str) for column in ("class", "group", "predicted", "predicted_b"))
     weights = measures.group_weights(labels, groups, recipe.evaluate.bootstrap, recipe.seed)
     test = measures.mcnemar(new == labels, old == labels)

@@ -1,5 +1,6 @@
 """Whether a model may serve: what was measured of each of its files against gate.yaml, and against the champion."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Check:
 
 
 def verdict(
-    measured: Report, gate: Gate, regression: Estimate | None, class_keys: Sequence[str], malignancy: bool = True
+    measured: Report, gate: Gate, regression: Estimate | str | None, class_keys: Sequence[str], malignancy: bool = True
 ) -> list[Check]:
     """Judges a model: each file that may serve, and what holds of both.
 
@@ -35,7 +36,8 @@ def verdict(
         measured: reports/metrics.json.
         gate: the bounds.
         regression: the balanced accuracy of the new model minus the champion's on the same images, from
-            `metrics.paired_bootstrap`; None where there is no champion to compare with.
+            `metrics.paired_bootstrap`; None where there is no champion to compare with; where there is one, and they
+            cannot be compared, why.
         class_keys: the recipe's classes.
         malignancy: whether some of them are malignant and some are not.
 
@@ -149,11 +151,16 @@ def _of(bound: Bound, end: str, measured: Estimate) -> str:
     return f", the {end} end of {measured}" if bound.of == "interval" else ""
 
 
-def _no_regression(difference: Estimate, allowed: float) -> Check:
-    """Fails on a drop larger than allowed, and on any drop that is surely one: an interval wholly below zero."""
+def _no_regression(difference: Estimate | str, allowed: float) -> Check:
+    """Fails on a drop larger than allowed, on any that is surely one (an interval wholly below zero), and where nobody
+    knows whether it is worse than the champion, unless any drop is allowed."""
+    name = "balanced accuracy, new − champion"
+    if isinstance(difference, str):
+        bound = f"≥ {-allowed:.4f}, and not known: {difference} (max_regression: 1 waives it)"
+        return Check(name, math.nan, bound, allowed == 1)
     interval = f"{difference.low:+.4f} to {difference.high:+.4f}"
     return Check(
-        "balanced accuracy, new − champion",
+        name,
         difference.value,
         f"≥ {-allowed:.4f}, and its interval ({interval}) not wholly below 0",
         difference.value >= -allowed and difference.high >= 0,

@@ -498,19 +498,35 @@ def test_one_of_a_split_and_one_of_folds_are_compared_by_what_was_said(
     assert "balanced accuracy, new − champion" in {check["name"] for check in registration()["checks"]}
 
 
-def test_without_an_image_that_both_were_measured_on_nothing_is_compared(project: Path) -> None:
+def test_where_the_champion_cannot_be_compared_with_the_gate_refuses_unless_it_allows_any_drop(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = r"refuses version 2\. It falls short in: balanced accuracy, new − champion\. .* version 1 stays champion"
     learn_from_all(SAID)
     Path("reports/predictions.csv").unlink()
     register.main()
     write_model(BETTER)
     learn_from_all({image: key for image, key in SAID.items() if key == "pro"})
+    with pytest.raises(Problem, match=refused):
+        register.main()
+    why = r"the run of champion version 1, \w+, has no predictions\.csv"
+    assert re.fullmatch(rf"Not compared with champion version 1: {why}\.", registration()["note"])
+    row = rf"nan  FAILS  ≥ -0\.0200, and not known: {why} \(max_regression: 1 waives it\)"
+    assert re.search(row, capsys.readouterr().out)
+    assert [check["name"] for check in registration()["checks"] if check["value"] is None] == [
+        "balanced accuracy, new − champion"
+    ]
+
+    write_recipe(mode="enforce", max_regression=1.0)
+    learn_from_all({image: key for image, key in SAID.items() if key == "pro"})
     register.main()
-    note = registration()["note"]
-    assert re.fullmatch(r"Not compared with champion version 1, whose run \w+ has no predictions\.csv\.", note)
+    assert aliases() == {"champion": "2", "previous": "1"}
+    write_recipe(mode="enforce", max_regression=0.02)
     write_model(GOOD + 2)
     learn_from_all({image: key for image, key in SAID.items() if key == "pre"})
-    register.main()
-    assert registration()["note"].endswith("version 2: the two were measured on no image in common.")
+    with pytest.raises(Problem, match="refuses version 3"):
+        register.main()
+    assert registration()["note"].endswith("champion version 2 was measured on no image that this one was measured on.")
     Path("reports/predictions.csv").write_text("path\n")
     write_model(GOOD + 3)
     with pytest.raises(Problem, match="it needs image, class, group, predicted"):
