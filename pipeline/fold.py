@@ -1,6 +1,6 @@
 """Trains the recipe with one fold held out, and asks both model files of that training about it.
 
-Reads:  data/prepared/, data/folds/folds.csv, params
+Reads:  data/prepared/, data/folds/folds.csv, data/features/ (for the recipe's own seed), params
 Writes: data/folds/<seed>-<fold>/: the two files, fp32.onnx and int8.onnx, with no temperature and an unscaled
         unlikeness; what each said, fp32.npz and int8.npz (pipeline.model_file.out_of_fold reads them)
 Run:    python -m pipeline.fold FOLD SEED
@@ -32,7 +32,8 @@ def main() -> None:
     arguments.add_argument("seed", type=int)
     options = arguments.parse_args()
     fold, seed = options.fold, options.seed
-    recipe = params.load().model_copy(update={"seed": seed})
+    project = params.load()
+    recipe = project.model_copy(update={"seed": seed})
     pixels, frame = prepared.read()
     sides = folds.read(frame)
     if str(fold) not in sides:
@@ -47,8 +48,9 @@ def main() -> None:
     state = own / stage.state_key(params.until(recipe, "fine_tune"), prepared.digest(), stage.sha256(folds.SIDES))
     stage.drop_others(state)
     print(f"fold {fold}, seed {seed}: {len(train)} images are trained on, {len(test)} held out", flush=True)
-    whole = refit.refit(recipe, frame, state / "training")
+    whole = refit.refit(recipe, frame, state / "training", views_of=project if seed == project.seed else None)
 
+    print("exporting the model, and asking both of its files", flush=True)
     low_level = inference.low_level(whole, pixels, train.index.to_numpy())
     space = calibration.fit_unlikeness(low_level, train["label"].to_numpy(), recipe.calibrate.components)
     proto = to_onnx.to_onnx(graph.contract_function(whole, 1.0, space), recipe.prepare.image_size, whole.weights)
@@ -56,12 +58,15 @@ def main() -> None:
     files = {"fp32": proto, "int8": quantise.quantise(proto, pixels[chosen])}
     seen = np.sort(rng.permutation(train.index)[:SEEN])
     indexed = train.iloc[similar_index.choose(train["label"].to_numpy(), seed)]
+    learnt = np.union1d(seen, indexed.index)
 
     with stage.writing(folds.folder(fold, seed)) as folder:
         folder.mkdir()
         for precision, made in files.items():
-            ask = partial(onnx_model.answers, open_session(made.SerializeToString(), 1), batch=32, threads=cpus())
-            of_seen, of_indexed = (ask(pixels[rows], ("embedding",))["embedding"] for rows in (seen, indexed.index))
+            session = open_session(made.SerializeToString(), 1)
+            ask = partial(onnx_model.answers, session, batch=onnx_model.BATCH, threads=cpus())
+            embedding = ask(pixels[learnt], ("embedding",))["embedding"]
+            of_seen, of_indexed = (embedding[np.searchsorted(learnt, rows)] for rows in (seen, indexed.index))
             answers = ask(pixels[test.index], OUTPUTS)
             arrays: dict[str, Any] = answers | {"rows": test.index.to_numpy(), "seen": of_seen, "seen_rows": seen}
             np.savez(folder / f"{precision}.npz", allow_pickle=False, **arrays)

@@ -1,6 +1,6 @@
 """Opens a model file and runs many images through it, with plain onnxruntime and the contract in the file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,23 @@ from pipeline.stage import Problem, progress, require
 
 FP32 = Path("models/leukdetect.onnx")
 INT8 = Path("models/leukdetect.int8.onnx")
+BATCH = 4  # images: the maps of more do not fit in the processor's cache, which costs a tenth
+
+Alter = Callable[[np.ndarray], np.ndarray]  # rows, int [n], to altered images uint8 [n, S, S, 3]
+
+
+@dataclass(frozen=True)
+class Altered:
+    """Images that are altered as they are read, so that all processors do it, and no altered copy fills memory."""
+
+    rows: np.ndarray  # int [N]
+    alter: Alter
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        return self.alter(self.rows[some])
 
 
 @dataclass(frozen=True)
@@ -25,33 +42,33 @@ class OnnxModel:
     session: onnxruntime.InferenceSession
 
     def predict(
-        self, images: np.ndarray, outputs: tuple[str, ...] = ("probabilities",), batch: int = 32
+        self, images: np.ndarray | Altered, outputs: tuple[str, ...] = ("probabilities",)
     ) -> dict[str, np.ndarray]:
-        """As `answers`, many images at once, and a batch on each processor."""
-        return answers(self.session, images, outputs, batch, self.path.name, runtime.cpus())
+        """As `answers`, a few images at once on each processor."""
+        return answers(self.session, images, outputs, BATCH, self.path.name, runtime.cpus())
 
-    def predicted(self, images: np.ndarray) -> np.ndarray:
+    def predicted(self, images: np.ndarray | Altered) -> np.ndarray:
         """The class of each image: int [N]."""
         return np.asarray(self.predict(images)["probabilities"].argmax(1))
 
 
 def answers(
     session: onnxruntime.InferenceSession,
-    images: np.ndarray,
+    images: np.ndarray | Altered,
     outputs: Sequence[str],
     batch: int = 1,
     description: str = "answers",
     threads: int = 1,
 ) -> dict[str, np.ndarray]:
     """Runs uint8 [N, S, S, 3], also a memory map, through a graph: float32 [N, …] for each name in `outputs`."""
-    size = max(1, min(batch, -(-len(images) // threads)))
+    count = -(-len(images) // max(1, min(batch, -(-len(images) // threads))))
+    ends = np.arange(count + 1) * len(images) // count  # of about equal batches: one image alone is rounded otherwise
 
-    def run(start: int) -> list[np.ndarray]:
-        return runtime.run(session, np.ascontiguousarray(images[start : start + size]), outputs)
+    def run(start: int, end: int) -> list[np.ndarray]:
+        return runtime.run(session, np.ascontiguousarray(images[start:end]), outputs)
 
-    starts = range(0, len(images), size)
     with ThreadPoolExecutor(threads) as pool:
-        parts = list(progress(pool.map(run, starts), description, len(starts), "batch"))
+        parts = list(progress(pool.map(run, ends, ends[1:]), description, count, "batch"))
     return {name: np.concatenate(arrays) for name, arrays in zip(outputs, zip(*parts, strict=True), strict=True)}
 
 

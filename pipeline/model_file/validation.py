@@ -39,9 +39,9 @@ def answers(
                 quantise.rescale_unlikeness(made, limit / scale)
             session = open_session(made.SerializeToString(), 1)
             seen = np.random.default_rng(recipe.seed).permutation(rows.index)[: len(said.seen[0])]
-            own = onnx_model.answers(session, pixels[seen], ("embedding",), batch=32, threads=cpus())["embedding"]
+            own = onnx_model.answers(session, pixels[seen], ("embedding",), onnx_model.BATCH, threads=cpus())
             outputs = said.calibrated(temperature, limit).outputs
-            found[precision] = {name: outputs[name] for name in OBSERVED}, Folds(said.fold, said.seen, own)
+            found[precision] = {name: outputs[name] for name in OBSERVED}, Folds(said.fold, said.seen, own["embedding"])
         else:
             if precision == "int8":
                 session = open_session(made.SerializeToString())

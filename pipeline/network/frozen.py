@@ -6,7 +6,6 @@ On a CPU that is onnxruntime, which folds batch normalisation into the convoluti
 import keras
 import tensorflow as tf
 
-from leukdetect.runtime import cpus
 from pipeline.network import classifier, to_onnx, views
 from pipeline.network.views import Forward
 from pipeline.params import Params
@@ -24,11 +23,11 @@ def base_model(recipe: Params) -> keras.Model:
 
 
 def forward(recipe: Params) -> Forward:
-    """A function from images, uint8 [n, S, S, 3], to the outputs of `stored_tensors`."""
+    """A function from images, uint8 [n, S, S, 3], to the outputs of `stored_tensors`; for several threads at once."""
     whole, outputs = stored_tensors(recipe)
     if tf.config.list_logical_devices("GPU"):
         return tensorflow(whole, outputs)
-    return views.session(graph(whole, outputs), cpus())
+    return views.session(graph(whole, outputs), threads=1)
 
 
 def stored_tensors(recipe: Params) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from leukdetect.runtime import cpus
 from pipeline import cluster, params, stage
 from pipeline.ahead import ahead
 from pipeline.data import prepared
@@ -24,8 +25,8 @@ from pipeline.network import stored, views
 from pipeline.network.views import Batch, Stored, Work
 from pipeline.params import Params
 
-BATCH = 32
-AHEAD = 4  # batches
+BATCH = 4  # images: the maps of more do not fit in the processor's cache
+AHEAD = 4  # batches, beside one for each processor
 STATE = stage.STATE / "features"
 CODE = [
     Path(__file__).with_name(f"{name}.py")
@@ -36,7 +37,7 @@ CODE = [
 def ensure(recipe: Params) -> None:
     """Fills `data/features` unless it holds what this recipe, these images and this code give."""
     made = stored.FEATURES / stored.RECORD.name
-    if not made.is_file() or stage.read_json(made, "features")["key"] != _key(recipe):
+    if not made.is_file() or stage.read_json(made, "features")["key"] != _key(recipe, prepared.digest()):
         print(f"{stored.FEATURES} is not here, or of another recipe: it is made first")
         fill(recipe)
 
@@ -49,7 +50,7 @@ def fill(recipe: Params) -> None:
     wanted = recipe.features.views
 
     state = _state(recipe)
-    done = len(list((state / "inputs").glob("view-*.npy")))
+    done = min((len(list(folder.glob("view-*.npy"))) for folder in state.glob("*/")), default=0)
     if done:
         print(f"going on after view {done} of {wanted}")
     with _computing(recipe) as compute:
@@ -57,22 +58,52 @@ def fill(recipe: Params) -> None:
             stored.write(state, f"view-{number:02}.npy", len(train), compute(_batches(pixels, train, number)))
         stored.write(state, "val.npy", len(val), compute(_batches(pixels, val, None)))
     if val.empty:  # every image is trained on; `val.npy` is there all the same, since it says that the views are whole
-        for view in sorted(state.glob("*/view-00.npy")):
+        for view in _first(state):
             with stage.writing(view.with_name("val.npy")) as path:
                 np.save(path, np.load(view, mmap_mode="r")[:0])
     stage.write_json(state / stored.RECORD.name, {"key": state.name, "views": wanted})
     with stage.writing(stored.FEATURES) as folder:
         state.rename(folder)
 
-    _, inputs = stored.read("inputs")
-    what = "images" if inputs.dtype == np.uint8 else f"activations {inputs.shape[1:]} in float16"
+    what = ", ".join(f"{view.parent.name} {np.load(view, mmap_mode='r').shape[1:]}" for view in _first(stored.FEATURES))
     size = sum(file.stat().st_size for file in stored.FEATURES.rglob("*.npy")) / 2**20
     print(f"{wanted} views of {len(train)} images, and {len(val)} as they are: {what}, {size:.0f} MiB")
 
 
+def take(recipe: Params, folder: Path) -> None:
+    """Fills the `data/features` of another folder with views from here, which is filled first if need be: those of an
+    image do not depend on which others there are.
+
+    Args:
+        recipe: of this folder.
+        folder: the other one, of the same recipe; its split.csv has a row for each of this one's, trains on some of the
+            images that this one trains on, and has no validation split.
+    """
+    ensure(recipe)
+    split = folder / prepared.PREPARED / "split.csv"
+    mine, theirs = prepared.read()[1]["split"], pd.read_csv(split)["split"]
+    rows = np.flatnonzero(theirs[mine == "train"] == "train")
+    with stage.writing(folder / stored.FEATURES) as made:
+        for file in sorted(stored.FEATURES.glob("*/*.npy")):
+            copy = made / file.relative_to(stored.FEATURES)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            views = np.load(file, mmap_mode="r")
+            np.save(copy, views[:0] if file.name == "val.npy" else views[rows])
+        key = _key(params.load(folder / params.PARAMS_FILE), stage.sha256(split))
+        record = {"key": key, "views": recipe.features.views}
+        stage.write_json(made / stored.RECORD.name, record)
+    stage.write_json(folder / stored.RECORD, record)
+
+
+def _first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/view-00.npy"))
+
+
 def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterator[Batch]:
-    for start in range(0, len(rows), BATCH):
-        some = rows.iloc[start : start + BATCH]
+    count = -(-len(rows) // BATCH)
+    ends = np.arange(count + 1) * len(rows) // max(1, count)  # about equal: one image alone is rounded otherwise
+    for start, end in pairwise(ends):
+        some = rows.iloc[start:end]
         yield Batch(view, pixels[some.index], some["sha256"].tolist())
 
 
@@ -80,8 +111,10 @@ def _batches(pixels: np.ndarray, rows: pd.DataFrame, view: int | None) -> Iterat
 def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[Stored]]]:
     """Yields a function from batches to the arrays to store of each, which runs here or on a Ray cluster."""
     address = os.environ.get(cluster.ADDRESS)
-    work, forward = Work(recipe.augment, recipe.seed), None
-    if recipe.features.weights != "none" or recipe.fine_tune.trainable_from != "all":
+    scratch = recipe.features.weights == "none"
+    work = Work(recipe.augment, recipe.seed, images=scratch or recipe.fine_tune.epochs > 0)
+    forward = None
+    if not scratch or recipe.fine_tune.trainable_from != "all":
         from pipeline.network import frozen  # here: importing TensorFlow takes longer than making a view
 
         if address:
@@ -93,16 +126,15 @@ def _computing(recipe: Params) -> Iterator[Callable[[Iterable[Batch]], Iterator[
         with cluster.connected(address, views.on_a_worker, work) as over:
             yield over
     else:
-        with ThreadPoolExecutor() as pool:  # a few batches are augmented ahead, on the same cores as the network
+        with ThreadPoolExecutor(cpus()) as pool:
 
-            def augmented(batch: Batch) -> Future[np.ndarray]:
-                return pool.submit(views.augmented, work, batch)
+            def begin(batch: Batch) -> Future[Stored]:
+                return pool.submit(views.stored, forward, work, batch)
 
-            store = partial(views.stored, forward)
-            yield lambda batches: map(store, ahead(batches, augmented, Future.result, lambda: AHEAD))
+            yield lambda batches: ahead(batches, begin, Future.result, lambda: cpus() + AHEAD)
 
 
-def _key(recipe: Params) -> str:
+def _key(recipe: Params, data: str) -> str:
     weights = recipe.features.weights
     file = stage.sha256(Path(weights)) if Path(weights).is_file() else weights
     code = (stage.sha256(path) for path in CODE)
@@ -111,14 +143,14 @@ def _key(recipe: Params) -> str:
         recipe.fine_tune.trainable_from,
         str(recipe.fine_tune.epochs > 0),
         file,
-        prepared.digest(),
+        data,
         *code,
     )
 
 
 def _state(recipe: Params) -> Path:
     """The folder of finished views, which outlives an interruption; those of other recipes or data are removed."""
-    state = STATE / _key(recipe)
+    state = STATE / _key(recipe, prepared.digest())
     stage.drop_others(state)
     state.mkdir(parents=True, exist_ok=True)
     for half in state.glob("*/.*"):  # left by a process killed in the middle of a view

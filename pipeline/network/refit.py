@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import stage
 from pipeline.data import prepared
+from pipeline.network import precompute
 from pipeline.params import PARAMS_FILE, Params
 from pipeline.stage import Problem
 
@@ -21,10 +22,13 @@ ROOT = Path(__file__).parents[2]
 STAGES = {"features": "data/features.json", "train_head": "models/head.keras", "fine_tune": "models/model.keras"}
 
 
-def refit(recipe: Params, frame: pd.DataFrame, folder: Path) -> "keras.Model":
+def refit(recipe: Params, frame: pd.DataFrame, folder: Path, views_of: Params | None = None) -> "keras.Model":
     """Runs the training stages with these rows of split.csv, and returns the whole model.
 
     The folder has its own MLflow beside it. A stage that was done before an interruption is not done again.
+
+    Args:
+        views_of: this project's recipe, where it trains on all rows by the same seed: the views are taken from it.
 
     Raises Problem if a stage fails.
     """
@@ -43,8 +47,13 @@ def refit(recipe: Params, frame: pd.DataFrame, folder: Path) -> "keras.Model":
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder.parent.resolve()}/mlflow.db",
         "PYTHONPATH": str(ROOT),
     }
+    if views_of and not (folder / STAGES["features"]).exists():
+        precompute.take(views_of, folder)
     for name, output in STAGES.items():
-        if (folder / output).exists():  # made before an interruption
+        if name == "fine_tune" and not recipe.fine_tune.epochs:
+            continue  # it would leave what train_head made
+        made = folder / output
+        if made.exists():  # made before an interruption
             continue
         done = subprocess.run([sys.executable, "-m", f"pipeline.{name}"], cwd=folder, env=environment, check=False)
         if done.returncode != 0:
@@ -53,4 +62,4 @@ def refit(recipe: Params, frame: pd.DataFrame, folder: Path) -> "keras.Model":
             )
     import keras  # only now, since TensorFlow takes seconds, and memory that the stages needed
 
-    return keras.models.load_model(folder / STAGES["fine_tune"], compile=False)
+    return keras.models.load_model(made, compile=False)

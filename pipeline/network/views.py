@@ -28,10 +28,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """What all batches share. `graph` is the frozen part of the network; None: the images themselves are stored."""
+    """What all batches share. `graph` is the frozen part of the network; None: nothing is frozen."""
 
     augment: Augment
     seed: int
+    images: bool = True  # themselves are stored as `inputs`, where the frozen part does not give those
     graph: np.ndarray | None = None  # uint8: an ONNX file's bytes
     sha256: str = ""  # of them
 
@@ -51,17 +52,18 @@ def on_a_worker(work: Work, batch: Batch) -> Stored:
     """The arrays to store of a batch, computed on one processor of a cluster."""
     if work.graph is not None and work.sha256 not in _received:
         _received[work.sha256] = session(work.graph.tobytes(), threads=1)
-    return stored(_received.get(work.sha256), augmented(work, batch))
+    return stored(_received.get(work.sha256), work, batch)
 
 
-def stored(forward: Forward | None, images: np.ndarray) -> Stored:
-    """The outputs of `forward`, all but `pooled` in float16; the images themselves are `inputs` if it has none.
+def stored(forward: Forward | None, work: Work, batch: Batch) -> Stored:
+    """The outputs of `forward` for a batch's view, all but `pooled` in float16, and the images where `work` says so.
 
     Raises Problem if float16 cannot hold them.
     """
+    images = augmented(work, batch)
     found = forward(images) if forward else {}
     stored = {what: values if what == "pooled" else _halved(values) for what, values in found.items()}
-    return stored if "inputs" in stored else {"inputs": images, **stored}
+    return stored if "inputs" in stored or not work.images else {"inputs": images, **stored}
 
 
 def _halved(values: np.ndarray) -> np.ndarray:

@@ -84,6 +84,32 @@ def test_where_all_images_are_trained_on_the_validation_views_are_there_and_empt
     assert (views.shape, val.shape) == ((3, 50, 32, 32, 3), (0, 32, 32, 3))
 
 
+def test_a_fold_takes_the_views_that_it_would_make(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Path("data/prepared/split.csv")
+    table.write_text(table.read_text().replace(",val\n", ",train\n"))
+    fold = project / "fold"
+    shutil.copytree(project / "data", fold / "data")
+    rows = pd.read_csv(fold / table, dtype=str, keep_default_na=False)
+    rows.loc[7:30:5, "split"], rows.loc[40:43, "split"] = "test", "embargo"
+    rows.to_csv(fold / table, index=False)
+    shutil.copy("params.yaml", fold)
+    recipe = params.load()
+    precompute.take(recipe, fold)  # made here first, where they are not
+    taken = stored_views.read("inputs")[0]
+
+    monkeypatch.chdir(fold)
+    views, val = stored()
+    assert (views.shape, val.shape) == ((3, 41, 32, 32, 3), (0, 32, 32, 3))
+    record = stored_views.RECORD.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(precompute, "fill", None)
+        precompute.ensure(recipe)
+    features.main()
+    assert np.array_equal(views, stored()[0])
+    assert stored_views.RECORD.read_bytes() == record
+    assert len(taken[0]) == 50
+
+
 KILLED = """
 import os, signal
 from pipeline import features
@@ -210,6 +236,10 @@ def test_what_is_stored_of_a_pretrained_base_is_what_keras_computes(pretrained: 
     assert np.allclose(pooled_views[1, :5], expected["pooled"], rtol=1e-4, atol=1e-5)
     assert pooled_val.shape == (10, 2048)
     assert val.shape == (10, 2, 2, 512)
+    # Where only the head is trained, nothing reads what lies at the cut, nor the images.
+    precompute.fill(pretrained.model_copy(update={"fine_tune": pretrained.fine_tune.model_copy(update={"epochs": 0})}))
+    assert {path.name for path in stored_views.FEATURES.iterdir()} == {"pooled", "features.json"}
+    assert np.array_equal(pooled_views, stored("pooled")[0])
 
 
 def test_onnxruntime_agrees_with_tensorflow(pretrained: params.Params) -> None:
