@@ -1,7 +1,9 @@
-"""Reads ahead: begins work on the next items while a result is being used."""
+"""Reads ahead: begins work on the next items while a result is being used; or works beside the caller."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,3 +25,13 @@ def ahead(
             yield end(under_way.popleft())
     while under_way:
         yield end(under_way.popleft())
+
+
+@contextmanager
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """A thread that does one job after the other; those that it has not begun when the block ends are dropped."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -8,13 +8,13 @@ Writes: reports/metrics.json, reports/headline.json (for `dvc metrics`), reports
 Run:    python -m pipeline.evaluate
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import params, stage
+from pipeline.ahead import beside
 from pipeline.data import prepared, smears
 from pipeline.data.source import read_source
 from pipeline.evaluation import (
@@ -53,20 +53,21 @@ def main() -> None:
     held = held_out.measure(recipe, fp32, int8, images, split)
     test, rows, ours, ours_int8 = held.test, held.rows, held.fp32.answers, held.int8.answers
     cells = smears.cell_masks(rows["path"], images.shape[1], seed) if source["source"] == "demo" else None
-    with ThreadPoolExecutor(1) as beside, stage.writing(FIGURES) as folder:
-        explained = beside.submit(held_out.explained, held, seed, cells)  # takes as long as all else
+    both = (fp32, held.fp32), (int8, held.int8)
+    with beside() as asking, stage.writing(FIGURES) as folder:  # asking the models takes longer than all else
+        print(f"{len(rows)} held-out images: tests of the maps, foreign images, then the shortcut audit", flush=True)
+        explained = asking.submit(held_out.explained, held, seed, cells)
         foreign = out_of_distribution.kinds(test.pixels, seed, options.other_laboratory)
+        abstains = [asking.submit(abstention.measure, file, of.answers, test, foreign) for file, of in both]
+        by_slice = slices.table(test, ours.predicted)
+        audit = {
+            name: asking.submit(shortcuts.ask, name, held.fp32.predict, alter, test, ours.predicted)
+            for name, alter in shortcuts.experiments(test, options.corner).items()
+        }
         by_colour = held.baseline(baselines.colours)
         by_corner = held.baseline(partial(baselines.corners, share=options.corner))
-        abstains = [
-            abstention.measure(file, of.answers, test, foreign) for file, of in ((fp32, held.fp32), (int8, held.int8))
-        ]
-        sets = [
-            prediction_sets.coverage(
-                of.answers, test, of.set_thresholds, fp32.contract.classes, recipe.calibrate.set_error
-            )
-            for of in (held.fp32, held.int8)
-        ]
+        classes, error = fp32.contract.classes, recipe.calibrate.set_error
+        sets = [prediction_sets.coverage(of.answers, test, of.set_thresholds, classes, error) for _, of in both]
         measured = Measured(
             split=split_sizes(split),
             out_of_fold=held.out_of_fold,
@@ -77,22 +78,19 @@ def main() -> None:
             colour_only=classification.hits(by_colour, test.labels, len(keys), test.weights),
             margin_over_colour=metrics.paired_bootstrap(test.labels, ours.predicted, by_colour, test.weights),
             mcnemar_over_colour=metrics.mcnemar(ours.predicted == test.labels, by_colour == test.labels),
-            audit=shortcuts.Shortcuts(
-                corner_only=classification.hits(by_corner, test.labels, len(keys), test.weights),
-                **shortcuts.measure(held.fp32.predict, test, ours.predicted, options.corner),
-            ),
             calibration=calibration.calibration(ours, held.fp32.temperature, test, fp32.contract.temperature),
             operating_point=calibration.operating_point(ours, test, malignant, fp32.contract, options.prevalence),
-            abstention=metrics.Both(fp32=abstains[0], int8=abstains[1]),
+            abstention=metrics.Both(fp32=abstains[0].result(), int8=abstains[1].result()),
             prediction_sets=metrics.Both(fp32=sets[0], int8=sets[1]),
             patients=patients.both(ours, ours_int8, test, fp32.contract) if options.label_of == "patient" else None,
             limits_at_ends=limits.at_ends(fp32.contract, recipe.calibrate),
             cross_validation=learning_curve.read(learning_curve.key(recipe, prepared.digest())),
         )
-        by_slice = slices.table(test, ours.predicted)
         folder.mkdir()
         draw.write(folder, fp32.contract, test, ours, measured, history, cells)
-        report = Report(**dict(measured), explanations=explained.result())
+        corner_only = classification.hits(by_corner, test.labels, len(keys), test.weights)
+        changed = shortcuts.Shortcuts(corner_only=corner_only, **{name: each.result() for name, each in audit.items()})
+        report = Report(**dict(measured), audit=changed, explanations=explained.result())
         draw.write_explanations(folder, report)
 
     stage.write_json(METRICS, report.plain())

@@ -13,9 +13,9 @@ from leukdetect import contract, images
 from leukdetect.contract import Contract
 from leukdetect.decision import ReasonCode, decide
 from pipeline.data import prepared
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, nuclei
 from pipeline.model_file.onnx_model import OnnxModel
-from pipeline.stage import Problem
+from pipeline.stage import Problem, progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,11 @@ class Sample:
     labels: np.ndarray  # int [N]
     groups: np.ndarray  # [N], of `prepared.numbers`
     weights: np.ndarray  # [1 + R, N], of `metrics.group_weights`
+
+    @cached_property
+    def stained(self) -> np.ndarray:
+        """Bool [N, S, S]: each image's nuclei."""
+        return np.stack([nuclei.nuclei(image) for image in progress(self.pixels, "nuclei")])
 
 
 @dataclass(frozen=True, eq=False)

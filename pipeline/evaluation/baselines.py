@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 
+from leukdetect.runtime import cpus
 from pipeline import stage
 
 Images = Iterable[np.ndarray]  # uint8 [S, S, 3] each
@@ -20,8 +21,9 @@ def predict(
 
 def of_features(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
     """The same of what was seen already, [n, K] and [m, K]: [m]."""
-    forest = RandomForestClassifier(n_estimators=500, random_state=seed)
-    return np.asarray(forest.fit(train, labels).predict(test))
+    forest = RandomForestClassifier(n_estimators=500, random_state=seed, n_jobs=cpus()).fit(train, labels)
+    forest.n_jobs = 1  # several threads add the trees' votes in any order, and so round them otherwise
+    return np.asarray(forest.predict(test))
 
 
 def colours(images: Images) -> np.ndarray:
@@ -30,7 +32,8 @@ def colours(images: Images) -> np.ndarray:
     On the public four-class set a forest on them is right on about nine images of ten.
     """
     progress = stage.progress(images, "colour-only baseline")
-    return np.array([np.concatenate([image.mean((0, 1)), image.std((0, 1))]) for image in progress])
+    planes = (np.ascontiguousarray(image.reshape(-1, 3).T) for image in progress)  # many times faster than its axes
+    return np.array([np.concatenate([each.mean(1), each.std(1)]) for each in planes])
 
 
 def corners(images: Images, share: float) -> np.ndarray:

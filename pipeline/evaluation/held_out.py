@@ -18,7 +18,7 @@ from pipeline.evaluation.answers import Answers, Sample
 from pipeline.evaluation.explanations import Explanations
 from pipeline.evaluation.spread import OutOfFold
 from pipeline.model_file import calibration, out_of_fold, prediction_sets
-from pipeline.model_file.onnx_model import OnnxModel
+from pipeline.model_file.onnx_model import Alter, Altered, OnnxModel
 from pipeline.params import Params
 
 
@@ -29,7 +29,7 @@ class File:
     answers: Answers
     set_thresholds: np.ndarray  # of the prediction sets, [C] or [N, C]
     temperature: float | np.ndarray  # or [N, 1]
-    predict: Callable[[np.ndarray], np.ndarray]  # altered copies of these images to classes [N]
+    predict: Callable[[Alter], np.ndarray]  # the classes of these images, altered: [N]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,11 @@ def _by_split(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
         sets = model.contract.prediction_sets
         assert sets is not None, "pipeline.export writes version 2, which has them"
         said = answers.answer(model, test.pixels)
-        return File(said, np.array(sets.thresholds), model.contract.temperature, model.predicted)
+
+        def predict(alter: Alter) -> np.ndarray:
+            return model.predicted(Altered(np.arange(len(rows)), alter))
+
+        return File(said, np.array(sets.thresholds), model.contract.temperature, predict)
 
     def baseline(look: Callable[[baselines.Images], np.ndarray]) -> np.ndarray:
         learnt = [images[i] for i in train.index], train["label"].to_numpy()
@@ -101,10 +105,11 @@ def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
             for one in recipe.estimate.folds
         ]
 
-        def predict(altered: np.ndarray) -> np.ndarray:
-            classes = np.empty(len(altered), int)
+        def predict(alter: Alter) -> np.ndarray:
+            classes = np.empty(len(fold), int)
             for one in recipe.estimate.folds:
-                classes[fold == one] = model_of(one, model).predicted(altered[fold == one])
+                mine = np.flatnonzero(fold == one)
+                classes[mine] = model_of(one, model).predicted(Altered(mine, alter))
             return classes
 
         thresholds = np.array([limits[one].prediction_sets.thresholds for one in fold])

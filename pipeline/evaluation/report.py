@@ -42,7 +42,7 @@ class Split(Section):
 
 
 class Measured(Section):
-    """All but the tests of the maps, which take longest."""
+    """All but what the model is asked anew for, which takes longest."""
 
     split: Split
     out_of_fold: Annotated[
@@ -56,7 +56,6 @@ class Measured(Section):
     colour_only: Annotated[Hits, Field(description="a random forest that sees six numbers of colour")]
     margin_over_colour: Annotated[Estimate, Field(description="of balanced accuracy")]
     mcnemar_over_colour: McNemar
-    audit: Shortcuts
     calibration: Calibration
     operating_point: Annotated[
         OperatingPoint | None, Field(description="where some classes are malignant and some are not")
@@ -76,6 +75,7 @@ class Report(Measured):
     """reports/metrics.json."""
 
     model_config = ConfigDict(json_schema_extra={"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    audit: Shortcuts
     explanations: Explanations
 
     def headline(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Each experiment changes the test images, and asks the model again. `MEANING` says how to read each number.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from pipeline.evaluation import metrics, nuclei
 from pipeline.evaluation.answers import Sample
 from pipeline.evaluation.classification import Hits
 from pipeline.evaluation.metrics import Estimate, Section
+from pipeline.model_file.onnx_model import Alter
 
 MEANING = {  # title, and how to read the number
     # Baselines: predictions of something that never sees a cell.
@@ -59,33 +60,30 @@ class Shortcuts(Section):
     cells_masked: Changed
 
 
-def measure(
-    predict: Callable[[np.ndarray], np.ndarray], sample: Sample, before: np.ndarray, corner: float
-) -> dict[str, Changed]:
-    """Each experiment's result, by name.
+def ask(name: str, predict: Callable[[Alter], np.ndarray], alter: Alter, sample: Sample, before: np.ndarray) -> Changed:
+    """One experiment's result.
 
     Args:
-        predict: uint8 [N, S, S, 3] to classes [N].
-        before: its predictions for the sample as it is, [N].
-        corner: the masked corner's side, as a share.
+        predict: the classes [N] of all images, altered.
+        before: of the sample as it is, [N].
     """
-    result = {}
-    for name, changed in experiments(sample.pixels, corner):
-        predicted = predict(changed)
-        result[name] = Changed(
-            balanced_accuracy=metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
-            changed=metrics.estimate_mean(predicted != before, sample.weights),
-        )
-    return result
+    print(f"asking again: {MEANING[name][0].lower()}", flush=True)
+    predicted = predict(alter)
+    return Changed(
+        balanced_accuracy=metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
+        changed=metrics.estimate_mean(predicted != before, sample.weights),
+    )
 
 
-def experiments(pixels: np.ndarray, corner: float) -> Iterator[tuple[str, np.ndarray]]:
-    """Changed copies of uint8 [N, S, S, 3], one after the other, since together they might not fit in memory."""
-    yield "corner_masked", mask_corner(pixels, corner)
-    yield "grey", grey(pixels)
-    cells = nuclei.cells(pixels)
-    yield "background_median", _paint(pixels, ~cells, of=~cells)
-    yield "cells_masked", _paint(pixels, cells, of=~cells)
+def experiments(sample: Sample, corner: float) -> dict[str, Alter]:
+    """What each experiment makes of images, by name; `corner`: the masked corner's side, as a share."""
+    pixels, cells = sample.pixels, nuclei.cells(sample.stained)
+    return {
+        "corner_masked": lambda rows: mask_corner(pixels[rows], corner),
+        "grey": lambda rows: grey(pixels[rows]),
+        "background_median": lambda rows: _paint(pixels[rows], ~cells[rows], of=~cells[rows]),
+        "cells_masked": lambda rows: _paint(pixels[rows], cells[rows], of=~cells[rows]),
+    }
 
 
 def mask_corner(pixels: np.ndarray, share: float) -> np.ndarray:

@@ -27,7 +27,7 @@ def table(sample: Sample, predicted: np.ndarray) -> pd.DataFrame:
         "brightness": _quartiles(brightness),
         "sharpness": _quartiles(sharpness),
         "darkest in the corner": _quartiles(corner),  # a scale bar, or its style
-        "nuclei in the field": _quartiles([nuclei.count(image) for image in sample.pixels]),
+        "nuclei in the field": _quartiles([nuclei.count(each) for each in sample.stained]),
         "group": sample.groups,
     }
     rows = []

@@ -79,7 +79,7 @@ def test_each_images_answers_are_those_of_the_model_that_did_not_see_it(recipe: 
         np.testing.assert_allclose(ours.probabilities[image], softmax(np.log(plain) / temperature), atol=1e-5)
         np.testing.assert_allclose(ours.embedding[image], asked(one, image, "embedding"), rtol=1e-6)
         np.testing.assert_allclose(ours.cam[image], asked(one, image, "cam"), rtol=1e-5, atol=1e-4)
-    assert np.array_equal(found.fp32.predict(PIXELS), ours.predicted)
+    assert np.array_equal(found.fp32.predict(PIXELS.__getitem__), ours.predicted)
     assert found.rows.index.tolist() == SPLIT.index.tolist()
     for (model, mine), one in zip(found.models(), range(K), strict=True):
         assert np.array_equal(mine, one == FOLD)
