@@ -60,7 +60,7 @@ def main() -> None:
         print(
             f"\npage      {address}/\nAPI       {address}/docs\nmetrics   {address}/metrics\n"
             f"MLflow    make mlflow-ui, then http://localhost:5000\n"
-            "git       dvc.lock and reports/headline.json are now of what this machine made; git checkout has ours again"
+            "git       dvc.lock and reports/headline.json are of what this machine made; git checkout has ours again"
         )
         if not options.once:
             print("\nserving until Ctrl-C", flush=True)
