@@ -83,6 +83,6 @@ def history() -> pd.DataFrame:
         if not path.is_file():
             raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
         phases.append(pd.read_csv(path).assign(phase=phase))
-    frame = pd.concat(phases, ignore_index=True)
+    frame = pd.concat([phase for phase in phases if len(phase)], ignore_index=True)  # none, where a phase has no epochs
     frame["step"] = np.arange(1, len(frame) + 1)
     return frame[["step", "phase", "epoch", "loss", "val_loss", "accuracy", "val_accuracy"]]
