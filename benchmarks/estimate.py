@@ -3,7 +3,8 @@
 The trial: a fifth of the groups is left out of everything. On the rest the estimate is made, out of fold, with its
 interval over groups; a model learns from all the rest; then the left-out fifth is looked at, once. Five trials, each
 with another fifth, so how often the interval holds is known to about a fifth. An interval over groups is of their mean;
-a fifth of them scatters about it too, with five times the variance in all. By presets/all4_moments.yaml.
+a fifth of them scatters about it too, with five times the variance in all. By presets/all4_moments.yaml
+with a linear head, which takes seconds.
 
 The recipes: where the base ends, how its maps are pooled and which head reads them, each over five folds and three
 seeds, every image held out once a seed; the base is frozen, as in phase 1. In all images the corner with the scale bar
@@ -15,7 +16,7 @@ class, from other images of these blocks, beside what the largest block would gi
 
 Reads:  a folder of four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/estimate.json, and prints the tables
-Run:    python -m benchmarks.estimate [--demo]     (about 10 minutes; --demo: on the demo's images, at 64 px)
+Run:    python -m benchmarks.estimate [--demo]     (about half an hour; --demo: on the demo's images, at 64 px)
 """
 
 import argparse
@@ -55,13 +56,13 @@ class Variant(NamedTuple):
     head: str
 
 
-BEST = Variant("conv3_block4_out", "moments", "linear")
+TRIED = Variant("conv3_block4_out", "moments", "linear")  # in the trials
 VARIANTS = (
     Variant("conv5_block3_out", "average", "paper"),
     Variant("conv4_block6_out", "average", "paper"),
     Variant("conv3_block4_out", "average", "paper"),
     Variant("conv3_block4_out", "moments", "paper"),
-    BEST,
+    TRIED,
     Variant("conv2_block3_out", "moments", "linear"),
 )
 
@@ -85,12 +86,12 @@ def main() -> None:
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
-        found = {variant: features(recipe, variant, pixels) for variant in VARIANTS}
-        layers = {layer: features(recipe, Variant(layer, "moments", "linear"), pixels) for layer in LAYERS}
+        asked = [variant[:2] for variant in VARIANTS] + [(layer, "moments") for layer in LAYERS]
+        found = {each: features(recipe, Variant(*each, head="linear"), pixels) for each in dict.fromkeys(asked)}
     result = {
-        "sessions": {layer: session(values, rows, recipe) for layer, values in layers.items()},
-        "trials": [trial(number, found[BEST], rows, recipe) for number in range(TRIALS)],
-        "recipes": {" ".join(variant): compared(variant, values, rows, recipe) for variant, values in found.items()},
+        "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in LAYERS},
+        "trials": [trial(number, found[TRIED[:2]], rows, recipe) for number in range(TRIALS)],
+        "recipes": {" ".join(each): compared(each, found[each[:2]], rows, recipe) for each in VARIANTS},
     }
     stage.write_json(training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json"), result)
     print(tables(result))
@@ -157,9 +158,9 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
     predicted = np.full(len(rows), -1)
     for fold, side in enumerate(folds.held_out(inner, recipe.prepare, FOLDS, recipe.seed).to_numpy().T):
         learns, asked = kept[side == "train"], kept[side == "test"]
-        predicted[asked] = answers(recipe, BEST, values, labels, learns, asked, fold)
+        predicted[asked] = answers(recipe, TRIED, values, labels, learns, asked, fold)
     left = np.flatnonzero(outer == "test")
-    predicted[left] = answers(recipe, BEST, values, labels, kept, left, FOLDS)
+    predicted[left] = answers(recipe, TRIED, values, labels, kept, left, FOLDS)
     promised, kept_to = (interval(rows.iloc[some], predicted[some], recipe) for some in (kept, left))
     print(f"trial {number}: promised {promised}, then {kept_to} on {len(left)} images", flush=True)
     groups = rows["group"].iloc[left].nunique()

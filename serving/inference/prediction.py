@@ -61,7 +61,7 @@ class Prediction(Answer):
     """The answer to one image."""
 
     request_id: str
-    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")  # type: ignore[assignment]  # no `brief`
+    reasons: list[ReasonAnswer] = Field(description="why it refers; empty for report")  # type: ignore[assignment]  # the library's, without `brief`
     image: ImageIdentity
     model: ModelIdentity
     timings_ms: Timings
