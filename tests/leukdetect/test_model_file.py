@@ -1,7 +1,6 @@
 import base64
 import hashlib
 import io
-import resource
 import threading
 import zipfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from leukdetect.registry import Located
 from leukdetect.runtime import cpus
 from tests import tiny_model
 from tests.leukdetect.formats.pictures import encoded, photograph
+from tests.memory import forget_peak, peak
 
 
 def load(path: Path) -> model_file.Model:
@@ -176,10 +176,11 @@ def test_an_index_of_a_version_that_unpacks_to_much_more_costs_this_process_noth
     file = onnx.load(tmp_path / contract.FILES["int8"])
     file.metadata_props.add(key=similar.METADATA_KEY, value=entry)
     onnx.save(file, tmp_path / contract.FILES["int8"])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     with pytest.raises(model_file.RefusedError, match=r"index of similar cases cannot be read .*it has 640 MB"):
         model_file.load(came(tmp_path))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 50_000  # kB
+    assert peak() < before + 50e6
 
 
 def test_more_memory_than_a_trial_may_take_is_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,6 @@ Each mutation comes of the seed and its number alone. A finding ends the campaig
 import argparse
 import contextlib
 import json
-import os
-import resource
 import socket
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from leukdetect.images import ImageError
 from tests import tiny_model
 from tests.load.mutations import SEEDS, mutate
 from tests.load.structures import NUMBERS, structured
+from tests.memory import peak, resident
 from tests.project import ROOT
 from tests.server import Server, running
 
@@ -109,11 +108,6 @@ class Campaign:
         return f"{self.name}: {self.number} mutations, slowest {self.slowest:.2f} s, memory {held}; {most}"
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def decoder(campaign: Campaign) -> None:
     """Files of every format against the decoder under its budget: pixels, or a reason, in time."""
     kinds = sorted(SEEDS)
@@ -141,8 +135,8 @@ def decoder(campaign: Campaign) -> None:
         if time.monotonic() - wall > 60:
             raise campaign.found("a minute for one image")
         if campaign.number % 50 == 0:
-            campaign.remember(resident(os.getpid()))
-        if (highest := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) > MOST:
+            campaign.remember(resident())
+        if (highest := peak()) > MOST:
             raise campaign.found(f"{highest / 1e6:.0f} MB")
 
 

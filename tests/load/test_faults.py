@@ -27,6 +27,7 @@ from tests import tiny_model
 from tests.conftest import require
 from tests.load.clients import IMAGES, Tally, asking
 from tests.load.mutations import SEEDS, mutate
+from tests.memory import resident
 from tests.server import ROOT, Server, running
 
 pytestmark = [
@@ -47,11 +48,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def resident_bytes(server: Server) -> int:
-    pages = Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def ended_three_times_under_load(model_file: Path, folder: Path, end: Callable[[Server], object]) -> Tally:
@@ -140,7 +136,7 @@ def test_ten_thousand_mutated_images_crash_nothing_and_grow_nothing(mutating: Se
             else:
                 assert answer.json()["detail"]
             if (number := next(count)) % 1000 == 0:
-                sizes[number] = resident_bytes(mutating)
+                sizes[number] = resident(mutating.process.pid)
 
         an_image_is_answered_or_refused_with_a_reason()
     assert next(count) >= 10_000
@@ -249,7 +245,7 @@ def test_fifty_swaps_under_load_fail_no_request(registry: Mlflow, tmp_path: Path
             client.set_registered_model_alias("leukdetect", "champion", versions[swap % 3])
             answer = httpx.post(f"{server.url}/admin/reload", headers=admin, timeout=30)
             assert answer.json()["result"] == "switched", answer.text
-            sizes.append(resident_bytes(server))
+            sizes.append(resident(server.process.pid))
     assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
     assert set(tally.versions) == set(versions)
     assert sizes[-1] < sizes[10] + 30e6, sizes

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from leukdetect.runtime import cpus
 from serving.request.auth import Key, digest_of
 from serving.settings import Settings
 from tests import tiny_model
+from tests.memory import resident
 from tests.server import ROOT, running, write_keys
 
 BLUE = tiny_model.jpeg((60, 60, 200))
@@ -149,10 +149,10 @@ def wait_until_closed(url: str) -> None:
 def test_the_metrics_tell_the_memory_and_the_threads_of_the_process(model_file: Path, tmp_path: Path) -> None:
     with running(tmp_path, "--model", str(model_file)) as server:
         metrics = httpx.get(f"{server.url}/metrics").text.splitlines()
-        pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+        held = resident(server.process.pid)
     told = dict(line.rsplit(" ", 1) for line in metrics)
     assert float(told["leukdetect_threads"]) == cpus()
-    assert float(told["leukdetect_resident_bytes"]) == pytest.approx(pages * resource.getpagesize(), rel=0.2)
+    assert float(told["leukdetect_resident_bytes"]) == pytest.approx(held, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import http.client
 import json
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -22,6 +21,7 @@ from serving.request.auth import Key, digest_of
 from serving.request.connections import HEAD_SECONDS, MAX_FIELDS, MAX_HEAD_BYTES
 from tests import tiny_model
 from tests.conftest import require
+from tests.memory import resident
 from tests.server import Server, running, write_keys
 
 BLUE = tiny_model.jpeg((60, 60, 200))
@@ -341,15 +341,12 @@ def test_memory_does_not_grow_with_refused_heads_and_handshakes(server: Server) 
     handshake = HOST + WEBSOCKET + b"\r\n"
     long = HOST + b"A: aaaa\r\n" * 100_000
 
-    def resident() -> int:
-        return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
     def all_refused(times: int) -> None:
         for _ in range(times):
             assert answers(server, handshake * 20)[-1] == 200
             assert answers(server, long) == [431]
 
     all_refused(10)
-    before = resident()
+    before = resident(server.process.pid)
     all_refused(40)
-    assert resident() - before < 16e6
+    assert resident(server.process.pid) - before < 16e6
