@@ -17,9 +17,11 @@ class, from other images of these blocks, beside what the largest block would gi
 Reads:  a folder of four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/estimate.json, and prints the tables
 Run:    python -m benchmarks.estimate [--demo]     (about half an hour; --demo: on the demo's images, at 64 px)
+        python -m benchmarks.estimate --recipe conv4_block6_out attention paper     (adds one to the file)
 """
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -64,7 +66,7 @@ VARIANTS = (
     Variant("conv3_block4_out", "moments", "paper"),
     TRIED,
     Variant("conv2_block3_out", "moments", "linear"),
-)
+)  # those with attention learn from whole maps and take an hour: `--recipe` adds them
 
 
 def main() -> None:
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
     parser.add_argument("--demo", action="store_true", help="on rendered smears of virtual patients, at 64 px")
+    parser.add_argument("--recipe", nargs=3, metavar=Variant._fields, help="only this one, added to the file")
     options = parser.parse_args()
     needed = [options.weights] if options.demo else [options.folder, options.weights]
     if absent := [str(path) for path in needed if not path.exists()]:
@@ -86,14 +89,23 @@ def main() -> None:
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
-        asked = [variant[:2] for variant in VARIANTS] + [(layer, "moments") for layer in LAYERS]
+        variants = (Variant(*options.recipe),) if options.recipe else VARIANTS
+        asked = [variant[:2] for variant in variants]
+        if not options.recipe:
+            asked += [(layer, "moments") for layer in LAYERS]
         found = {each: features(recipe, Variant(*each, head="linear"), pixels) for each in dict.fromkeys(asked)}
-    result = {
-        "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in LAYERS},
-        "trials": [trial(number, found[TRIED[:2]], rows, recipe) for number in range(TRIALS)],
-        "recipes": {" ".join(each): compared(each, found[each[:2]], rows, recipe) for each in VARIANTS},
-    }
-    stage.write_json(training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json"), result)
+        recipes = {" ".join(each): compared(each, found[each[:2]], rows, recipe) for each in variants}
+    written = training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json")
+    if options.recipe:
+        result = json.loads(written.read_text())
+        result["recipes"] |= recipes
+    else:
+        result = {
+            "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in LAYERS},
+            "trials": [trial(number, found[TRIED[:2]], rows, recipe) for number in range(TRIALS)],
+            "recipes": recipes,
+        }
+    stage.write_json(written, result)
     print(tables(result))
 
 
@@ -105,11 +117,13 @@ def recipe_of(folder: Path, weights: Path, work: Path, demo: bool) -> dict[str, 
 
 
 def features(recipe: Params, variant: Variant, pixels: np.ndarray) -> np.ndarray:
-    """A variant's embedding, float32 [N, D], of uint8 [N, S, S, 3]."""
+    """What a variant's head learns from, of uint8 [N, S, S, 3]: embeddings [N, D], or maps [N, h, w, D] in float16."""
     whole = network(recipe, variant)
-    run = views.session(frozen.graph(whole, {"pooled": classifier.embedding(whole)}), cpus())
+    name, tensor = classifier.head_input(whole)
+    run = views.session(frozen.graph(whole, {name: tensor}), cpus())
+    dtype = np.float16 if name == "maps" else np.float32
     starts = stage.progress(range(0, len(pixels), 32), variant.last_layer, unit="batch")
-    return np.concatenate([run(pixels[start : start + 32])["pooled"] for start in starts])
+    return np.concatenate([run(pixels[start : start + 32])[name].astype(dtype) for start in starts])
 
 
 def network(recipe: Params, variant: Variant) -> keras.Model:
@@ -180,7 +194,7 @@ def answers(
     keras.utils.set_random_seed(recipe.seed + turn)
     whole, phase = network(recipe, variant), recipe.train_head
     head = compiled(
-        keras.Model(classifier.embedding(whole), whole.output), keras.optimizers.Adam(rate(phase, len(learns)))
+        keras.Model(classifier.head_input(whole)[1], whole.output), keras.optimizers.Adam(rate(phase, len(learns)))
     )
     known = labels[learns]
     weights = class_weights(known, phase.class_weights)

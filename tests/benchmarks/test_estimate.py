@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import estimate
 from pipeline import params
+from pipeline.network import classifier
 from tests.project import ROOT
 
 RECIPE = params.load(ROOT / "presets/all4.yaml")
@@ -63,3 +64,20 @@ def test_what_is_left_out_is_looked_at_once_after_the_estimate(
     assert not any(left & (learns | asked) for learns, asked in folds)
     assert not any(learns & asked for learns, asked in asked_of)
     assert set().union(*(asked for _, asked in folds)) == learnt
+
+
+def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    def network(recipe: object, variant: estimate.Variant) -> object:
+        return classifier.build(32, 4, pooling=variant.pooling, last_layer=variant.last_layer, head=variant.head)
+
+    monkeypatch.setattr(estimate, "network", network)
+    labels = np.arange(64) % 4
+    pixels = np.random.default_rng(0).integers(0, 60, (64, 32, 32, 3), np.uint8)
+    pixels[:, :16, :16] += (60 * labels)[:, None, None, None].astype(np.uint8)
+    learns, asked = np.arange(48), np.arange(48, 64)
+    for pooling, shape in {"attention": (64, 8, 8, 256), "average": (64, 256)}.items():
+        variant = estimate.Variant("conv2_block3_out", pooling, "linear")
+        values = estimate.features(RECIPE, variant, pixels)
+        assert values.shape == shape
+        answers = estimate.answers(RECIPE, variant, values, labels, learns, asked, turn=0)
+        assert (answers == labels[asked]).mean() > 0.5
