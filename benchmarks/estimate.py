@@ -79,29 +79,32 @@ def main() -> None:
     needed = [options.weights] if options.demo else [options.folder, options.weights]
     if absent := [str(path) for path in needed if not path.exists()]:
         raise Problem(f"{' and '.join(absent)}: absent, so nothing is estimated; give --folder and --weights")
+    written = training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json")
+    if options.recipe and not written.is_file():
+        raise Problem(f"{written}: absent, so there is nothing to add to; run it once without --recipe")
+    variants, layers = ((Variant(*options.recipe),), ()) if options.recipe else (VARIANTS, LAYERS)
     with tempfile.TemporaryDirectory() as made:
         work, weights = Path(made), options.weights.resolve()
         os.chdir(training.ROOT)
-        training.write(recipe_of(options.folder.resolve(), weights, work, options.demo), work)
+        own = recipe_of(options.folder.resolve(), weights, work, options.demo)
+        for variant in variants:
+            params.parse(own | {"model": own["model"] | variant._asdict()})  # refuses what no recipe may say
+        training.write(own, work)
         for name in ("fetch", "validate", "prepare"):
             training.run_stage(name, work)
         os.chdir(work)
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
-        variants = (Variant(*options.recipe),) if options.recipe else VARIANTS
-        asked = [variant[:2] for variant in variants]
-        if not options.recipe:
-            asked += [(layer, "moments") for layer in LAYERS]
+        asked = [variant[:2] for variant in variants] + [(layer, "moments") for layer in layers]
         found = {each: features(recipe, Variant(*each, head="linear"), pixels) for each in dict.fromkeys(asked)}
         recipes = {" ".join(each): compared(each, found[each[:2]], rows, recipe) for each in variants}
-    written = training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json")
     if options.recipe:
         result = json.loads(written.read_text())
         result["recipes"] |= recipes
     else:
         result = {
-            "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in LAYERS},
+            "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in layers},
             "trials": [trial(number, found[TRIED[:2]], rows, recipe) for number in range(TRIALS)],
             "recipes": recipes,
         }

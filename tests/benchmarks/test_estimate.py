@@ -1,5 +1,7 @@
 """benchmarks/estimate.py: what it calls session is session, and what is left out of a trial takes no part in it."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from benchmarks import estimate
 from pipeline import params
 from pipeline.network import classifier
+from pipeline.stage import Problem
 from tests.project import ROOT
 
 RECIPE = params.load(ROOT / "presets/all4.yaml")
@@ -81,3 +84,27 @@ def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monk
         assert values.shape == shape
         answers = estimate.answers(RECIPE, variant, values, labels, learns, asked, turn=0)
         assert (answers == labels[asked]).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("conv4_block6_out atention paper", r"model\.pooling: .*'atention'"),
+        ("conv4_block6_out attention papr", r"model\.head: .*'papr'"),
+    ],
+)
+def test_a_recipe_that_does_not_exist_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, message: str
+) -> None:
+    asked = ["estimate", "--recipe", *recipe.split(), "--folder", str(tmp_path), "--weights", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", asked)
+    with pytest.raises(Problem, match=message):
+        estimate.main()
+
+
+def test_a_recipe_is_added_to_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate.training, "RESULTS", tmp_path)
+    asked = ["estimate", "--recipe", "conv4_block6_out", "attention", "paper"]
+    monkeypatch.setattr("sys.argv", [*asked, "--folder", str(tmp_path), "--weights", str(tmp_path)])
+    with pytest.raises(Problem, match=r"estimate\.json: absent, .*; run it once without --recipe"):
+        estimate.main()
