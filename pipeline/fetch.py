@@ -17,10 +17,9 @@ from pipeline.data.source import RAW, SOURCE
 from pipeline.stage import Problem
 
 
-@stage.alone(stage.STATE / "fetch")
+@stage.alone(sources.STATE)
 def main() -> None:
     recipe = params.load()
-    sources.STATE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work.", dir=sources.STATE) as name:
         work = Path(name)
         fetched = sources.BY_NAME[recipe.fetch.source](recipe, work)

@@ -4,8 +4,8 @@ import filecmp
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -25,7 +25,7 @@ class Label(NamedTuple):
     """Of an image: names that a class may list, the nearest first, and where it is to lie below its class."""
 
     names: Sequence[str]
-    place: PurePosixPath
+    place: Path
 
 
 def find_images(tree: Path, classes: Sequence[ClassParams], fetch: Fetch) -> tuple[dict[str, Path], Counter[str]]:
@@ -68,21 +68,18 @@ def find_images(tree: Path, classes: Sequence[ClassParams], fetch: Fetch) -> tup
     return images, left_out
 
 
-def _labels(tree: Path, fetch: Fetch, known: Iterable[str]) -> Callable[[Path], Label]:
+def _labels(tree: Path, fetch: Fetch, known: Collection[str]) -> Callable[[Path], Label]:
     """The way that the recipe names from an image's path below the source to its label."""
     if fetch.table is not None:
         return _by_table(tree / fetch.table)
     if fetch.label is not None:
         pattern = re.compile(fetch.label)
-        return lambda path: Label(
-            [found["label"]] if (found := pattern.search(path.as_posix())) else [], PurePosixPath(path.as_posix())
-        )
-    known = set(known)
+        return lambda path: Label([found["label"]] if (found := pattern.search(str(path))) else [], path)
 
     def by_folders(path: Path) -> Label:
         parts = path.parts[:-1]
         nearest = next((i for i in reversed(range(len(parts))) if _plain(parts[i]) in known), len(parts) - 1)
-        return Label(parts[::-1], PurePosixPath(*path.parts[nearest + 1 :]))
+        return Label(parts[::-1], Path(*path.parts[nearest + 1 :]))
 
     return by_folders
 
@@ -103,10 +100,9 @@ def _by_table(path: Path) -> Callable[[Path], Label]:
             raise Problem(f"{path}, line {line}: {image} has two labels or patients")
 
     def by_table(image: Path) -> Label:
-        whole = unicodedata.normalize("NFC", image.as_posix())
-        label, patient = rows.get(whole) or rows.get(PurePosixPath(whole).name) or ("", "")
-        place = PurePosixPath(quote(patient, safe=" "), whole) if patient else PurePosixPath(whole)
-        return Label([label] if label else [], place)
+        whole = Path(unicodedata.normalize("NFC", str(image)))
+        label, patient = rows.get(str(whole)) or rows.get(whole.name) or ("", "")
+        return Label([label] if label else [], quote(patient, safe=" ") / whole)
 
     return by_table
 

@@ -98,7 +98,10 @@ def thin(split: pd.Series, frame: pd.DataFrame, share: float, seed: int) -> pd.S
 def _units(frame: pd.DataFrame, prepare: Prepare, seed: int) -> tuple[pd.Series, dict[str, list[str]]]:
     """Each row's patient, or class and block; and the units of each class, in the order in which they are dealt out."""
     by_patient = prepare.patient is not None
-    units = frame["group"] if by_patient else _blocks(frame, prepare)
+    if by_patient:
+        units = frame["group"]
+    else:  # as text that sorts
+        units = frame["class"] + [f"-{number:09d}" for number in splits.block_numbers(frame["path"], prepare)]
     home = frame["class"].groupby(units).agg(lambda classes: classes.mode()[0])  # a patient may have several classes
     named = {}
     for key in sorted(home.unique()):
@@ -110,8 +113,3 @@ def _units(frame: pd.DataFrame, prepare: Prepare, seed: int) -> tuple[pd.Series,
 def _too_few(key: str, names: list[str], k: int, gap: int) -> Problem:
     unit = "blocks" if gap else "patients"
     return Problem(f"class {key} has {len(names)} {unit}: too few for {k} folds; take fewer folds")
-
-
-def _blocks(frame: pd.DataFrame, prepare: Prepare) -> pd.Series:
-    """Each row's class and block, as text that sorts."""
-    return frame["class"] + [f"-{number:09d}" for number in splits.block_numbers(frame["path"], prepare)]

@@ -1,13 +1,12 @@
 """Draws the slide: a white cell among red cells, as amounts of stain. `smears` says which arithmetic is allowed."""
 
-from dataclasses import dataclass, fields
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Morphology:
+class Morphology(NamedTuple):
     """What the white cell looks like."""
 
     radius: float
@@ -78,7 +77,7 @@ def morphology(class_key: str, patient: Draws, cell: Draws) -> Morphology:
     first = min(int(stage), len(CLASSES) - 2)
     a, b = MORPHOLOGY[CLASSES[first]], MORPHOLOGY[CLASSES[first + 1]]
     part = stage - first
-    return Morphology(*((1 - part) * getattr(a, f.name) + part * getattr(b, f.name) for f in fields(Morphology)))
+    return Morphology(*((1 - part) * x + part * y for x, y in zip(a, b, strict=True)))
 
 
 def surroundings(side: int, magnification: float, sitting: Draws, cell: Draws) -> np.ndarray:

@@ -23,7 +23,7 @@ from pipeline.data.smears import write_demo
 from pipeline.params import Params
 from pipeline.stage import Problem
 
-STATE = Path(".state/fetch")
+STATE = stage.STATE / "fetch"
 CHUNK = 1_000_000  # bytes; the progress bar counts them as MB
 TIMEOUT = (10, 60)  # s, to connect and between two chunks
 DAMAGE = (  # what unpacking a damaged archive raises, besides OSError

@@ -48,18 +48,16 @@ def _encoding(path: Path) -> str:
     """UTF-8, with a mark before it or not; UTF-16; or else what Excel writes in Western Europe."""
     with path.open("rb") as file:
         head = file.read(4)
-        if head in WORKBOOKS:
-            raise Problem(f"{path} is a workbook. Save it as CSV (in Excel: CSV UTF-8).")
-        if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "utf-16"
-        if b"\0" in head[:2]:
-            return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
-        file.seek(0)
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            while chunk := file.read(2**20):
-                decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return "cp1252"
+    if head in WORKBOOKS:
+        raise Problem(f"{path} is a workbook. Save it as CSV (in Excel: CSV UTF-8).")
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    if b"\0" in head[:2]:
+        return "utf-16-be" if head[:1] == b"\0" else "utf-16-le"
+    try:
+        with path.open(encoding="utf-8") as text:
+            while text.read(2**20):
+                pass
+    except UnicodeDecodeError:
+        return "cp1252"
     return "utf-8-sig"

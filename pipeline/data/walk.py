@@ -41,10 +41,9 @@ def image_files(tree: Path, left_out: Counter[str]) -> Iterator[Path]:
     Raises Problem: a folder cannot be read, or an image's name is not UTF-8.
     """
     seen: set[tuple[int, int]] = set()
-    folders: list[tuple[Path, str | None]] = [(tree, None)]  # and why nothing in it is wanted
-    linked: deque[Path] = deque()
-    while folders or linked:
-        folder, unwanted = folders.pop() if folders else (linked.popleft(), None)
+    queue: deque[tuple[Path, str | None]] = deque([(tree, None)])  # folders, and why nothing in one is wanted
+    while queue:
+        folder, unwanted = queue.popleft()
         try:
             found = folder.stat()
             if (found.st_dev, found.st_ino) in seen:
@@ -61,21 +60,17 @@ def image_files(tree: Path, left_out: Counter[str]) -> Iterator[Path]:
         below: list[tuple[Path, str | None]] = []
         for entry in inside:
             path, kind = Path(entry.path), _kind(entry)
-            if kind == "folder" and (why := unwanted or unwanted_folder(entry.name)):
+            if kind == "folder":
+                why = unwanted or unwanted_folder(entry.name)
                 if not entry.is_symlink():
                     below.append((path, why))
-            elif why := unwanted or litter(entry.name):
-                left_out[why] += 1
-            elif kind == "folder":
-                if entry.is_symlink():
-                    linked.append(path)
-                else:
-                    below.append((path, None))
-            elif why := _no_image(entry, kind):
+                elif not why:
+                    queue.append((path, None))
+            elif why := unwanted or litter(entry.name) or _no_image(entry, kind):
                 left_out[why] += 1
             else:
                 yield _utf8(path, tree)
-        folders += reversed(below)
+        queue.extendleft(reversed(below))
 
 
 def litter(name: str) -> str | None:
