@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
 from pipeline import sections
 from pipeline.stage import Problem
@@ -19,7 +19,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Params(sections.Section):
-    seed: Annotated[int, Field(ge=0)]
+    seed: NonNegativeInt
     classes: Annotated[list[sections.ClassParams], Field(min_length=2)]
     wording: sections.Wording
     fetch: sections.Fetch

@@ -3,10 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -80,19 +79,19 @@ class Fetch(Section):
 
 
 class Demo(Section):
-    patients: Positive
-    images_per_patient: Positive
+    patients: PositiveInt
+    images_per_patient: PositiveInt
     size: Annotated[int, Field(ge=32, le=512)]
 
 
 class Validate(Section):
-    min_side: Positive
-    max_side: Positive
-    min_images_per_class: Positive
+    min_side: PositiveInt
+    max_side: PositiveInt
+    min_images_per_class: PositiveInt
     max_imbalance: Annotated[float, Field(ge=1)]
     brightness: tuple[float, float]
-    min_sharpness: Annotated[float, Field(ge=0)]
-    max_broken: Annotated[int, Field(ge=0)]
+    min_sharpness: NonNegativeFloat
+    max_broken: NonNegativeInt
 
 
 class Fractions(Section):
@@ -113,7 +112,7 @@ class Prepare(Section):
     patient: str | None
     number: str
     fractions: Fractions
-    block: Positive
+    block: PositiveInt
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
 
     @model_validator(mode="after")
@@ -141,8 +140,8 @@ class Model(Section):
 
 
 class Estimate(Section):
-    folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=20)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    folds: Annotated[list[NonNegativeInt], Field(max_length=20)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _folds_are_numbered(self) -> Self:
@@ -165,28 +164,28 @@ class Augment(Section):
 
 class Features(Section):
     weights: str
-    views: Positive
+    views: PositiveInt
 
 
 class TrainHead(Section):
-    epochs: Positive
+    epochs: PositiveInt
     schedule: Literal["constant", "cosine"]
     learning_rate: Rate
-    batch_size: Positive
-    patience: Positive
+    batch_size: PositiveInt
+    patience: PositiveInt
     class_weights: bool
 
 
 class FineTune(Section):
     trainable_from: str
     batch_norm: Literal["frozen", "trained"]
-    epochs: Annotated[int, Field(ge=0)]
+    epochs: NonNegativeInt
     optimizer: Literal["adam", "adamw"]
     schedule: Literal["constant", "cosine"]
     learning_rate: Rate
     weight_decay: Share
-    batch_size: Positive
-    patience: Positive
+    batch_size: PositiveInt
+    patience: PositiveInt
     class_weights: bool
 
 
@@ -199,8 +198,8 @@ class Calibrate(Section):
 
 
 class Export(Section):
-    int8_images: Positive
-    golden_images: Positive
+    int8_images: PositiveInt
+    golden_images: PositiveInt
     golden_tolerance: Rate
 
 

@@ -332,16 +332,20 @@ def test_dhash_hardly_changes_with_size_and_compression_and_much_with_content(tm
     assert (survey.dhash(one) ^ survey.dhash(other)).bit_count() >= 16
 
 
-def test_the_manifest_reads_back_classes_and_hashes_that_look_like_something_else(tmp_path: Path) -> None:
+def test_the_manifest_reads_back_classes_and_hashes_that_look_like_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     row = ["null/1.png", "null", "1" * 64, "0000000000000012", 40, 40, "PNG", "1", 100.25, 3.5]
-    manifest.write(pd.DataFrame([row], columns=manifest.COLUMNS), tmp_path / "manifest.csv")
-    back = manifest.read(tmp_path / "manifest.csv").iloc[0]
+    manifest.write(pd.DataFrame([row], columns=manifest.COLUMNS))
+    back = manifest.read().iloc[0]
     assert [str(value) for value in back] == [str(value) for value in row]
 
 
-def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
+def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(stage.Problem, match=r"manifest\.csv is missing; `dvc repro validate` makes it"):
-        manifest.read(tmp_path / "manifest.csv")
+        manifest.read()
 
 
 def test_a_file_made_to_cost_is_named_with_why_and_the_others_are_used(
