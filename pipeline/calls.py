@@ -34,7 +34,7 @@ LIST, STUDY = Path("data/calls"), Path("data/study")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--read", type=Path, help="a list that a reader has filled in")
     parser.add_argument("--study", nargs="+", metavar="READER", help="readers to make a blinded study for")
     parser.add_argument("--most", type=int, default=100, help="images, at most")
@@ -61,21 +61,28 @@ def write_list(split: pd.DataFrame, held: HeldOut, labels: dict[str, str], most:
     """Writes LIST, the images with the most reasons first."""
     rows, keys, ours, theirs = held.rows, np.array(list(labels)), held.fp32.answers, held.int8.answers
     path_of = dict(zip(prepared.images(split), split["path"], strict=True))
-    near, alike = np.zeros((len(rows), 0), int), [list[str]() for _ in rows.index]
+    near: np.ndarray | None = None
+    alike = [list[str]() for _ in rows.index]
     for model, mine in held.models():
         if index := similar.read(model.session.get_modelmeta().custom_metadata_map, len(keys)):
             found = np.array([[row for row, _ in index.nearest(each)] for each in ours.embedding[mine]])
-            near = near if near.size else np.zeros((len(rows), found.shape[1]), int)
+            near = np.zeros((len(rows), found.shape[1]), int) if near is None else near
             near[mine] = index.classes[found]
             for place, each in zip(np.flatnonzero(mine), found, strict=True):
                 alike[place] = [path_of[index.ids[row]] for row in each]
-    why = calls.why(ours, theirs, rows["label"].to_numpy(), near if near.size else None)
+    why = calls.why(ours, theirs, rows["label"].to_numpy(), near)
     table = pd.DataFrame(
         {
-            **{"image": rows["path"].to_numpy(), "class": rows["class"].to_numpy(), "predicted": keys[ours.predicted]},
-            **{"confidence": ours.confidence.round(4), "int8_predicted": keys[theirs.predicted]},
-            **{"unlikeness": ours.unlikeness.round(3), "why": why, "similar": alike},
-            **{calls.READER: "", "note": ""},
+            "image": rows["path"].to_numpy(),
+            "class": rows["class"].to_numpy(),
+            "predicted": keys[ours.predicted],
+            "confidence": ours.confidence.round(4),
+            "int8_predicted": keys[theirs.predicted],
+            "unlikeness": ours.unlikeness.round(3),
+            "why": why,
+            "similar": alike,
+            calls.READER: "",
+            "note": "",
         }
     )
     chosen = sorted(table.index[table["why"] != ""], key=lambda i: -len(why[i].split()))[:most]
