@@ -12,7 +12,6 @@ Run:    python -m pipeline.calibrate
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
 from leukdetect import images
@@ -43,7 +42,7 @@ def main() -> None:
     space["scale"] = np.array(np.quantile(distance, settings.unlikeness_quantile), np.float32)
 
     looks = np.array([[*images.quality(pixels[row]), images.stain(pixels[row])] for row in train.index])
-    predicted = softmax(logits / limits.temperature, axis=1).argmax(axis=1)
+    predicted = logits.argmax(axis=1)
     result: dict[str, Any] = {
         "temperature": limits.temperature,
         "target_sensitivity": settings.target_sensitivity if recipe.tells_malignancy else None,

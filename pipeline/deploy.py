@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("environment", help="the alias that its servers watch")
     parser.add_argument("--server", required=True, nargs="+", action="extend", help="their addresses")
     which = parser.add_mutually_exclusive_group()

@@ -27,7 +27,7 @@ SEEN = 1000  # training images whose embeddings are kept: what the held-out ones
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("fold", type=int)
     arguments.add_argument("seed", type=int)
     options = arguments.parse_args()

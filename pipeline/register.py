@@ -95,7 +95,7 @@ def main(base: str | None = None, dry_run: bool = False) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", help="the revision whose gate.yaml judges; the main branch unless given")
     parser.add_argument("--dry-run", action="store_true", help="say what the gate would do, and move no champion")
     return parser.parse_args()

@@ -12,7 +12,6 @@ has one row whatever is added to the folder meanwhile. An image that cannot be u
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def main() -> None:
         total, todo = jobs.begin(options.out, job)
         remaining = sum(rows for _, rows in todo)
         started, done = time.monotonic(), total - remaining
-        with tqdm(total=total, initial=done, unit="image", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(total=total, initial=done, unit="image", disable=None) as bar:
             for rows in jobs.score_parts(options.out, job, model, todo, options.ray, bar.update):
                 done += rows
                 if bar.disable:  # in a log: a line a part
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="a folder, a CSV file with a column `path`, or s3://bucket/prefix")
     parser.add_argument("--out", type=Path, required=True, help="the folder for the answers; go on with what is there")
     parser.add_argument("--root", help="where a CSV file's relative paths start; else its own folder")

@@ -184,4 +184,4 @@ def sha256(path: Path) -> str:
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "image") -> Iterable[Item]:
     """A progress bar on stderr, only if that is a terminal, so that logs stay short."""
-    return tqdm(items, desc=description, total=total, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+    return tqdm(items, desc=description, total=total, unit=unit, disable=None, leave=False)

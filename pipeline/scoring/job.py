@@ -42,7 +42,7 @@ def begin(out: Path, job: Job) -> tuple[int, list[tuple[int, int]]]:
     for half_written in out.glob(".part-*"):  # by a process that was killed
         shutil.rmtree(half_written, ignore_errors=True)
     for part in range(groups.num_row_groups):
-        rows, file = groups.row_group(part).num_rows, out / _name(part)
+        rows, file = groups.row_group(part).num_rows, out / part_name(part)
         try:
             whole = file.is_file() and pq.read_metadata(file).num_rows == rows
         except pa.ArrowInvalid:  # after a power failure
@@ -59,7 +59,7 @@ def score_parts(
 ) -> Iterator[int]:
     """Writes the parts one after the other; yields how many images each has, once it is written."""
     for (part, rows), table in zip(todo, _tables(out / LISTING, job, model, todo, ray, seen), strict=True):
-        with stage.writing(out / _name(part)) as path:
+        with stage.writing(out / part_name(part)) as path:
             pq.write_table(table.replace_schema_metadata(_metadata(job)), path, compression="zstd")
         yield rows
 
@@ -70,7 +70,7 @@ def summary(out: Path, job: Job, now: int, seconds: float) -> str:
     decisions: Counter[str | None] = Counter()
     reasons: Counter[str] = Counter()
     for part in range(listed.num_row_groups):
-        table = pq.read_table(out / _name(part), columns=["decision", "reasons"])
+        table = pq.read_table(out / part_name(part), columns=["decision", "reasons"])
         decisions.update(table["decision"].to_pylist())
         reasons.update(reason for each in table["reasons"].to_pylist() for reason in each or ())
     why = f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons.most_common())})" if reasons else ""
@@ -144,7 +144,7 @@ def _metadata(job: Job) -> dict[bytes, bytes]:
     return {METADATA_KEY: json.dumps(asdict(job)).encode()}
 
 
-def _name(part: int) -> str:
+def part_name(part: int) -> str:
     return f"part-{part:05}.parquet"
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from leukdetect.contract import Contract
 from pipeline import stage
 from pipeline.data import splits
-from pipeline.scoring.job import LISTING
+from pipeline.scoring.job import LISTING, part_name
 
 FILE = "patients.csv"
 
@@ -23,7 +23,7 @@ def write(out: Path, pattern: str, contract: Contract) -> Path:
     shares = [f"p_{key}" for key in keys] + ["p_malignant"]
     sums = pd.DataFrame()
     for part in range(pq.read_metadata(out / LISTING).num_row_groups):
-        rows = pq.read_table(out / f"part-{part:05}.parquet", columns=["path", "decision", *shares]).to_pandas()
+        rows = pq.read_table(out / part_name(part), columns=["path", "decision", *shares]).to_pandas()
         rows["patient"] = [splits.find(pattern, "patient", path) for path in rows["path"]]
         counts = rows.assign(images=1, unusable=rows["decision"].isna(), referred=rows["decision"] == "refer")
         mine = counts.groupby("patient")[["images", "unusable", "referred", *shares]].sum()
