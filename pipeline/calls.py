@@ -63,7 +63,7 @@ def write_list(split: pd.DataFrame, held: HeldOut, labels: dict[str, str], most:
     path_of = dict(zip(prepared.images(split), split["path"], strict=True))
     near: np.ndarray | None = None
     alike = [list[str]() for _ in rows.index]
-    for model, mine in held.models():
+    for model, mine in held.fp32.models():
         if index := similar.read(model.session.get_modelmeta().custom_metadata_map, len(keys)):
             found = np.array([[row for row, _ in index.nearest(each)] for each in ours.embedding[mine]])
             near = np.zeros((len(rows), found.shape[1]), int) if near is None else near

@@ -32,6 +32,10 @@ class Sample:
         """Bool [N, S, S]: each image's nuclei."""
         return np.stack([nuclei.nuclei(image) for image in progress(self.pixels, "nuclei")])
 
+    def only(self, rows: np.ndarray) -> "Sample":
+        """Some of the images: bool [N], or their places."""
+        return Sample(self.pixels[rows], self.labels[rows], self.groups[rows], self.weights[:, rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -62,9 +66,9 @@ class Answers:
 
     def only(self, rows: np.ndarray) -> "Answers":
         """Those to some of the images: bool [N]."""
-        few = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        arrays = {field.name: few[field.name] for field in fields(self) if field.name in few}
-        return replace(self, **arrays, reasons=[self.reasons[row] for row in np.flatnonzero(rows).tolist()])
+        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        few = {name: value[rows] for name, value in whole.items() if isinstance(value, np.ndarray)}
+        return replace(self, **few, reasons=[self.reasons[row] for row in np.flatnonzero(rows).tolist()])
 
 
 class Maps(NamedTuple):
@@ -101,22 +105,23 @@ def check(rows: pd.DataFrame, stored: np.ndarray, model: OnnxModel, keys: Sequen
 
 def answer(model: OnnxModel, pixels: np.ndarray) -> Answers:
     """Runs uint8 [N, S, S, 3] through a model file, and decides on each image as the server does."""
-    return decided(model.predict(pixels, contract.OUTPUTS), pixels, model.contract)
+    return decided(model.predict(pixels, contract.OUTPUTS), pixels, [model.contract] * len(pixels))
 
 
-def decided(outputs: dict[str, np.ndarray], pixels: np.ndarray, limits: Contract) -> Answers:
-    """What the server would decide on images uint8 [N, S, S, 3], with a contract's limits, from a file's OUTPUTS."""
+def decided(outputs: dict[str, np.ndarray], pixels: np.ndarray, limits: Sequence[Contract]) -> Answers:
+    """What the server would decide on images uint8 [N, S, S, 3] from a file's OUTPUTS, with each image's own limits."""
     decisions = [
-        decide(p, float(u), *images.quality(image), images.stain(image), limits)
-        for p, u, image in zip(outputs["probabilities"], outputs["unlikeness"], pixels, strict=True)
+        decide(p, float(u), *images.quality(image), images.stain(image), mine)
+        for p, u, image, mine in zip(outputs["probabilities"], outputs["unlikeness"], pixels, limits, strict=True)
     ]
     probabilities = outputs["probabilities"].astype(np.float64)
-    point, p_malignant = limits.thresholds.malignant, None
-    if point is not None:
-        p_malignant = probabilities[:, [c.malignant for c in limits.classes]].sum(1)
+    p_malignant = malignant = None
+    if limits[0].thresholds.malignant is not None:
+        p_malignant = probabilities[:, [c.malignant for c in limits[0].classes]].sum(1)
+        malignant = p_malignant >= np.array([each.thresholds.malignant for each in limits])
     return Answers(
         p_malignant=p_malignant,
-        malignant=None if p_malignant is None else p_malignant >= point,
+        malignant=malignant,
         reasons=[{reason.code for reason in each.reasons} for each in decisions],
         **(outputs | {"probabilities": probabilities}),
     )

@@ -4,8 +4,8 @@ With one split, the model files answer the test split. With `estimate.folds` eve
 saw no group of its own, while the model files learnt from all: theirs are the same recipe's trainings on fewer images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,19 +29,25 @@ class File:
     answers: Answers
     set_thresholds: np.ndarray  # of the prediction sets, [C] or [N, C]
     temperature: float | np.ndarray  # or [N, 1]
-    predict: Callable[[Alter], np.ndarray]  # the classes of these images, altered: [N]
+    models: Callable[[], Iterator[tuple[OnnxModel, np.ndarray]]]  # each with the images that it answers for: bool [N]
+
+    def predict(self, alter: Alter) -> np.ndarray:
+        """The classes of these images, altered: int [N]."""
+        classes = np.empty(len(self.answers.probabilities), int)
+        for model, mine in self.models():
+            classes[mine] = model.predicted(Altered(np.flatnonzero(mine), alter))
+        return classes
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Images, the answers of both precisions, and the models that answer."""
+    """Images, and what both precisions said of them."""
 
     rows: pd.DataFrame  # of split.csv
     test: Sample
     fp32: File
     int8: File
     baseline: Callable[[Callable[[baselines.Images], np.ndarray]], np.ndarray]  # what it sees of images to classes [N]
-    models: Callable[[], Iterator[tuple[OnnxModel, np.ndarray]]]  # FP32; the images each answers for: bool [N]
     out_of_fold: OutOfFold | None = None
 
 
@@ -52,10 +58,9 @@ def measure(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray
 
 def explained(held: HeldOut, seed: int, cells: np.ndarray | None) -> Explanations:
     """Tests of one model's maps, on the images that it answers for; with folds, the first one's, of no temperature."""
-    model, mine = next(held.models())
-    test = replace(held.test, **{name: getattr(held.test, name)[mine] for name in ("pixels", "labels", "groups")})
-    test = replace(test, weights=held.test.weights[:, mine])
-    return explanations.measure(model, test, held.fp32.answers.only(mine), seed, None if cells is None else cells[mine])
+    model, mine = next(held.fp32.models())
+    test, said = held.test.only(mine), held.fp32.answers.only(mine)
+    return explanations.measure(model, test, said, seed, None if cells is None else cells[mine])
 
 
 def _by_split(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray, split: pd.DataFrame) -> HeldOut:
@@ -66,18 +71,14 @@ def _by_split(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
     def file(model: OnnxModel) -> File:
         sets = model.contract.prediction_sets
         assert sets is not None, "pipeline.export writes version 2, which has them"
-        said = answers.answer(model, test.pixels)
-
-        def predict(alter: Alter) -> np.ndarray:
-            return model.predicted(Altered(np.arange(len(rows)), alter))
-
-        return File(said, np.array(sets.thresholds), model.contract.temperature, predict)
+        said, every = answers.answer(model, test.pixels), np.ones(len(rows), bool)
+        return File(said, np.array(sets.thresholds), model.contract.temperature, lambda: iter([(model, every)]))
 
     def baseline(look: Callable[[baselines.Images], np.ndarray]) -> np.ndarray:
         learnt = [images[i] for i in train.index], train["label"].to_numpy()
         return baselines.predict(look, *learnt, test.pixels, recipe.seed)
 
-    return HeldOut(rows, test, file(fp32), file(int8), baseline, lambda: iter([(fp32, np.ones(len(rows), bool))]))
+    return HeldOut(rows, test, file(fp32), file(int8), baseline)
 
 
 def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarray, split: pd.DataFrame) -> HeldOut:
@@ -86,34 +87,22 @@ def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
     said = {
         model.contract.precision: out_of_fold.read(recipe, split, model.contract.precision) for model in (fp32, int8)
     }
-    seed, fold, sides = recipe.estimate.seeds[0], said["fp32"].fold, folds.read(split)
-
-    def model_of(number: int, model: OnnxModel) -> OnnxModel:
-        path = folds.folder(number, seed) / f"{model.contract.precision}.onnx"
-        return OnnxModel(path, model.contract, runtime.open_session(path, 1))
+    fold, sides = said["fp32"].fold, folds.read(split)
 
     def file(model: OnnxModel) -> File:
         mine = said[model.contract.precision]
-        limits = _limits_by_others(recipe, said["fp32"], mine, test.labels, model.contract)
-        temperature = np.array([[limits[one].temperature] for one in fold])
-        scale = np.array([_others(mine, one, recipe) for one in recipe.estimate.folds])[fold]
-        outputs = mine.calibrated(temperature, scale).outputs
-        each = [
-            answers.decided(
-                {name: value[fold == one] for name, value in outputs.items()}, test.pixels[fold == one], limits[one]
-            )
-            for one in recipe.estimate.folds
-        ]
+        by_fold = _limits_by_others(recipe, said["fp32"], mine, test.labels, model.contract)
+        limits = [by_fold[one] for one in fold]
+        temperature = np.array([[each.temperature] for each in limits])
+        outputs = mine.calibrated(temperature, _scales_by_others(recipe, mine)[fold]).outputs
+        thresholds = np.array([each.prediction_sets.thresholds for each in limits])
 
-        def predict(alter: Alter) -> np.ndarray:
-            classes = np.empty(len(fold), int)
+        def models() -> Iterator[tuple[OnnxModel, np.ndarray]]:
             for one in recipe.estimate.folds:
-                mine = np.flatnonzero(fold == one)
-                classes[mine] = model_of(one, model).predicted(Altered(mine, alter))
-            return classes
+                path = folds.folder(one, recipe.estimate.seeds[0]) / f"{model.contract.precision}.onnx"
+                yield OnnxModel(path, model.contract, runtime.open_session(path, 1)), fold == one
 
-        thresholds = np.array([limits[one].prediction_sets.thresholds for one in fold])
-        return File(_in_order(each, fold), thresholds, temperature, predict)
+        return File(answers.decided(outputs, test.pixels, limits), thresholds, temperature, models)
 
     def baseline(look: Callable[[baselines.Images], np.ndarray]) -> np.ndarray:
         seen, classes = look(images), np.empty(len(split), int)
@@ -124,11 +113,7 @@ def _by_folds(recipe: Params, fp32: OnnxModel, int8: OnnxModel, images: np.ndarr
             )
         return classes
 
-    def models() -> Iterator[tuple[OnnxModel, np.ndarray]]:
-        return ((model_of(one, fp32), fold == one) for one in recipe.estimate.folds)
-
-    spread = _spread(recipe, split, test, sides)
-    return HeldOut(split, test, file(fp32), file(int8), baseline, models, spread)
+    return HeldOut(split, test, file(fp32), file(int8), baseline, _spread(recipe, split, test, sides))
 
 
 def _limits_by_others(
@@ -149,23 +134,10 @@ def _limits_by_others(
     return found
 
 
-def _others(mine: out_of_fold.OutOfFold, one: int, recipe: Params) -> float:
-    """The unlikeness that counts as 1 for a fold's images: a quantile of the other folds'."""
-    return float(np.quantile(mine.outputs["unlikeness"][mine.fold != one], recipe.calibrate.unlikeness_quantile))
-
-
-def _in_order(each: Sequence[Answers], fold: np.ndarray) -> Answers:
-    """The folds' answers as one, in the order of the images."""
-    places = np.argsort(np.concatenate([np.flatnonzero(fold == one) for one in range(len(each))]))
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in each])[places]
-
-    reasons = [reasons for part in each for reasons in part.reasons]
-    arrays = {name: joined(name) for name in ("probabilities", "unlikeness", "embedding", "cam")}
-    if each[0].malignant is not None:
-        arrays |= {name: joined(name) for name in ("p_malignant", "malignant")}
-    return replace(each[0], **arrays, reasons=[reasons[place] for place in places])
+def _scales_by_others(recipe: Params, mine: out_of_fold.OutOfFold) -> np.ndarray:
+    """The unlikeness that counts as 1 for each fold's images: a quantile of the other folds'."""
+    others = [mine.outputs["unlikeness"][mine.fold != one] for one in recipe.estimate.folds]
+    return np.array([np.quantile(each, recipe.calibrate.unlikeness_quantile) for each in others])
 
 
 def _spread(recipe: Params, split: pd.DataFrame, test: Sample, sides: pd.DataFrame) -> OutOfFold:

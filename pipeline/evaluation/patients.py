@@ -41,7 +41,6 @@ def measure(answers: Answers, test: Sample, contract: Contract) -> Patients:
         malignant=None if p_malignant is None or point is None else p_malignant >= point,
         reasons=[set() for _ in first],
     )
-    cases = Sample(test.pixels[first], test.labels[first], test.groups[first], test.weights[:, first])
     malignant = np.array([each.malignant for each in contract.classes])
-    found = classification.whole(together, cases, malignant, [each.key for each in contract.classes])
+    found = classification.whole(together, test.only(first), malignant, [each.key for each in contract.classes])
     return Patients(patients=len(first), **{k: v for k, v in dict(found).items() if k in Patients.model_fields})

@@ -81,7 +81,7 @@ def test_each_images_answers_are_those_of_the_model_that_did_not_see_it(recipe: 
         np.testing.assert_allclose(ours.cam[image], asked(one, image, "cam"), rtol=1e-5, atol=1e-4)
     assert np.array_equal(found.fp32.predict(PIXELS.__getitem__), ours.predicted)
     assert found.rows.index.tolist() == SPLIT.index.tolist()
-    for (model, mine), one in zip(found.models(), range(K), strict=True):
+    for (model, mine), one in zip(found.fp32.models(), range(K), strict=True):
         assert np.array_equal(mine, one == FOLD)
         assert model.path == folds.folder(one, 88) / "fp32.onnx"
 
@@ -141,7 +141,7 @@ def test_a_folds_own_answers_do_not_move_its_limits(recipe: params.Params) -> No
 
 def test_the_maps_are_tested_with_one_model_from_its_first_answer_to_its_last(recipe: params.Params) -> None:
     held = measure(recipe)
-    model, mine = next(held.models())
+    model, mine = next(held.fp32.models())
     found = held_out.explained(held, 0, None)
     assert found.deletion
     assert found.insertion
