@@ -17,8 +17,17 @@ class Hits(Section):
     macro_f1: Estimate
 
 
-class Headline(Hits):
-    """A model file's results as single numbers."""
+class PerClass(Section):
+    """One class against the rest."""
+
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+    auroc: Estimate
+
+
+class WholeHeadline(Hits):
+    """A headline, each class's results, and Wilson's intervals."""
 
     malignant_sensitivity: Estimate | None = None  # these three where some classes are malignant and some are not
     malignant_specificity: Estimate | None = None
@@ -29,20 +38,6 @@ class Headline(Hits):
     nll: Estimate
     coverage: Estimate
     accuracy_reported: Estimate
-
-
-class PerClass(Section):
-    """One class against the rest."""
-
-    precision: Estimate
-    recall: Estimate
-    f1: Estimate
-    auroc: Estimate
-
-
-class WholeHeadline(Headline):
-    """A headline, each class's results, and Wilson's intervals."""
-
     per_class: dict[str, PerClass]
     wilson: dict[str, Estimate]
 
@@ -67,45 +62,38 @@ def hits(predicted: np.ndarray, labels: np.ndarray, classes: int, weights: np.nd
     )
 
 
-def one_vs_rest(answers: Answers, test: Sample) -> np.ndarray:
-    """The AUROC of each class against the rest, in each resample: [R, C]."""
-    each = enumerate(answers.probabilities.T)
-    return np.stack([metrics.auroc(p, test.labels == index, test.weights) for index, p in each], axis=1)
+def whole(answers: Answers, test: Sample, malignant: np.ndarray, keys: list[str]) -> WholeHeadline:
+    """Measures a model file's answers, with Wilson's intervals where the bootstrap may have no width.
 
-
-def headline(answers: Answers, test: Sample, malignant: np.ndarray) -> Headline:
-    """Measures a model file's answers. `malignant`: bool [C]."""
-    labels, weights, probabilities = test.labels, test.weights, answers.probabilities
-    values = calibration.scores(probabilities, labels, weights) | {
-        "macro_auroc": one_vs_rest(answers, test).mean(1),
+    `malignant`: bool [C].
+    """
+    labels, weights, predicted = test.labels, test.weights, answers.predicted
+    areas = [metrics.auroc(p, labels == index, weights) for index, p in enumerate(answers.probabilities.T)]
+    by_class = metrics.per_class(metrics.confusion(labels, predicted, len(keys), weights))
+    by_class["auroc"] = np.stack(areas, axis=1)  # [R, C], as the others
+    values = calibration.scores(answers.probabilities, labels, weights) | {
+        "macro_auroc": by_class["auroc"].mean(1),
         "coverage": metrics.mean(answers.reported, weights),
-        "accuracy_reported": metrics.mean(answers.predicted == labels, weights * answers.reported),
+        "accuracy_reported": metrics.mean(predicted == labels, weights * answers.reported),
     }
+    right = {f"recall_{key}": predicted[labels == index] == index for index, key in enumerate(keys)}
     if answers.malignant is not None and answers.p_malignant is not None:
-        is_malignant = malignant[labels]
+        called, is_malignant = answers.malignant, malignant[labels]
         values |= {
-            "malignant_sensitivity": metrics.mean(answers.malignant, weights * is_malignant),
-            "malignant_specificity": metrics.mean(~answers.malignant, weights * ~is_malignant),
+            "malignant_sensitivity": metrics.mean(called, weights * is_malignant),
+            "malignant_specificity": metrics.mean(~called, weights * ~is_malignant),
             "malignant_auroc": metrics.auroc(answers.p_malignant, is_malignant, weights),
         }
-    return Headline(**dict(hits(answers.predicted, labels, len(malignant), weights)), **metrics.estimates(values))
-
-
-def whole(answers: Answers, test: Sample, malignant: np.ndarray, keys: list[str]) -> WholeHeadline:
-    """The headline with each class's results, and Wilson's intervals where the bootstrap may have no width."""
-    labels, is_malignant = test.labels, malignant[test.labels]
-    values = metrics.per_class(metrics.confusion(labels, answers.predicted, len(keys), test.weights))
-    values["auroc"] = one_vs_rest(answers, test)
-    right = {}
-    if answers.malignant is not None:
-        right["malignant_sensitivity"] = answers.malignant[is_malignant]
-        right["malignant_specificity"] = ~answers.malignant[~is_malignant]
-    right |= {f"recall_{key}": answers.predicted[labels == index] == index for index, key in enumerate(keys)}
+        right |= {
+            "malignant_sensitivity": called[is_malignant],
+            "malignant_specificity": ~called[~is_malignant],
+        }
     wilson = {name: metrics.wilson(int(flags.sum()), len(flags)) for name, flags in right.items()}
     return WholeHeadline(
-        **dict(headline(answers, test, malignant)),
+        **dict(hits(predicted, labels, len(keys), weights)),
+        **metrics.estimates(values),
         per_class={
-            key: PerClass(**metrics.estimates({name: value[:, index] for name, value in values.items()}))
+            key: PerClass(**metrics.estimates({name: value[:, index] for name, value in by_class.items()}))
             for index, key in enumerate(keys)
         },
         wilson=wilson | {"balanced_accuracy": mean_of([wilson[f"recall_{key}"] for key in keys])},
