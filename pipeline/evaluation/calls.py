@@ -58,8 +58,7 @@ def agreement(read: pd.DataFrame) -> str:
     lines = [f"{len(read)} images read, {len(read) - len(decided)} of them {UNCLEAR}"]
     for what, column in (("label", "class"), ("model", "predicted")):
         same = (decided[READER] == decided[column]).to_numpy()
-        codes = np.unique(decided[[READER, column]].to_numpy(str), return_inverse=True)[1].reshape(-1, 2)
-        kappa = cohen(codes, np.ones((1, len(codes))))[0] if len(codes) else np.nan
+        kappa = cohen(decided[[READER, column]].to_numpy(str), np.ones((1, len(decided))))[0]
         beyond = "" if np.isnan(kappa) else f", kappa {kappa:.3f}"
         share = metrics.wilson(int(same.sum()), len(same))
         lines.append(f"reader and {what}: {same.sum()} of {len(same)} alike, {share}{beyond}")

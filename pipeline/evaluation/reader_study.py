@@ -112,18 +112,18 @@ def report(cases: pd.DataFrame, calls: pd.DataFrame, negative: Sequence[str], mo
 
 
 def cohen(calls: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cohen's kappa (1960) of calls [N, 2], numbers from 0, in each resample: [R]; NaN where all calls are one class.
+    """Cohen's kappa (1960) of calls [N, 2] in each resample: [R]; NaN where all calls are one class.
 
     Chance agreement is that of two readers who keep how often each uses each class.
     """
-    a, b = (weights @ np.eye(calls.max() + 1)[column] for column in calls.T)
+    a, b = (weights @ (column[:, None] == np.unique(calls)) for column in calls.T)
     return _beyond_chance(weights @ (calls[:, 0] == calls[:, 1]), (a * b).sum(-1) / weights.sum(-1), weights)
 
 
 def fleiss(calls: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Fleiss's kappa (1971) of calls [N, readers], as `cohen`; chance is by how often all use each class."""
     readers = calls.shape[1]
-    counts = np.eye(calls.max() + 1)[calls].sum(1)  # [N, classes]
+    counts = (calls[..., None] == np.unique(calls)).sum(1)  # [N, classes]
     agree = ((counts**2).sum(1) - readers) / (readers * (readers - 1))
     return _beyond_chance(weights @ agree, ((weights @ counts / readers) ** 2).sum(-1) / weights.sum(-1), weights)
 
@@ -136,7 +136,7 @@ def _beyond_chance(agreed: np.ndarray, by_chance: np.ndarray, weights: np.ndarra
 
 def _kappas(calls: pd.DataFrame, weights: np.ndarray, kappa: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> str:
     """A kappa and its interval, without the resamples in which it is NaN."""
-    values = kappa(np.unique(calls.to_numpy(str), return_inverse=True)[1].reshape(calls.shape), weights)
+    values = kappa(calls.to_numpy(str), weights)
     return "none: all calls are one class" if np.isnan(values[0]) else str(metrics.estimate(values[~np.isnan(values)]))
 
 
