@@ -75,7 +75,6 @@ class Maps(NamedTuple):
     """Where the model looked in N images for the class that it gives each."""
 
     predicted: np.ndarray  # int [N]
-    confidence: np.ndarray  # float32 [N], the probability of that class
     grid: np.ndarray  # [N, h, w], the map of that class; 0 and above
     pixels: np.ndarray  # uint8 [N, S, S, 3]
 
@@ -130,7 +129,7 @@ def decided(outputs: dict[str, np.ndarray], pixels: np.ndarray, limits: Sequence
 def maps(answers: Answers, pixels: np.ndarray) -> Maps:
     """The maps among a model file's answers to uint8 [N, S, S, 3]."""
     grid = answers.cam[np.arange(len(pixels)), answers.predicted]
-    return Maps(answers.predicted, answers.confidence.astype(np.float32), grid, pixels)
+    return Maps(answers.predicted, grid, pixels)
 
 
 def enlarged(grid: np.ndarray, side: int) -> np.ndarray:

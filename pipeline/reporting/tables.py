@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from pipeline import stage
 from pipeline.data import prepared
 from pipeline.evaluation import metrics
 from pipeline.evaluation.answers import Answers, Sample
-from pipeline.stage import Problem
 
 HISTORY = Path("reports/history")
 
@@ -43,25 +43,17 @@ def plots(
     test: Sample, malignant: np.ndarray, answers: Answers, keys: list[str], **more: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
     """The tables that `dvc plots` draws, by name, and those that are there already. `malignant`: bool [C]."""
-    names = np.array(keys)
+    names, scores = np.array(keys), answers.p_malignant
+    if scores is None:  # P(malignant) means nothing: every class against the rest, joined
+        scores, positive = answers.probabilities.ravel(), np.eye(len(keys), dtype=bool)[test.labels].ravel()
+    else:
+        positive = malignant[test.labels]
+    fpr, tpr, _ = roc_curve(positive, scores)
     return {
         "confusion": pd.DataFrame({"actual": names[test.labels], "predicted": names[answers.predicted]}),
-        "roc": roc_table(*roc_of(answers, test.labels, malignant)),
+        "roc": pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr}),
         "reliability": reliability_table(answers.confidence, answers.predicted == test.labels),
     } | more
-
-
-def roc_of(answers: Answers, labels: np.ndarray, malignant: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and truths: P(malignant) where that means something, else every class against the rest, joined."""
-    if answers.p_malignant is not None:
-        return answers.p_malignant, malignant[labels]
-    return answers.probabilities.ravel(), np.eye(len(malignant), dtype=bool)[labels].ravel()
-
-
-def roc_table(scores: np.ndarray, positive: np.ndarray) -> pd.DataFrame:
-    """The corners of the ROC curve of positives (bool [N]) by their scores [N]."""
-    fpr, tpr, _ = roc_curve(positive, scores)
-    return pd.DataFrame({"false_positive_rate": fpr, "true_positive_rate": tpr})
 
 
 def reliability_table(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
@@ -79,9 +71,7 @@ def history() -> pd.DataFrame:
     """
     phases = []
     for phase in ("train_head", "fine_tune"):
-        path = HISTORY / f"{phase}.csv"
-        if not path.is_file():
-            raise Problem(f"{path} is missing; `dvc repro {phase}` makes it")
+        path = stage.require(HISTORY / f"{phase}.csv", phase)
         phases.append(pd.read_csv(path).assign(phase=phase))
     frame = pd.concat([phase for phase in phases if len(phase)], ignore_index=True)  # none, where a phase has no epochs
     frame["step"] = np.arange(1, len(frame) + 1)

@@ -77,7 +77,7 @@ def roc(answers: Answers, labels: np.ndarray, contract: Contract, measured: Whol
 
 
 def training_curves(table: pd.DataFrame) -> Figure:
-    """Loss and accuracy over the epochs of `history_table`, with the boundary between its phases."""
+    """Loss and accuracy over the epochs of `tables.history`, with the boundary between its phases."""
     figure = blank(10, 4.3, "Training curves")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):

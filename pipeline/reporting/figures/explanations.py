@@ -69,8 +69,8 @@ def overlays(seen: Maps, labels: np.ndarray, names: list[str], cells: np.ndarray
 
 
 def _curves(axes: Axes, title: str, found: Altered | None, images: int | None) -> None:
-    axes.set_title(title, fontsize=10)
     if found is None:
+        axes.set_title(title, fontsize=10)
         axes.axis("off")
         axes.text(0, 0.5, "Every map is empty.", color=FAINT)
         return
@@ -83,12 +83,8 @@ def _curves(axes: Axes, title: str, found: Altered | None, images: int | None) -
     gain = found.gain
     axes.set_title(f"{title}: area {found.map.value:.3f}, at random {found.random.value:.3f}", fontsize=10)
     gained = f"gain {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-    axes.set(
-        xlabel=f"Share of pixels ({images} images)\n{gained}",
-        xlim=(0, 1),
-        ylim=(0, 1.02),
-    )
-    axes.set_ylabel("Probability of the class")
+    axes.set(xlabel=f"Share of pixels ({images} images)\n{gained}", ylabel="Probability of the class")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(True)
 
 

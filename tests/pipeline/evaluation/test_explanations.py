@@ -72,7 +72,7 @@ class TestOnCells:
 class TestAltered:
     def gains(self, model: OnnxModel, grid: np.ndarray) -> tuple[float, float]:
         pixels = smears(len(grid))
-        seen = Maps(np.full(len(grid), 2), model.predict(pixels)["probabilities"][:, 2], grid, pixels)
+        seen = Maps(np.full(len(grid), 2), grid, pixels)
         weights = np.ones((11, len(grid)))
         found = explanations.altered(model, seen, weights, np.random.default_rng(0))
         for test in found.values():
