@@ -14,8 +14,8 @@ from leukdetect.formats.errors import ImageError, UnsupportedImage
 MAX_TILE_PIXELS = 2**22
 _MAX_SAMPLES = 8  # a pixel
 _LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, PackBits, LZMA, Zstandard: plain samples
-_DEFLATE, _HORIZONTAL, _FLOATING = 8, 2, 3
-_GREY, _COLOUR, _PALETTE, _CMYK, _YCBCR = (0, 1), 2, 3, 5, 6
+_HORIZONTAL, _FLOATING = 2, 3
+_GREY, _COLOUR, _CMYK, _YCBCR = (0, 1), 2, 5, 6
 _COMPRESSIONS = {
     **dict.fromkeys((33003, 33005, 34712), "JPEG 2000"),
     **dict.fromkeys((50002, 52546), "JPEG XL"),
@@ -55,8 +55,24 @@ class Tiff:
         self._extra = [int(each) for each in page.values(tag.EXTRA)]
         self._format = page.whole(tag.FORMAT, 1)
         self._refuse()
-        self.plain = self._is_plain()
-        self.mode = self._mode()
+
+    @property
+    def plain(self) -> bool:
+        """Pillow reads it rightly: 8 bits a sample or fewer, side by side, or of a kind of its own."""
+        if self._photometric not in (*_GREY, _COLOUR, _CMYK) or self._page.whole(tag.COMPRESSION, 1) not in _LOSSLESS:
+            return True
+        if self._samples == 1:
+            return self._format == 1 and self.bits[0] in (1, 2, 4, 8)
+        side_by_side = self._page.whole(tag.PLANES, 1) == 1 and self._format == 1 and self.bits[0] == 8
+        known = [[], [0]] if self._photometric == _CMYK else [[], [0], [1], [2]]
+        return side_by_side and self._photometric != 0 and self._samples - self._colours() <= 1 and self._extra in known
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the layout of what is not `plain`."""
+        if self._colours() == 1 and self.bits[0] == 16 and not self._extra:
+            return "I;16"
+        return {1: "L", 3: "RGB", 4: "CMYK"}[self._colours()] + "A" * bool(set(self._extra[:1]) & {1, 2})
 
     def as_pillow_reads_it(self) -> bytes:
         """The file with its full page first, classic, not turned, its palette of 16 bits; itself if it is that."""
@@ -104,23 +120,6 @@ class Tiff:
 
     def _colours(self) -> int:
         return {_COLOUR: 3, _CMYK: 4}.get(self._photometric, 1)
-
-    def _mode(self) -> str:
-        if self.plain:
-            return ""
-        if self._colours() == 1 and self.bits[0] == 16 and not self._extra:
-            return "I;16"
-        return {1: "L", 3: "RGB", 4: "CMYK"}[self._colours()] + "A" * bool(set(self._extra[:1]) & {1, 2})
-
-    def _is_plain(self) -> bool:
-        """Pillow reads it rightly: 8 bits a sample or fewer, side by side, or of a kind of its own."""
-        if self._photometric not in (*_GREY, _COLOUR, _CMYK) or self._page.whole(tag.COMPRESSION, 1) not in _LOSSLESS:
-            return True
-        if self._samples == 1:
-            return self._format == 1 and self.bits[0] in (1, 2, 4, 8)
-        side_by_side = self._page.whole(tag.PLANES, 1) == 1 and self._format == 1 and self.bits[0] == 8
-        known = [[], [0]] if self._photometric == _CMYK else [[], [0], [1], [2]]
-        return side_by_side and self._photometric != 0 and self._samples - self._colours() <= 1 and self._extra in known
 
     def _range(self) -> depth.Range:
         """What the file says of its samples' range; of 8 bits nobody heeds it."""
@@ -181,30 +180,28 @@ class Tiff:
     def _plane(self, number: int | None, samples: int) -> np.ndarray:
         """One plane [H, W, samples], or all of them where they are not apart: its bytes as if they were grey pixels."""
         page, (width, height), bits = self._page, self._stored, self.bits[0]
-        tiled = tag.TILES in page.tags
-        across, down = (page.whole(tag.TILE_WIDTH), page.whole(tag.TILE_LENGTH)) if tiled else (width, height)
+        if tiled := tag.TILES in page.tags:
+            across, down = page.whole(tag.TILE_WIDTH), page.whole(tag.TILE_LENGTH)
+            places = tag.TILES, tag.TILE_BYTES
+        else:  # a strip is a tile as wide as the image
+            across, down = width, min(page.whole(tag.ROWS, height) or height, height)
+            places = tag.STRIPS, tag.STRIP_BYTES
         if not across or not down or (tiled and across * samples * bits % 8):
             raise ImageError("the TIFF's tiles have no size")
         columns = -(-width // across)
+        count = columns * -(-height // down)
         segment = -(-across * samples * bits // 8)  # bytes of a row of a strip or a tile
-        grey: dict[int, tuple[int, np.ndarray]] = {
-            each: (4, np.array([value], "u4"))
-            for each, value in {
-                tag.WIDTH: segment * columns,
-                tag.LENGTH: height,
-                tag.BITS: 8,
-                tag.COMPRESSION: page.whole(tag.COMPRESSION, 1),
-                tag.PHOTOMETRIC: 1,
-                tag.FILL_ORDER: page.whole(tag.FILL_ORDER, 1),
-                tag.SAMPLES: 1,
-                **({tag.TILE_WIDTH: segment, tag.TILE_LENGTH: down} if tiled else {}),
-            }.items()
+        layout = {
+            tag.WIDTH: segment * columns,
+            tag.LENGTH: height,
+            tag.BITS: 8,
+            tag.COMPRESSION: page.whole(tag.COMPRESSION, 1),
+            tag.PHOTOMETRIC: 1,
+            tag.FILL_ORDER: page.whole(tag.FILL_ORDER, 1),
+            tag.SAMPLES: 1,
         }
-        rows = min(page.whole(tag.ROWS, height) or height, height)
-        count = columns * -(-height // down) if tiled else -(-height // rows)
-        if not tiled:
-            grey[tag.ROWS] = 4, np.array([rows], "u4")
-        places = (tag.TILES, tag.TILE_BYTES) if tiled else (tag.STRIPS, tag.STRIP_BYTES)
+        layout |= {tag.TILE_WIDTH: segment, tag.TILE_LENGTH: down} if tiled else {tag.ROWS: down}
+        grey = {each: (4, np.array([value], "u4")) for each, value in layout.items()}
         for each in places:
             if each in page.tags:
                 kind, values = page.tags[each]
