@@ -185,7 +185,7 @@ def header(data: bytes) -> images.Header:
 def whole(data: bytes, side: int) -> tuple[images.Header, Image.Image]:
     """As `images.read`, of an image of at most `side` pixels a side, within the budget of `sized`."""
     if _at_once(data):
-        return images.read(data, lambda header: None)
+        return images.read(data)
     header, pixels = _answer_of(Ask(data, "picture", side, _ANY, False, **_PATIENT))
     return header, Image.fromarray(pixels)
 
@@ -275,7 +275,7 @@ def _answer(connection: socket.socket) -> None:
                 header, picture = images.header(data), Image.new("RGB", (0, 0))
             else:
                 least = images.least(size, scaled and want == "seen")
-                header, picture = images.read(data, lambda header: decoding.check(header, max_pixels), least)
+                header, picture = images.read(data, least, lambda header: decoding.check(header, max_pixels))
             if want == "picture":
                 picture.thumbnail((size, size))
             elif want == "seen":

@@ -40,7 +40,7 @@ def decode(data: bytes, size: int, max_pixels: int = MAX_PIXELS, scaled: bool = 
         TooLargeError: the header promises more than `max_pixels`.
         UnsupportedImage, ImageError: as `images.decode`.
     """
-    header, picture = images.read(data, lambda header: check(header, max_pixels), images.least(size, scaled))
+    header, picture = images.read(data, images.least(size, scaled), lambda header: check(header, max_pixels))
     return seen(picture, header, size, data)
 
 

@@ -33,6 +33,7 @@ _TURNED = {  # how to turn what is stored so
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_STATED = {"AVIF": profiles.of_avif, "BMP": profiles.of_bmp}  # profiles of which Pillow does not tell
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 # Pillow warns of odd tags, and raises what matters. Set once for the process: catch_warnings is not thread-safe.
@@ -63,11 +64,14 @@ def header(data: bytes) -> Header:
     return _open(data)[0]
 
 
-def read(data: bytes, check: Callable[[Header], None], least: int = 0) -> tuple[Header, Image.Image]:
-    """Header and `decode`d image in one go; what `check` raises on seeing the header ends it before a pixel is decoded.
+def read(
+    data: bytes, least: int = 0, check: Callable[[Header], None] = lambda header: None
+) -> tuple[Header, Image.Image]:
+    """Header and `decode`d image in one go.
 
     Args:
         least: where it is not 0, a JPEG comes smaller by eighths (DCT scaling), but not below this many pixels a side.
+        check: sees the header before a pixel is decoded; what it raises ends it.
 
     Raises:
         UnsupportedImage, ImageError: as `decode`.
@@ -88,7 +92,7 @@ def decode(data: bytes) -> Image.Image:
     Raises UnsupportedImage, ImageError: as `header`, and when the pixels are truncated or corrupt, or of a range that
     the file does not state.
     """
-    return read(data, lambda header: None)[1]
+    return read(data)[1]
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -129,7 +133,7 @@ def sized(data: bytes, size: int, scaled: bool = True) -> np.ndarray:
     Raises:
         UnsupportedImage, ImageError: as `decode`.
     """
-    return resize(read(data, lambda header: None, least(size, scaled))[1], size)
+    return resize(read(data, least(size, scaled))[1], size)
 
 
 def least(size: int, scaled: bool) -> int:
@@ -208,11 +212,11 @@ def behaviour(size: int, version: int = 3) -> str:
         digest.update((np.asarray(decode((PROBES / "profile.png").read_bytes())) // 8).tobytes())
     if version > 2:
         for most in (60, 30, 15, 8):  # of its 75 rows: 7, 4, 2 and 1 eighths
-            digest.update(read((PROBES / "photograph.jpg").read_bytes(), lambda header: None, most)[1].tobytes())
+            digest.update(read((PROBES / "photograph.jpg").read_bytes(), most)[1].tobytes())
     return digest.hexdigest()
 
 
-def _open(data: bytes) -> tuple[Header, Image.Image | Tiff]:
+def _open(data: bytes) -> tuple[Header, ImageFile.ImageFile | Tiff]:
     if not data:
         raise ImageError("the file is empty")
     with reading("the image's header is broken"):
@@ -229,7 +233,7 @@ def _open(data: bytes) -> tuple[Header, Image.Image | Tiff]:
         return Header(kind, width, height, image.mode), image
 
 
-def _decode(header: Header, opened: Image.Image | Tiff, data: bytes, least: int) -> tuple[Header, Image.Image]:
+def _decode(header: Header, opened: ImageFile.ImageFile | Tiff, data: bytes, least: int) -> tuple[Header, Image.Image]:
     with reading(f"the {header.format} data is truncated or corrupt"):
         if isinstance(opened, Tiff):
             image, note = _shown(opened.decode(), opened.profile or None, opened.orientation)
@@ -238,19 +242,15 @@ def _decode(header: Header, opened: Image.Image | Tiff, data: bytes, least: int)
             profile = opened.info["icc_profile"] or b"" if "icc_profile" in opened.info else None
             if header.format == "JPEG":
                 image = jpeg.decode(opened, data, least)
-            elif header.format == "PNG" and isinstance(opened, ImageFile.ImageFile):
+            elif header.format == "PNG":
                 image, profile = png.decode(opened, data), profiles.of_png(data, opened.info) or profile
             else:
-                profile = profile if profile is not None else _stated(header.format, data)
+                if profile is None and header.format in _STATED:
+                    profile = _STATED[header.format](data)
                 image = opened
                 image.load()
             image, note = _shown(image, profile, orientation)
         return (replace(header, note=note) if note else header), image
-
-
-def _stated(kind: str, data: bytes) -> bytes | None:
-    """The profile that a file carries where Pillow does not look."""
-    return {"AVIF": profiles.of_avif, "BMP": profiles.of_bmp}.get(kind, lambda data: None)(data)
 
 
 def _shown(image: Image.Image, profile: bytes | None, orientation: int) -> tuple[Image.Image, str | None]:

@@ -212,7 +212,7 @@ def test_a_large_jpeg_is_scaled_as_libjpeg_scales(mode: str, progressive: bool) 
     reference.draft(mode, (400, 300))  # Pillow's name for it
     reference.load()
     assert reference.size == (400, 300)
-    picture = images.read(data, lambda header: None, least=300)[1]
+    picture = images.read(data, least=300)[1]
     np.testing.assert_array_equal(picture, reference.convert("RGB"))
     np.testing.assert_array_equal(images.sized(data, 150), images.resize(picture, 150))
 
@@ -222,7 +222,7 @@ def test_a_large_jpeg_is_scaled_as_libjpeg_scales(mode: str, progressive: bool) 
 )
 def test_scaling_leaves_at_least_what_is_asked_and_never_enlarges(side: int, least: int, becomes: int) -> None:
     data = encoded(photograph().resize((side, side + 8)), "JPEG")
-    assert images.read(data, lambda header: None, least)[1].width == becomes
+    assert images.read(data, least)[1].width == becomes
 
 
 def test_what_is_seen_of_a_large_jpeg_hardly_changes_by_scaling_and_not_at_all_without() -> None:
