@@ -64,8 +64,7 @@ def _download(artifact: str, folder: str, most: int) -> dict[str, Any]:
         if _size(Path(folder)) > most:
             return {"error": f"it sends more than {most / 1e6:g} MB", "goes_on": True}
         if not thread.is_alive():
-            break
-    return got or {"error": "the download was given up"}
+            return got or {"error": "the download was given up"}
 
 
 def _size(folder: Path) -> int:
@@ -82,7 +81,7 @@ def safe(text: object) -> str:
 
 
 def _main() -> None:
-    os.environ.update({name: value for name, value in DEFAULTS.items() if name not in os.environ})
+    os.environ.update(DEFAULTS | os.environ)
     import mlflow  # noqa: F401 (a second or two, once)
 
     limit(MEMORY)
