@@ -53,12 +53,7 @@ class Signals:
     embedding: np.ndarray  # [n, D]
 
 
-def signals(
-    looks: ArrayLike,
-    probabilities: np.ndarray,
-    unlikeness: np.ndarray,
-    embedding: np.ndarray,
-) -> Signals:
+def signals(looks: ArrayLike, probabilities: np.ndarray, unlikeness: np.ndarray, embedding: np.ndarray) -> Signals:
     """Puts together the looks of n images, [n, 4], and the model's answers to them, [n, C], [n] and [n, D]."""
     scalars = np.column_stack([probabilities.max(axis=1), unlikeness, looks])
     return Signals(scalars, probabilities.argmax(axis=1), embedding)
@@ -71,28 +66,26 @@ def looks(pixels: np.ndarray) -> tuple[float, float, float, float]:
     return brightness, float(saturation), sharpness, float(hue)
 
 
-@dataclass(frozen=True, eq=False)
-class Encoder:
-    """Turns images into rows, by the reference's quantiles and the width of its kernel."""
-
-    edges: np.ndarray  # [6, 21]
-    classes: int
-    bandwidth: float
-
-    def __call__(self, signals: Signals) -> np.ndarray:
-        """Float32 [n, 6 × 22 + C + 256]: one-hot cells of each scalar, one-hot class, features of the embedding."""
-        cells = [
-            np.eye(CELLS, dtype=np.float32)[np.searchsorted(edges, values, side="right")]
-            for edges, values in zip(self.edges, signals.scalars.T, strict=True)
-        ]
-        classes = np.eye(self.classes, dtype=np.float32)[signals.classes]
-        return np.concatenate([*cells, classes, features(signals.embedding, self.bandwidth)], axis=1)
-
-
-def encoder(reference: Reference) -> Encoder:
-    """The encoder that the reference was made with."""
+def encode(signals: Signals, reference: Reference) -> np.ndarray:
+    """Images as rows like those that the reference was made of; see `encode_by`."""
     edges = np.array([reference.scalars[signal].quantiles for signal in SCALARS])
-    return Encoder(edges, len(reference.class_shares), reference.bandwidth)
+    return encode_by(signals, edges, len(reference.class_shares), reference.bandwidth)
+
+
+def encode_by(signals: Signals, edges: np.ndarray, classes: int, bandwidth: float) -> np.ndarray:
+    """Float32 [n, 6 × 22 + C + 256]: one-hot cells of each scalar, one-hot class, features of the embedding.
+
+    Args:
+        edges: the quantiles between which the cells lie, [6, 21].
+        classes: C.
+        bandwidth: of the kernel on embeddings.
+    """
+    cells = [
+        np.eye(CELLS, dtype=np.float32)[np.searchsorted(quantiles, values, side="right")]
+        for quantiles, values in zip(edges, signals.scalars.T, strict=True)
+    ]
+    predicted = np.eye(classes, dtype=np.float32)[signals.classes]
+    return np.concatenate([*cells, predicted, features(signals.embedding, bandwidth)], axis=1)
 
 
 def mean(reference: Reference) -> np.ndarray:
@@ -119,7 +112,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[np.ndarray] | np.ndarray, reference: Reference) -> Comparison | None:
-    """Holds the last of an encoder's rows against the reference: as many as the largest window that is full.
+    """Holds the last of the rows of `encode` against the reference: as many as the largest window that is full.
 
     Returns:
         None below the smallest window. A file that is older than a test has no threshold for it, and no result.

@@ -110,7 +110,6 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
     except contract.ContractError as error:
         raise ReportError(f"{model}: {error}") from error
     reference = promise.reference
-    encode = drift.encoder(reference)
     rows: list[np.ndarray] = []
     predicted, sides, unreadable = [], [], 0
     whose: set[str] = set()  # as --patient finds them
@@ -122,7 +121,7 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
             unreadable += 1
             continue
         answers = dict(zip(contract.OBSERVED, run(session, pixels[None], contract.OBSERVED), strict=True))
-        rows.append(encode(drift.signals([drift.looks(pixels)], **answers))[0])
+        rows.append(drift.encode(drift.signals([drift.looks(pixels)], **answers), reference)[0])
         predicted.append(int(answers["probabilities"].argmax()))
         header = images.header(data)
         sides.append((header.width * header.height) ** 0.5)
@@ -206,11 +205,10 @@ def page(found: Findings) -> str:
 
 def _spread(signal: str, found: Findings) -> Figure:
     """The window's shares beside the reference's: of classes, or between the deciles of the validation images."""
-    figure, axes = _figure(9, 2.5)
+    figure, axes = _figure(2.5)
     reference, ours = found.reference, found.last.shares[signal]
-    theirs: Sequence[float] | np.ndarray
     if signal == "class":
-        theirs, width = reference.class_shares, 0.4
+        theirs, width = np.array(reference.class_shares), 0.4
         axes.set_xticks(range(len(ours)), [each["label"] for each in found.promise["classes"]])
     else:
         scalar, width = reference.scalars[signal], 0.45
@@ -233,7 +231,7 @@ def _deciles(shares: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def _course(windows: Mapping[str, Comparison]) -> Figure:
     """Each signal's largest statistic ÷ threshold, window by window."""
-    figure, axes = _figure(9, 3.4)
+    figure, axes = _figure(3.4)
     for index, signal in enumerate(drift.MEANING):
         ratios = [max(s / t if t else 0.0 for s, t in window.tests[signal].values()) for window in windows.values()]
         axes.plot(ratios, marker="o", ms=4, color=mpl.color_sequences["tab10"][index], label=NAMES[signal])
@@ -247,8 +245,8 @@ def _course(windows: Mapping[str, Comparison]) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

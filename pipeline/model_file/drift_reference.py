@@ -52,7 +52,7 @@ def fit(
     # As JSON will hold them, so that server and pipeline put an image into the same cell.
     edges = np.array([[_short(value) for value in row] for row in quantiles])
     bandwidth = _short(_median_distance(folds.own if folds else found.embedding))
-    rows = drift.Encoder(edges, classes, bandwidth)(found)
+    rows = drift.encode_by(found, edges, classes, bandwidth)
     parts = drift.parts(rows.mean(axis=0, dtype=np.float64), classes)
     whose, means = None, None
     if folds:

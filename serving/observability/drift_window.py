@@ -66,7 +66,7 @@ class Window:
         brightness, sharpness = zip(*(each.image for each in answers), strict=True)
         looks = np.column_stack([brightness, saturation, sharpness, hue])
         outputs = {name: np.stack([each.outputs[name] for each in answers]) for name in OBSERVED}
-        self._rows.extend(drift.encoder(reference)(drift.signals(looks, **outputs)))
+        self._rows.extend(drift.encode(drift.signals(looks, **outputs), reference))
 
     def _tell(self) -> None:
         """Sets the gauges; where nothing was compared they are 0, and no alarm."""

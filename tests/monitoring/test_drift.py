@@ -132,7 +132,7 @@ def some(found: Signals, rows: np.ndarray) -> Signals:
 
 def alarms(found: Signals, against: Reference) -> set[str]:
     """The signals that alarm in one window."""
-    compared = drift.compare(drift.encoder(against)(found), against)
+    compared = drift.compare(drift.encode(found, against), against)
     assert compared
     assert compared.images == len(found.classes)
     return set(compared.alarms())
@@ -159,7 +159,7 @@ def test_thresholds_that_took_neighbours_for_independent_would_cry_wolf(
     reader: Reader, fitted: Reference, validation: Smears, held_out: Smears
 ) -> None:
     each_alone = [str(i) for i in range(len(validation.pixels))]
-    rows = drift.encoder(fitted)(reader(validation.pixels))
+    rows = drift.encode(reader(validation.pixels), fitted)
     limits = drift_reference.thresholds(rows, each_alone, 4, 50, np.random.default_rng(0))
     naive = fitted.model_copy(update={"windows": [contract.Window(images=50, thresholds=limits)]})
     found = reader(held_out.pixels)
@@ -231,12 +231,12 @@ def test_the_demos_own_model_file_does_the_same() -> None:
 def test_one_window_in_a_thousand_of_the_same_source_raises_an_alarm_whatever_the_number_of_signals(
     reader: Reader, validation: Smears
 ) -> None:
-    rows = drift.Encoder(np.zeros((6, 21)), 4, 1.0)(reader(validation.pixels))
+    rows = drift.encode_by(reader(validation.pixels), np.zeros((6, 21)), 4, 1.0)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(len(rows), 6)).cumsum(axis=1)  # six signals that hang together
     edges = np.quantile(noise, np.linspace(0, 1, 21), axis=0).T
     found = Signals(noise, validation.labels, rng.normal(size=(len(rows), 16)))
-    rows = drift.Encoder(edges, 4, 5.0)(found)
+    rows = drift.encode_by(found, edges, 4, 5.0)
     limits = drift_reference.thresholds(rows, validation.patients, 4, 50, np.random.default_rng(1))
     count = 0
     members = [np.flatnonzero(np.array(validation.patients) == each) for each in dict.fromkeys(validation.patients)]
@@ -254,7 +254,7 @@ def test_the_reference_survives_the_model_file_and_is_small(
     text = fitted.model_dump_json()
     assert len(text) < 10_000
     back = Reference.model_validate_json(text)
-    rows = drift.encoder(back)(reader(validation.pixels))
+    rows = drift.encode(reader(validation.pixels), back)
     assert rows.mean(axis=0) == pytest.approx(drift.mean(back), abs=1e-5)
 
 
@@ -263,8 +263,8 @@ def test_the_tests_are_what_they_are_called(fitted: Reference, reader: Reader, h
     theirs = reader(held_out.pixels[100:])
     edges = np.quantile(theirs.scalars, np.linspace(0, 1, 21), axis=0).T
     bandwidth = 0.5
-    encode = drift.Encoder(edges, 4, bandwidth)
-    found = drift.statistics(encode(ours).mean(axis=0), encode(theirs).mean(axis=0), 4)
+    means = [drift.encode_by(each, edges, 4, bandwidth).mean(axis=0) for each in (ours, theirs)]
+    found = drift.statistics(*means, 4)
     for index, signal in enumerate(drift.SCALARS):
         exact = scipy.stats.ks_2samp(ours.scalars[:, index], theirs.scalars[:, index]).statistic
         assert exact - 0.06 <= found[signal, "ks"] <= exact + 1e-6

@@ -34,11 +34,11 @@ def seen_by(network: Network, groups: np.ndarray, weights: tuple[float, float], 
 
 def share_of_alarms(reference: Reference, network: Network, windows: int = 50) -> float:
     """In any signal, in windows of groups that no model has seen."""
-    rng, encode = np.random.default_rng(2), drift.encoder(reference)
+    rng = np.random.default_rng(2)
     found = 0
     for number in range(windows):
         groups = np.repeat(10**4 + 100 * number + np.arange(100), EACH)
-        compared = drift.compare(encode(seen_by(network, groups, UNSEEN, rng)), reference)
+        compared = drift.compare(drift.encode(seen_by(network, groups, UNSEEN, rng), reference), reference)
         assert compared
         found += bool(compared.alarms())
     return found / windows
