@@ -125,7 +125,8 @@ def of_folder(folder: Path, model: Path, patient: str | None = None) -> Findings
         predicted.append(int(answers["probabilities"].argmax()))
         header = images.header(data)
         sides.append((header.width * header.height) ** 0.5)
-        whose.update(re.findall(patient, path.as_posix())[:1] if patient else ())
+        if patient and (mine := re.search(patient, path.as_posix())):
+            whose.add(mine[0])
     full = [window.images for window in reference.windows if window.images <= len(rows)]
     if not full:
         needed = reference.windows[0].images

@@ -63,7 +63,8 @@ def test_pictures_of_four_to_nine_times_the_size_are_found(times: float, told: b
     assert whole.sizes(np.full(60, 999.0), reference.model_copy(update={"sides": None})) == ""
 
 
-def test_the_report_of_a_folder_tells_of_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("patient", [r"p\d+", r"(p)\d+"])
+def test_the_report_of_a_folder_tells_of_both(tmp_path: Path, patient: str) -> None:
     made = tiny_model.write(tmp_path / "m.onnx")
     old = made.reference.model_copy(update={"sides": [40.0] * 21, "class_shares": [0.25] * 4})
     tiny_model.write(tmp_path / "m.onnx", reference=old)
@@ -73,7 +74,7 @@ def test_the_report_of_a_folder_tells_of_both(tmp_path: Path) -> None:
         path = tmp_path / f"images/p{number // 10}-{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
-    found = report.of_folder(path.parent, tmp_path / "m.onnx", r"p\d+")
+    found = report.of_folder(path.parent, tmp_path / "m.onnx", patient)
     mix, sizes = found.whole
     assert "100% of the 60 images are called Benign (hematogone)" in mix
     assert "Among 6 patients" in mix
