@@ -102,7 +102,8 @@ def _by_table(path: Path) -> Callable[[Path], Label]:
     def by_table(image: Path) -> Label:
         whole = Path(unicodedata.normalize("NFC", str(image)))
         label, patient = rows.get(str(whole)) or rows.get(whole.name) or ("", "")
-        return Label([label] if label else [], quote(patient, safe=" ") / whole)
+        folder = re.sub(r"^\.", "%2E", quote(patient, safe=" "))  # one folder, seen by all, also for `..`
+        return Label([label] if label else [], folder / whole)
 
     return by_table
 

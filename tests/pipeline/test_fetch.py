@@ -432,6 +432,19 @@ def test_a_table_says_label_and_patient(recipe: Recipe, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("patient", "folder"), [("..", "%2E."), (".", "%2E"), ("../../x", "%2E.%2F..%2Fx")])
+def test_a_patients_name_in_a_table_is_one_folder_below_its_class(
+    recipe: Recipe, tmp_path: Path, patient: str, folder: str
+) -> None:
+    labels = ("Benign", "Early", "Pre", "Pro")
+    files = tree(tmp_path / "f", {f"{label}.png": image(number) for number, label in enumerate(labels)})
+    rows = [f"{label}.png,{label},{patient}" for label in labels]
+    (files / "labels.csv").write_text("\n".join(["image,label,patient", *rows]))
+    recipe(source="folder", folder=str(files), table="labels.csv")
+    fetch.main()
+    assert set(raw_files()) == {f"{label.lower()}/{folder}/{label}.png" for label in labels}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
