@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -73,6 +74,9 @@ class Engine:
         self._pace = pace
         self._metrics = metrics
         self._admitted = dict.fromkeys(LANES, 0)  # changed on the event loop alone
+        for lane in LANES:
+            metrics.queue_depth.labels(lane).set_function(partial(self._admitted.__getitem__, lane))
+        metrics.estimated_wait.set_function(lambda: self.estimated_wait)
         self._lanes: dict[Lane, deque[_Waiting]] = {lane: deque() for lane in LANES}
         self._changed = threading.Condition()  # around the lanes and `_closing`
         self._closing = False
@@ -110,11 +114,11 @@ class Engine:
         if late or self._admitted[lane] >= self._sizes[lane]:
             detail = f"An answer would take about {wait:.1f} s. Try again, or allow more time with X-Deadline-Ms."
             raise problems.overloaded(detail, max(1, math.ceil(wait)))
-        self._admit(lane, 1)
+        self._admitted[lane] += 1
         try:
             yield
         finally:
-            self._admit(lane, -1)
+            self._admitted[lane] -= 1
 
     async def run(
         self,
@@ -143,11 +147,6 @@ class Engine:
             self._closing = True
             self._changed.notify()
         self._thread.join()
-
-    def _admit(self, lane: Lane, change: int) -> None:
-        self._admitted[lane] += change
-        self._metrics.queue_depth.labels(lane).set(self._admitted[lane])
-        self._metrics.estimated_wait.set(self.estimated_wait)
 
     def _work(self) -> None:
         """Runs batches until the end. Should the thread itself fail, nobody is left waiting, and `alive` tells."""
