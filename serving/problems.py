@@ -3,6 +3,7 @@
 Under /v2 they have the Open Inference Protocol's form {"error": "…"}, since its clients read nothing else.
 """
 
+from collections.abc import Mapping
 from errno import ENOMEM
 from http import HTTPStatus
 
@@ -31,7 +32,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemError(Exception):
-    """Ends a request with a problem. `code` is a slug, `detail` a sentence for the client."""
+    """Ends a request with a problem. `code` is a slug, "" where the status says it all; `detail` a sentence."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class ProblemError(Exception):
         detail: str,
         *,
         retry_after: int | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.status, self.code, self.title, self.detail = status, code, title, detail
@@ -76,6 +77,11 @@ def expired() -> ProblemError:
     return ProblemError(504, "expired", "Too late", detail, retry_after=1)
 
 
+def plain(status: int, detail: str, headers: Mapping[str, str] | None = None) -> ProblemError:
+    """A problem that its status says all of."""
+    return ProblemError(status, "", HTTPStatus(status).phrase, detail, headers=headers)
+
+
 def failed() -> ProblemError:
     """500: the server's own fault. What it was is in the log, under the request's id."""
     detail = "The server failed on this request. Quote the request id to whoever runs it."
@@ -97,7 +103,7 @@ def of_image(error: images.ImageError) -> ProblemError:
 def details(request_id: str, error: ProblemError) -> ProblemDetails:
     """The problem as an answer tells it."""
     return ProblemDetails(
-        type=f"urn:leukdetect:problem:{error.code}",
+        type=f"urn:leukdetect:problem:{error.code}" if error.code else "about:blank",
         title=error.title,
         status=error.status,
         detail=error.detail,
@@ -108,21 +114,11 @@ def details(request_id: str, error: ProblemError) -> ProblemDetails:
 def answer(request: Request, error: ProblemError) -> JSONResponse:
     """The answer to a request that ended with a problem."""
     request.state.reason = error.code  # for the metrics
-    return _response(request, details(request.state.request_id, error), error.headers)
-
-
-def plain(request: Request, status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer to a request that ended with a problem that its status says all of."""
-    request_id, title = request.state.request_id, HTTPStatus(status).phrase
-    problem = ProblemDetails(type="about:blank", title=title, status=status, detail=detail, request_id=request_id)
-    return _response(request, problem, headers)
-
-
-def _response(request: Request, problem: ProblemDetails, headers: dict[str, str] | None) -> JSONResponse:
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     if path == "/v2" or path.startswith("/v2/"):
-        return JSONResponse({"error": problem.detail}, problem.status, headers)
-    return JSONResponse(problem.model_dump(), problem.status, headers, MEDIA_TYPE)
+        return JSONResponse({"error": error.detail}, error.status, error.headers)
+    content = details(request.state.request_id, error).model_dump()
+    return JSONResponse(content, error.status, error.headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -139,13 +135,13 @@ def install(app: FastAPI) -> None:
             allowed = headers.get("Allow", "GET")  # of static files the framework tells none
             # Every GET route answers HEAD: `middleware`.
             headers["Allow"] = "GET, HEAD" if allowed in ("GET", "HEAD, GET") else allowed
-        return plain(request, error.status_code, error.detail, headers)
+        return answer(request, plain(error.status_code, error.detail, headers))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # Only where and what: pydantic's own report would repeat the input.
         faults = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return plain(request, 422, "; ".join(faults))
+        return answer(request, plain(422, "; ".join(faults)))
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, object]]:

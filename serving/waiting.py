@@ -51,8 +51,8 @@ class Waiting:
         self._say(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        own = scope["type"] == "lifespan" or self._app is None
-        await (self._router if own or self._app is None else self._app)(scope, receive, send)
+        app = self._router if self._app is None or scope["type"] == "lifespan" else self._app
+        await app(scope, receive, send)
 
     @asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[dict[str, Budget]]:

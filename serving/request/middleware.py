@@ -81,10 +81,8 @@ class Observe:
             log.exception("a request failed", extra={"request_id": request_id})
             if status is not None:
                 raise  # half an answer is out: the server must cut the connection
-            if short := problems.no_memory(error):
-                await problems.answer(Request(scope), short)(scope, receive, send_on)
-            else:
-                await problems.plain(Request(scope), 500, problems.failed().detail)(scope, receive, send_on)
+            told = problems.no_memory(error) or problems.plain(500, problems.failed().detail)
+            await problems.answer(Request(scope), told)(scope, receive, send_on)
         finally:
             now = time.perf_counter()
             seconds = now - started
