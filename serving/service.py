@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from fastapi import Request
@@ -25,7 +24,6 @@ from serving.periodic import Periodic
 from serving.request import auth
 from serving.request.auth import Access
 from serving.request.budget import Budget
-from serving.request.deadline import while_connected
 from serving.request.upload import Buffered, body
 from serving.settings import Settings
 
@@ -107,13 +105,7 @@ def champion(request: Request) -> Model:
     return model
 
 
-@asynccontextmanager
-async def received(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The request's body, within the server's limits; the block is cancelled when the client goes away.
-
-    Raises ProblemError, ClientDisconnect: as `upload.body`.
-    """
+def received(request: Request, max_bytes: int) -> AbstractAsyncContextManager[bytes]:
+    """The request's body, within the server's limits, as `upload.body` gives it."""
     service = of(request)
-    async with body(request, service.buffered, max_bytes, service.settings.read_seconds) as content:
-        with while_connected(request):
-            yield content
+    return body(request, service.buffered, max_bytes, service.settings.read_seconds)

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.problems import ProblemError, body_too_large, overloaded
 from serving.request.budget import Budget
+from serving.request.deadline import while_connected
 
 FIELD = "file"
 _FORM = b"multipart/form-data"
@@ -42,7 +43,7 @@ class Buffered:
 
 @asynccontextmanager
 async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: float) -> AsyncIterator[bytes]:
-    """The request's body, while the block lasts.
+    """The request's body, while the block lasts, which is cancelled when the client goes away.
 
     Raises:
         ProblemError: 415 when it is compressed; 413 when it is longer than `max_bytes`, declared or in fact; 408 when
@@ -75,7 +76,8 @@ async def body(request: Request, buffered: Buffered, max_bytes: int, seconds: fl
             raise ProblemError(408, "too-slow", "The request took too long to arrive", detail) from error
         content = b"".join(chunks) if held < LARGE_BYTES else await asyncio.to_thread(b"".join, chunks)
         chunks.clear()  # else it would be in memory twice while it is answered
-        yield content
+        with while_connected(request):
+            yield content
     finally:
         buffered.give_back(held)
 
