@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from serving.metrics import Metrics
 
 # In the order in which they are served: explanations wait for predictions, a shadow for both.
 Lane = Literal["predict", "explain", "shadow"]
-LANES: tuple[Lane, ...] = ("predict", "explain", "shadow")
+LANES: tuple[Lane, ...] = get_args(Lane)
 PATIENCE = 8  # after so many runs for predictions an explanation that waits has its turn
 BATCH = 4  # images in one run at most; more make the first wait for the last, and gain nothing on a CPU
 MARGIN = 1.5  # refuse if now + MARGIN × predicted wait is past the deadline

@@ -1,7 +1,6 @@
 """An image's way from bytes to scores: a small decode pool with a bound of its own, then the engine."""
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +49,7 @@ class DecodePool:
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="apart")
         self._room_apart = threading.Semaphore(1 + min(waiting, WAITING_APART))
 
-    async def decode(self, data: bytes, how: Decode, deadline: float = math.inf, lane: Lane = "predict") -> Decoded:
+    async def decode(self, data: bytes, how: Decode, deadline: float, lane: Lane = "predict") -> Decoded:
         """Decodes a file as a model wants it; one that is cancelled before its turn is not decoded.
 
         Raises:
@@ -112,7 +111,7 @@ class DecodePool:
         try:
             with _problems():
                 working = _submitted(self._apart, work, room)
-                async with asyncio.timeout(None if deadline == math.inf else deadline - time.perf_counter()):
+                async with asyncio.timeout(deadline - time.perf_counter()):
                     answer = await asyncio.wrap_future(working)
             result = "decoded"
             return answer

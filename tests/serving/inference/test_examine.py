@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import io
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -27,6 +28,7 @@ from tests import bombs, tiny_model
 
 SECONDS = 10
 HOW = Decode(size=32, behaviour="0" * 64)
+LATER = math.inf  # a deadline that never comes
 
 
 class Decoder:
@@ -66,14 +68,14 @@ def file(shade: int) -> bytes:
 def test_one_more_than_may_wait_is_refused_and_the_rest_decoded_in_order(pool: DecodePool, decoder: Decoder) -> None:
     async def main() -> None:
         decoder.gate.clear()
-        tasks = [asyncio.create_task(pool.decode(file(10 * number), HOW)) for number in range(3)]
+        tasks = [asyncio.create_task(pool.decode(file(10 * number), HOW, LATER)) for number in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(ProblemError) as refused:
-            await pool.decode(file(99), HOW)
+            await pool.decode(file(99), HOW, LATER)
         assert refused.value.status == 503
         decoder.gate.set()
         await asyncio.gather(*tasks)
-        await pool.decode(file(99), HOW)  # then there is room again
+        await pool.decode(file(99), HOW, LATER)  # then there is room again
 
     asyncio.run(asyncio.wait_for(main(), SECONDS))
     assert decoder.seen == [file(0), file(10), file(20), file(99)]
@@ -200,22 +202,22 @@ def test_what_may_cost_much_has_few_places_and_ends_with_its_deadline_or_its_cli
     pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart, Budget(10**10))
 
     async def main() -> None:
-        attacks = [asyncio.create_task(pool.decode(bomb, HOW)) for _ in range(5)]
+        attacks = [asyncio.create_task(pool.decode(bomb, HOW, LATER)) for _ in range(5)]
         await asyncio.sleep(0.2)
         with pytest.raises(ProblemError, match="Too many images wait to be decoded") as refused:
-            await pool.decode(bomb, HOW)
+            await pool.decode(bomb, HOW, LATER)
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
-        assert (await pool.decode(file(10), HOW)).header.width == 48  # an ordinary one does not wait for them
+        assert (await pool.decode(file(10), HOW, LATER)).header.width == 48  # an ordinary one does not wait for them
         for attack in attacks:
             attack.cancel()
         await asyncio.gather(*attacks, return_exceptions=True)
-        assert (await pool.decode(honest, HOW)).header.width == 1000
+        assert (await pool.decode(honest, HOW, LATER)).header.width == 1000
         with pytest.raises(ProblemError) as late:
             await pool.decode(bomb, HOW, time.perf_counter() + 0.3)
         assert late.value.status == 504
         assert (await pool.picture(honest, 64, time.perf_counter() + SECONDS)).size == (64, 64)
         with pytest.raises(ProblemError) as broken:
-            await pool.decode(honest[:5000], HOW)
+            await pool.decode(honest[:5000], HOW, LATER)
         assert broken.value.status == 422
 
     try:
@@ -238,7 +240,7 @@ def test_over_its_budget_an_image_is_refused_with_what_to_do(monkeypatch: pytest
     pool = DecodePool(1, 10, 40_000_000, metrics.decoded_apart, Budget(10**10))
     try:
         with pytest.raises(ProblemError, match="more than 1 s of processor time") as refused:
-            asyncio.run(pool.decode(bombs.png_of_profiles(3_000), HOW))
+            asyncio.run(pool.decode(bombs.png_of_profiles(3_000), HOW, LATER))
     finally:
         pool.close()
     assert (refused.value.status, refused.value.code) == (422, "costly-image")

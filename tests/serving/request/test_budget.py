@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import httpx
@@ -118,13 +119,13 @@ def test_pixels_that_do_not_fit_are_refused_and_those_that_do_are_decoded() -> N
         pool = DecodePool(1, 2, 40_000_000, Metrics().decoded_apart, budget)
         try:
             if status == 200:
-                assert asyncio.run(pool.decode(file, HOW)).header.width == 1000
+                assert asyncio.run(pool.decode(file, HOW, inf)).header.width == 1000
             else:
                 with pytest.raises(ProblemError, match="hold all the memory") as refused:
-                    asyncio.run(pool.decode(file, HOW))
+                    asyncio.run(pool.decode(file, HOW, inf))
                 assert refused.value.status == status
             with pytest.raises(ProblemError, match=r"takes more than .* MB of memory") as costly:  # and always will
-                asyncio.run(pool.decode(apart, HOW))
+                asyncio.run(pool.decode(apart, HOW, inf))
             assert costly.value.status == 422
         finally:
             pool.close()
@@ -138,9 +139,9 @@ def test_what_decodes_apart_takes_what_it_may_take(monkeypatch: pytest.MonkeyPat
     file = bombs.saved("PNG", (4000, 4000), "RGBA", compress_level=1)
     try:
         with pytest.raises(ProblemError, match="hold all the memory"):
-            asyncio.run(pool.decode(file, HOW))
+            asyncio.run(pool.decode(file, HOW, inf))
         budget.give_back(600_000_000)
-        assert asyncio.run(pool.decode(file, HOW)).header.width == 4000
+        assert asyncio.run(pool.decode(file, HOW, inf)).header.width == 4000
     finally:
         pool.close()
     assert budget.held == 0
