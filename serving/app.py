@@ -39,6 +39,11 @@ async def page() -> FileResponse:
     return FileResponse(STATIC / "index.html")
 
 
+@pages.get("/status")
+async def status_page() -> FileResponse:
+    return FileResponse(STATIC / "status.html")
+
+
 @pages.get("/docs")
 async def docs() -> FileResponse:
     csp = (

@@ -1,4 +1,4 @@
-"""GET /status: latency, requests, answers and drift of the last minutes, for those without Grafana.
+"""GET /status.json: latency, requests, answers and drift of the last minutes, for those without Grafana.
 
 All but drift is read from the metrics that Prometheus would scrape.
 """
@@ -7,10 +7,8 @@ import asyncio
 from bisect import bisect_left
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from leukdetect import drift
@@ -97,11 +95,6 @@ class Status(BaseModel):
     refusals: dict[str, int] = Field(description="the former name of referrals, until version 0.2", deprecated=True)
     trend: list[Point]
     drift: Drift
-
-
-@router.get("/status", include_in_schema=False)
-async def page() -> FileResponse:
-    return FileResponse(Path(__file__).parents[1] / "static" / "status.html")
 
 
 @router.get("/status.json")
