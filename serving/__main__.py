@@ -73,7 +73,6 @@ def main() -> None:
         timeout_keep_alive=settings.keep_alive_seconds,
     )
     uvicorn.Server(config).run()
-    sys.exit(0)
 
 
 def _fault(item: ErrorDetails) -> str:

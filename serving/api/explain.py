@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 
 from leukdetect import explanation
-from leukdetect.contract import Contract
 from leukdetect.similar import CASES
 from serving import problems
 from serving.api import predict
@@ -76,7 +75,12 @@ async def explain(
     async with predict.one_image(request) as sent:
         model = champion(request)
         contract = model.contract
-        wanted = None if key is None else _index(key, contract)
+        try:
+            wanted = None if key is None else contract.index_of(key)
+        except KeyError as error:
+            known = ", ".join(each.key for each in contract.classes)
+            detail = f"The model's classes are {known}. Name one of them, or none for the highest."
+            raise problems.ProblemError(422, "unknown-class", "No such class", detail) from error
         # The place is kept until the picture is drawn, so that pictures cannot pile up either.
         with engine.admitted(sent.deadline, "explain"), service.budget.taken(EXPLANATION):
             image, scores, decode_seconds = await examine(
@@ -104,14 +108,6 @@ async def explain(
 
 def _rows(grid: np.ndarray) -> list[list[float]]:
     return [[round(value, 4) for value in row] for row in grid.tolist()]
-
-
-def _index(key: str, contract: Contract) -> int:
-    keys = [each.key for each in contract.classes]
-    if key in keys:
-        return keys.index(key)
-    detail = f"The model's classes are {', '.join(keys)}. Name one of them, or none for the highest."
-    raise problems.ProblemError(422, "unknown-class", "No such class", detail)
 
 
 def _prefers_png(accept: str) -> bool:

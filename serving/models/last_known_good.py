@@ -87,18 +87,12 @@ def forget(settings: Settings, keep: Iterable[Located]) -> None:
     for folder in _folder(settings).iterdir():
         if not folder.is_dir() or folder in kept:
             continue
-        if not folder.name.startswith(DOWNLOAD):
-            discard(folder)
-        elif _age(folder) > STALE_SECONDS:  # a younger one may be under way
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another server has removed it
+            if not folder.name.startswith(DOWNLOAD):
+                discard(folder)
+            elif time.time() - folder.stat().st_mtime > STALE_SECONDS:  # a younger one may be under way
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(settings: Settings) -> Path:
     return settings.cache_dir / parse(settings.model)[0]
-
-
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:  # another server has removed it
-        return 0.0
