@@ -95,7 +95,7 @@ async def webhook(request: Request) -> WebhookAnswer:
     async with received(request, MAX_WEBHOOK_BYTES) as content:
         _check_signature(request, content, secret.get_secret_value())
     _updates(service).reload()
-    logs.audit(request, "webhook", delivery=request.headers[DELIVERY][:100])
+    logs.audit(request, "webhook", delivery=request.headers.get(DELIVERY, "")[:100])
     return WebhookAnswer()
 
 

@@ -558,11 +558,20 @@ def test_mlflows_own_webhook_is_understood(
         until(lambda: version(client) == new)
 
 
-def signature(body: str, timestamp: int, secret: str = SECRET) -> dict[str, str]:
+def test_a_webhook_that_names_no_delivery_is_taken_as_it_is_signed(a_registry: Registry, settings: Settings) -> None:
+    a_registry.add()
+    with served(settings, watch_seconds=0) as client:
+        headers = signature("{}", int(time.time()), delivery="")
+        del headers["X-MLflow-Delivery-Id"]
+        assert client.post("/admin/webhook", content="{}", headers=headers).status_code == 202
+
+
+def signature(body: str, timestamp: int, secret: str = SECRET, delivery: str = "d") -> dict[str, str]:
+    signed = mlflow.webhooks.delivery._generate_hmac_signature(secret, delivery, str(timestamp), body)
     return {
-        "X-MLflow-Delivery-Id": "d",
+        "X-MLflow-Delivery-Id": delivery,
         "X-MLflow-Timestamp": str(timestamp),
-        "X-MLflow-Signature": mlflow.webhooks.delivery._generate_hmac_signature(secret, "d", str(timestamp), body),
+        "X-MLflow-Signature": signed,
     }
 
 
