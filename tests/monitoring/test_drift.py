@@ -264,7 +264,7 @@ def test_the_tests_are_what_they_are_called(fitted: Reference, reader: Reader, h
     edges = np.quantile(theirs.scalars, np.linspace(0, 1, 21), axis=0).T
     bandwidth = 0.5
     means = [drift.encode_by(each, edges, 4, bandwidth).mean(axis=0) for each in (ours, theirs)]
-    found = drift.statistics(*means, 4)
+    found = drift.statistics(means[0], means[1], 4)
     for index, signal in enumerate(drift.SCALARS):
         exact = scipy.stats.ks_2samp(ours.scalars[:, index], theirs.scalars[:, index]).statistic
         assert exact - 0.06 <= found[signal, "ks"] <= exact + 1e-6
