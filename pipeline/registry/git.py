@@ -4,10 +4,10 @@ import getpass
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # The first that exists is the main branch: where there is a remote, what it has, and not what this clone calls main.
 MAIN = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
-
 
 UNKNOWN, DIRTY = "unknown", "-dirty"  # for a commit, and after one
 
@@ -73,9 +73,8 @@ def branch() -> str:
 
 def remote() -> str:
     """The address of `origin` without what may be a password in it, or empty."""
-    address = _said("remote", "get-url", "origin")
-    scheme, _, rest = address.rpartition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if scheme else address
+    address = urlsplit(_said("remote", "get-url", "origin"))
+    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
 
 
 def resolve(revision: str) -> str | None:

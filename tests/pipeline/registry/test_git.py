@@ -63,6 +63,7 @@ def test_the_main_branch_is_the_remotes_and_not_what_this_clone_calls_main(
     ("address", "shown"),
     [
         ("https://someone:secret@example.org/a.git", "https://example.org/a.git"),
+        ("https://example.org/ward@2.git", "https://example.org/ward@2.git"),
         ("git@example.org:a/b.git", "git@example.org:a/b.git"),
         ("/srv/git/a.git", "/srv/git/a.git"),
     ],
