@@ -63,8 +63,7 @@ def credit(weights: str, backbone: str) -> str:
 def made(out: Path, run: str) -> dict[str, Any]:
     """What a record says of when, where and by what its file was made."""
     gpus = [tf.config.experimental.get_device_details(each) for each in tf.config.list_physical_devices("GPU")]
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    lines = classifier.cpuinfo().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
         "weights_sha256": stage.sha256(out),

@@ -39,9 +39,13 @@ def precision() -> str:
     """
     if tf.config.list_logical_devices("GPU"):
         return "mixed_float16"
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
-    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
+    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(cpuinfo().split()) else "float32"
+
+
+def cpuinfo() -> str:
+    """What Linux says of the processors; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
 
 
 def build(
@@ -58,12 +62,8 @@ def build(
 
     Raises Problem if the base has no `last_layer`, or it lies before the layer that unlikeness is measured on.
     """
-    network = BACKBONES[backbone]
-    image = keras.Input((size, size, 3), dtype="uint8", name="image")
-    variance = [deviation**2 for deviation in network.deviation]
-    x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
-    base = network.base(input_tensor=x)
-    maps = _last(base, last_layer, network.low_level)
+    base = headless(size, backbone)
+    maps = _last(base, last_layer, BACKBONES[backbone].low_level)
     if pooling == "attention":
         x = attended(maps)
     elif pooling == "moments":
@@ -73,16 +73,25 @@ def build(
     if head == "linear":
         x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
         x = keras.layers.Dense(classes, name="logits", kernel_initializer="zeros")(x)
-        return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
-    x = keras.layers.Dense(256, name="head_dense_1")(x)
-    x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
-    x = keras.layers.ReLU(name="head_relu_1")(x)
-    x = keras.layers.Dropout(0.4, name="head_dropout_1")(x)
-    x = keras.layers.Dense(128, name="head_dense_2")(x)
-    x = keras.layers.ReLU(name="head_relu_2")(x)
-    x = keras.layers.Dropout(0.3, name="head_dropout_2")(x)
-    x = keras.layers.Dense(classes, name="logits")(x)
-    return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
+    else:
+        x = keras.layers.Dense(256, name="head_dense_1")(x)
+        x = keras.layers.BatchNormalization(momentum=BN_MOMENTUM, name="head_bn")(x)
+        x = keras.layers.ReLU(name="head_relu_1")(x)
+        x = keras.layers.Dropout(0.4, name="head_dropout_1")(x)
+        x = keras.layers.Dense(128, name="head_dense_2")(x)
+        x = keras.layers.ReLU(name="head_relu_2")(x)
+        x = keras.layers.Dropout(0.3, name="head_dropout_2")(x)
+        x = keras.layers.Dense(classes, name="logits")(x)
+    return keras.Model(base.input, keras.layers.Softmax(name="probabilities")(x), name="leukdetect")
+
+
+def headless(size: int, backbone: str) -> keras.Model:
+    """The backbone, randomly initialised, without its top: uint8 [N, size, size, 3] to its last maps [N, h, w, D]."""
+    network = BACKBONES[backbone]
+    image = keras.Input((size, size, 3), dtype="uint8", name="image")
+    variance = [deviation**2 for deviation in network.deviation]
+    x = keras.layers.Normalization(mean=network.mean, variance=variance, name=NORMALISED)(image)
+    return keras.Model(image, network.base(input_tensor=x).output, name="headless")
 
 
 def _last(base: keras.Model, name: str | None, low_level: str) -> keras.KerasTensor:
@@ -238,25 +247,18 @@ def trainable_part(model: keras.Model, cut: str | None, precision: str = "float3
     `copy_weights` copies the trained weights back to the float32 model.
     """
     if cut is None:
-        skipped, source = {"image"}, model.input
-        x = keras.Input(source.shape[1:], dtype="uint8", name="image")
+        x = keras.Input(model.input.shape[1:], dtype="uint8", name="image")
     else:
-        names = [layer.name for layer in model.layers]
-        skipped, source = set(names[: names.index(cut) + 1]), model.get_layer(cut).output
-        height, width, channels = source.shape[1:]
-        if halves(model, cut):
-            height, width = -(-height // 2), -(-width // 2)
-        x = keras.Input((height, width, channels), name="activations")
-    unstrided = {r.name for r in _readers(model, cut)} if cut is not None and halves(model, cut) else set()
+        x = keras.Input(frozen_part(model, cut).output.shape[1:], name="activations")
+    first = model.get_layer(cut or "image")
+    unstrided = _readers(model, cut) if cut and halves(model, cut) else []
 
-    made = {id(source): x}
-    for layer in model.layers:
-        if layer.name in skipped:
-            continue
+    made = {id(first.output): x}
+    for layer in model.layers[model.layers.index(first) + 1 :]:
         config = layer.get_config()
         if layer.name not in FLOAT32:
             config["dtype"] = precision
-        if layer.name in unstrided:
+        if layer in unstrided:
             config["strides"] = (1, 1)
         if isinstance(layer, keras.layers.BatchNormalization):
             config["momentum"] = BN_MOMENTUM

@@ -19,7 +19,6 @@ from sklearn.metrics import recall_score
 
 from pipeline.data.cells import HELD_OUT, TRAIN, Cells
 from pipeline.network import classifier, jitter, training
-from pipeline.network.backbones import BACKBONES
 from pipeline.stage import Problem, progress
 
 HIDDEN = 512  # of a head: a layer between base and softmax keeps the base general (Wang et al. 2022, arXiv 2112.00496)
@@ -55,12 +54,9 @@ class Learner:
 def learner(plan: Plan, cells: Cells, start: str | None) -> Learner:
     """Builds it, from random weights or those of the file `start`. Raises Problem where T × T cells do not fit."""
     keras.utils.set_random_seed(plan.seed)
-    network, side = BACKBONES[plan.backbone], plan.size * plan.tiles
-    image = keras.Input((side, side, 3), dtype="uint8", name="image")
-    variance = [deviation**2 for deviation in network.deviation]
-    x = keras.layers.Normalization(mean=network.mean, variance=variance, name=classifier.NORMALISED)(image)
+    side = plan.size * plan.tiles
     try:
-        base = keras.Model(image, network.base(input_tensor=x).output)
+        base = classifier.headless(side, plan.backbone)
     except ValueError as error:
         raise Problem(f"{plan.backbone} cannot be built for {side} pixels ({error}); give a larger --size") from error
     if start:
@@ -85,9 +81,8 @@ def learner(plan: Plan, cells: Cells, start: str | None) -> Learner:
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=plan.learning_rate, warmup_steps=max(1, round(WARM_UP * steps))
     )
-    optimizer = keras.optimizers.AdamW(
-        rate, weight_decay=DECAY, global_clipnorm=1.0
-    )  # VICReg's gradients leap at first
+    # VICReg's gradients leap at first, so they are clipped.
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=DECAY, global_clipnorm=1.0)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     whole.optimizer = training.scaling(trunk, optimizer)
     whole.optimizer.build(whole.trainable_variables)
@@ -120,10 +115,8 @@ def fit(
         losses /= count
         if not np.isfinite(losses).all():
             raise Problem(f"the loss became {losses.sum()} in epoch {epoch + 1}: lower --learning-rate")
-        used = {"labelled": bool(made.heads), "unlabelled": made.expander is not None}
-        row = {
-            f"loss/{name}": float(loss) for (name, is_used), loss in zip(used.items(), losses, strict=True) if is_used
-        }
+        row = {"loss/labelled": float(losses[0])} if made.heads else {}
+        row |= {"loss/unlabelled": float(losses[1])} if made.expander else {}
         row |= _validate(look, plan, cells) | {"seconds": round(time.monotonic() - started, 2)}
         history.append(row)
         training.save(made.whole, state, history)
