@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -29,11 +30,10 @@ class Backbone:
     deviation: Rgb
     low_level: str
     bgr_kernel: str | None = None
-    options: tuple[tuple[str, Any], ...] = ()
 
     def base(self, weights: str | None = None, **where: Any) -> keras.Model:
         """The network without its top, on `input_tensor` or of `input_shape`; random, or `weights="imagenet"`."""
-        base = self.make(include_top=False, weights=weights, **dict(self.options), **where)
+        base = self.make(include_top=False, weights=weights, **where)
         # Keras counts unnamed layers (InceptionV3's) over the whole process, but weights are found by name.
         seen: Counter[str] = Counter()
         for layer in base.layers:
@@ -51,6 +51,6 @@ BACKBONES = {
     "DenseNet121": Backbone(_APPLICATIONS.DenseNet121, *_TORCH, "pool2_pool"),
     # Without its own preprocessing layers, so that every backbone is normalised in one place.
     "EfficientNetV2B0": Backbone(
-        _APPLICATIONS.EfficientNetV2B0, *_TORCH, "block2b_add", options=(("include_preprocessing", False),)
+        partial(_APPLICATIONS.EfficientNetV2B0, include_preprocessing=False), *_TORCH, "block2b_add"
     ),
 }

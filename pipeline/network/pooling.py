@@ -25,11 +25,6 @@ class Moments(keras.layers.Layer):
         deviation = keras.ops.sqrt(keras.ops.maximum(variance, SMALLEST))
         return keras.ops.concatenate([mean[:, 0, 0, :], deviation], axis=-1)
 
-    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """Of an input of this shape."""
-        assert shape[-1] is not None
-        return shape[0], 2 * shape[-1]
-
 
 def attended(maps: keras.KerasTensor) -> keras.KerasTensor:
     """Gated attention pooling (Ilse, Tomczak and Welling 2018, arXiv:1802.04712, eq. 9): [N, h, w, D] to [N, D].

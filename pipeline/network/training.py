@@ -70,9 +70,7 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.order) // self.batch)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.sort(
-            self.order[index * self.batch : (index + 1) * self.batch]
-        )  # in file order, which a disk reads faster
+        rows = np.sort(self.order[index * self.batch : (index + 1) * self.batch])  # a disk reads faster in file order
         x = self.inputs[rows]
         return (x.astype(np.float32) if x.dtype == np.float16 else x), self.labels[rows], self.weights[rows]
 
