@@ -32,10 +32,9 @@ def name(recipe: params.Params) -> str:
     said = _differs(recipe)
     if len(said) > SHOWN:
         said = [*said[:SHOWN], f"{len(said) - SHOWN} more"]
-    said.append(f"{recipe.model.backbone} {recipe.prepare.image_size}px {Path(recipe.features.weights).name}")
-    return ", ".join(
-        [f"{own}{f' ({experiment})' if experiment else ''}: {said[0]}", *said[1:], params.digest(recipe)[:7]]
-    )
+    network = f"{recipe.model.backbone} {recipe.prepare.image_size}px {Path(recipe.features.weights).name}"
+    whose = f"{own} ({experiment})" if experiment else own
+    return f"{whose}: {', '.join([*said, network, params.digest(recipe)[:7]])}"
 
 
 def tags() -> dict[str, str]:

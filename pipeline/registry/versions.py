@@ -62,13 +62,13 @@ def register(
     """
     name, sha256 = recipe.register_.name, stage.sha256(model.path)
     registered = client.search_model_versions(f"name = '{name}' and tags.`{SHA256_TAG}` = '{sha256}'")
-    known = [each for each in registered if _has_files(client, name, str(each.version))]
-    run_id = (known[0].run_id if known else None) or _run_id(client, model, recipe)
+    known = next((each for each in registered if _has_files(client, name, str(each.version))), None)
+    run_id = (known.run_id if known else None) or _run_id(client, model, recipe)
     reports = _reports_sha256()
-    if known and (known[0].tags.get(REPORTS_TAG) == reports or (dry_run and known[0].tags.get("gate") in JUDGED)):
-        return run_id, str(known[0].version)
+    if known and (known.tags.get(REPORTS_TAG) == reports or (dry_run and known.tags.get("gate") in JUDGED)):
+        return run_id, str(known.version)
     _log_reports(client, run_id, recipe, model, measured, source)
-    version = str((known[0] if known else _new_version(client, recipe, run_id, model, source)).version)
+    version = str((known or _new_version(client, recipe, run_id, model, source)).version)
     headline = {tag: f"{value:.4f}" for tag, value in flat(measured.headline(), ".").items()}
     for tag, value in (headline | {REPORTS_TAG: reports}).items():  # on a known one too: evaluation may have changed
         client.set_model_version_tag(name, version, tag, value)
