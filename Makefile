@@ -48,9 +48,9 @@ test-load: .venv/.ready .venv-serving/.ready  ## the server under faults: killed
 fuzz: .venv/.ready  ## an hour of mutated images, requests and model files (FUZZ_SECONDS=60: shorter)
 	python -m tests.load.fuzz --seconds $(FUZZ_SECONDS)
 
-# Run benchmarks on an idle machine. They share a 224 px model, made from the demo's, and their peers' environments.
+# Run benchmarks on an idle machine. They share a 224 px model, trained on the demo's images, and their peers' environments.
 .benchmarks/model224: .venv/.ready
-	test -f models/model.keras || dvc repro
+	test -f data/manifest.csv || dvc repro validate
 	python -m benchmarks.model224 --out $@
 
 bench-serving: .benchmarks/model224 .venv-serving/.ready  ## the server beside eight others, with either file (two hours)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leukdetect.runtime import processor
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 LAST_WORDS = 800  # characters of a log that an error quotes
@@ -41,8 +43,7 @@ class Running:
 
 def machine() -> dict[str, Any]:
     """The machine that it ran on."""
-    facts = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    facts = processor()
     memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
     return {

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import logging
 import platform
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ from leukdetect import answer, apart, contract, decoding, explanation, images, s
 from leukdetect.child import Child, EndedError
 from leukdetect.contract import ANSWER, FILES
 from leukdetect.registry import Located, holding
-from leukdetect.runtime import cpus, open_session, run
+from leukdetect.runtime import cpus, open_session, processor, run
 
 Precision = Literal["auto", "fp32", "int8"]
 
@@ -151,7 +150,8 @@ def _try_apart(path: Path, sha256: str, threads: int) -> None:
 
     Raises RefusedError: it was refused there, or it is over a budget.
     """
-    line, notes = f"{sha256} onnxruntime {onnxruntime.__version__} {_processor()}", path.with_name(TRIED)
+    here = processor().get("model name", platform.machine())
+    line, notes = f"{sha256} onnxruntime {onnxruntime.__version__} {here}", path.with_name(TRIED)
     with suppress(OSError, UnicodeDecodeError):
         if line in notes.read_text().splitlines():
             return
@@ -173,13 +173,6 @@ def _try_apart(path: Path, sha256: str, threads: int) -> None:
         file.write(f"{line}\n")
     if verdict["refused"]:
         raise GoldenError(verdict["refused"])
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        if found := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1]
-    return platform.machine()
 
 
 def _check_decoder(promise: contract.Decode) -> None:

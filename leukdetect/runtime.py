@@ -1,4 +1,4 @@
-"""onnxruntime: the one way to open a session and to run it."""
+"""This machine's processors, and onnxruntime: the one way to open a session and to run it."""
 
 import math
 import os
@@ -55,3 +55,10 @@ def cpus() -> int:
     except (OSError, ValueError):
         pass  # no cgroup v2 quota
     return max(1, allowed)
+
+
+def processor() -> dict[str, str]:
+    """What Linux says of the first processor, such as its `model name` and `flags`; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().partition("\n\n")[0] if path.is_file() else ""
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}

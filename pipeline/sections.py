@@ -134,7 +134,7 @@ def check_pattern(key: str, pattern: str | None, group: str | None = None) -> No
 
 class Model(Section):
     backbone: Literal["ResNet50", "VGG16", "InceptionV3", "DenseNet121", "EfficientNetV2B0"]
-    last_layer: str | None
+    last_layer: Literal[8, 16] | str | None
     pooling: Literal["average", "moments", "attention"]
     head: Literal["paper", "linear"]
 

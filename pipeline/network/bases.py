@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from leukdetect.runtime import processor
 from pipeline import stage
 from pipeline.network import classifier
 from pipeline.registry import git
@@ -63,8 +64,7 @@ def credit(weights: str, backbone: str) -> str:
 def made(out: Path, run: str) -> dict[str, Any]:
     """What a record says of when, where and by what its file was made."""
     gpus = [tf.config.experimental.get_device_details(each) for each in tf.config.list_physical_devices("GPU")]
-    lines = classifier.cpuinfo().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    cpu = processor().get("model name", "unknown")
     return {
         "weights_sha256": stage.sha256(out),
         "git_commit": git.git_commit(),

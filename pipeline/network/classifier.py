@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from leukdetect.runtime import processor
 from pipeline.network.backbones import BACKBONES
 from pipeline.network.pooling import ATTENTION, MOMENTS, POOLING_FLOAT32, Moments, attended
 from pipeline.stage import Problem
@@ -39,13 +40,8 @@ def precision() -> str:
     """
     if tf.config.list_logical_devices("GPU"):
         return "mixed_float16"
-    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(cpuinfo().split()) else "float32"
-
-
-def cpuinfo() -> str:
-    """What Linux says of the processors; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.is_file() else ""
+    flags = processor().get("flags", "").split()
+    return "mixed_bfloat16" if {"amx_bf16", "avx512_bf16"} & set(flags) else "float32"
 
 
 def build(
@@ -53,12 +49,13 @@ def build(
     classes: int,
     backbone: str = "ResNet50",
     pooling: str = "average",
-    last_layer: str | None = None,
+    last_layer: str | int | None = None,
     head: str = "paper",
 ) -> keras.Model:
     """The whole model, randomly initialised, in float32: uint8 [N, size, size, 3] to probabilities [N, classes].
 
-    The paper's head: GAP (or as said), Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax.
+    The paper's head: GAP (or as said), Dense 256, BN, ReLU, Dropout 0.4, Dense 128, ReLU, Dropout 0.3, softmax. The
+    base ends at `last_layer`: a name, or about how many pixels a position of its maps spans; None: all of it.
 
     Raises Problem if the base has no `last_layer`, or it lies before the layer that unlikeness is measured on.
     """
@@ -94,16 +91,27 @@ def headless(size: int, backbone: str) -> keras.Model:
     return keras.Model(image, network.base(input_tensor=x).output, name="headless")
 
 
-def _last(base: keras.Model, name: str | None, low_level: str) -> keras.KerasTensor:
-    names = [layer.name for layer in base.layers]
-    if name is None:
+def _last(base: keras.Model, last: str | int | None, low_level: str) -> keras.KerasTensor:
+    if last is None:
         return base.output
-    if name not in names[names.index(low_level) :]:
+    names = [layer.name for layer in base.layers]
+    first = names.index(low_level)
+    if isinstance(last, int):
+        narrow = [base.layers[i].output for i in reversed(_narrow(base.layers)) if i >= first]
+        return min(narrow, key=lambda maps: abs(maps.shape[1] - base.input.shape[1] / last))
+    if last not in names[first:]:
         raise Problem(
-            f"model.last_layer: the base has no layer {name!r} from {low_level} on, where unlikeness is measured; give "
-            f"null for all of it, or a layer such as {names[(names.index(low_level) + len(names)) // 2]}"
+            f"model.last_layer: the base has no layer {last!r} from {low_level} on, where unlikeness is measured; give "
+            f"null for all of it, 8, 16, or a layer such as {names[(first + len(names)) // 2]}"
         )
-    return base.get_layer(name).output
+    return base.get_layer(last).output
+
+
+def _narrow(layers: list[keras.layers.Layer]) -> list[int]:
+    """The places of the layers that every path passes through, of all in the order of the graph."""
+    place = {id(layer.output): i for i, layer in enumerate(layers)}
+    oldest_read = [min((place[id(t)] for t in keras.tree.flatten(layer.input)), default=0) for layer in layers]
+    return [i for i in range(len(layers)) if min(oldest_read[i + 1 :], default=i) >= i]
 
 
 def load_base_weights(model: keras.Model, weights: str, backbone: str = "ResNet50") -> None:
@@ -209,11 +217,9 @@ def boundary(model: keras.Model, trainable_from: str) -> str | None:
             f"{len(names)} layers, such as {names[-30]} (the last 30)"
         )
     layers = model.layers  # in the order of the graph
-    place = {id(layer.output): i for i, layer in enumerate(layers)}
-    oldest_read = [min((place[id(t)] for t in keras.tree.flatten(layer.input)), default=0) for layer in layers]
     first, end = (next(i for i, layer in enumerate(layers) if layer.name == n) for n in (names[0], trainable_from))
-    for i in reversed(range(first, end)):
-        if min(oldest_read[i + 1 :]) >= i and any(layer.weights for layer in layers[first : i + 1]):
+    for i in reversed(_narrow(layers)):
+        if first <= i < end and any(layer.weights for layer in layers[first : i + 1]):
             return str(layers[i].name)
     raise Problem(f"fine_tune.trainable_from: nothing is left to freeze below {trainable_from}; give all")
 

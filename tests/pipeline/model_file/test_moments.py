@@ -94,3 +94,22 @@ def test_a_base_ends_where_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert classifier.boundary(whole, "conv3_block1_1_conv") == "conv2_block3_out"
     with pytest.raises(Problem, match=r"model\.last_layer: .*'conv2_block1_out' from conv2_block3_out on"):
         classifier.build(64, 4, "ResNet50", "average", "conv2_block1_out")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "last"),
+    [
+        ("ResNet50", {8: "conv3_block4_out", 16: "conv4_block6_out"}),
+        ("VGG16", {8: "block4_conv3", 16: "block5_conv3"}),
+        ("InceptionV3", {8: "mixed2", 16: "mixed7"}),
+        ("DenseNet121", {8: "pool3_conv", 16: "pool4_conv"}),
+        ("EfficientNetV2B0", {8: "block4a_expand_activation", 16: "block6a_expand_activation"}),
+    ],
+)
+def test_any_base_ends_where_no_path_goes_past_and_a_position_spans_so_many_pixels(
+    backbone: str, last: dict[int, str]
+) -> None:
+    for span, name in last.items():
+        whole = classifier.build(96, 4, backbone, last_layer=span)
+        assert classifier.base_layers(whole)[-1] == name
+        assert 96 / classifier.feature_maps(whole).shape[1] == pytest.approx(span, rel=0.5)
