@@ -101,7 +101,7 @@ def accuracy(folder: Path, name: str) -> dict[str, Any]:
         Problem: the demo has not been made, or a stage failed (it has said why).
     """
     recipe = yaml.safe_load(Path("presets/demo.yaml").read_text())
-    recipe["model"]["backbone"] = name
+    recipe["model"] |= {"backbone": name, "last_layer": None}
     recipe["prepare"]["image_size"] = DEMO_SIZE
     (folder / "data").mkdir(parents=True)
     (folder / params.PARAMS_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
