@@ -214,7 +214,7 @@ def boundary(model: keras.Model, trainable_from: str) -> str | None:
     if trainable_from not in names:
         raise Problem(
             f"fine_tune.trainable_from: the base has no layer {trainable_from!r}; give all, or the name of one of its "
-            f"{len(names)} layers, such as {names[-30]} (the last 30)"
+            f"{len(names)} layers, such as {names[-30:][0]}"
         )
     layers = model.layers  # in the order of the graph
     first, end = (next(i for i, layer in enumerate(layers) if layer.name == n) for n in (names[0], trainable_from))

@@ -181,7 +181,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
     recipe["prepare"]["image_size"] = 32
     recipe["features"] |= {"views": 4, "weights": "base.weights.h5"}
-    recipe["fine_tune"]["trainable_from"] = "conv4_block1_1_conv"
+    recipe["model"]["last_layer"], recipe["fine_tune"]["trainable_from"] = None, "conv4_block1_1_conv"
     (folder / "params.yaml").write_text(yaml.safe_dump(recipe))
     keys = [each["key"] for each in recipe["classes"]]
     rows = [

@@ -205,7 +205,7 @@ def pretrained(project: Path, base_weights: Path) -> params.Params:
     """The paper's boundary over weights from a file."""
     recipe = yaml.safe_load(Path("params.yaml").read_text())
     recipe["features"]["weights"] = str(base_weights)
-    recipe["fine_tune"]["trainable_from"] = "conv4_block1_1_conv"
+    recipe["model"]["last_layer"], recipe["fine_tune"]["trainable_from"] = None, "conv4_block1_1_conv"
     Path("params.yaml").write_text(yaml.safe_dump(recipe))
     return params.load()
 

@@ -105,7 +105,7 @@ def project(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatc
 
     recipe = yaml.safe_load((ROOT / "presets/demo.yaml").read_text())
     recipe["prepare"]["image_size"] = SIZE
-    recipe["model"]["pooling"] = "attention"
+    recipe["model"] |= {"pooling": "attention", "last_layer": None}
     recipe["features"] |= {"weights": "base.weights.h5", "views": 2}
     recipe["train_head"] |= {"epochs": 9, "patience": 9, "learning_rate": 0.02}
     recipe["fine_tune"] |= {"epochs": 2, "trainable_from": toy_backbone.CUT, "learning_rate": 0.001}

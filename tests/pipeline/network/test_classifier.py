@@ -125,3 +125,9 @@ def test_missing_weights_are_named() -> None:
 def test_an_unknown_layer_is_named(whole: keras.Model) -> None:
     with pytest.raises(Problem, match="no layer 'conv6_block1_out'"):
         classifier.boundary(whole, "conv6_block1_out")
+
+
+def test_a_layer_that_a_short_base_has_not_is_named_with_one_it_has() -> None:
+    short = classifier.build(SIZE, 4, "VGG16", last_layer=8)
+    with pytest.raises(Problem, match=r"no layer 'block5_conv1'; .* of its 13 layers, such as block1_conv1"):
+        classifier.boundary(short, "block5_conv1")
