@@ -6,7 +6,7 @@ this project loads them. Their answers mean nothing. A model that was trained at
 
 Reads:  params.yaml, data/raw/, data/manifest.csv, data/source.json
 Writes: FOLDER/leukdetect.onnx, FOLDER/leukdetect.int8.onnx
-Run:    python -m benchmarks.model224 --out FOLDER     (four to seven minutes)
+Run:    python -m benchmarks.model224 --out FOLDER     (a few minutes more than the demo)
 """
 
 import argparse
