@@ -8,7 +8,7 @@ with a linear head, which takes seconds.
 
 The recipes: where the base ends, how its maps are pooled and which head reads them, each over five folds and three
 seeds, every image held out once a seed; the base is frozen, as in phase 1. In all images the corner with the scale bar
-is painted over.
+is painted over. The same heads are asked again with the cells painted over: what they know then, the background told.
 
 The sessions: a block of file numbers is about a session. Which share of the embedding's variance lies between classes,
 between blocks of a class and within blocks; and how well a linear probe tells the block of an image among those of its
@@ -17,13 +17,14 @@ class, from other images of these blocks, beside what the largest block would gi
 Reads:  a folder of four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/estimate.json, and prints the tables
 Run:    python -m benchmarks.estimate [--demo]     (about half an hour; --demo: on the demo's images, at 64 px)
-        python -m benchmarks.estimate --recipe conv4_block6_out attention paper     (adds one to the file)
+        python -m benchmarks.estimate --recipe conv5_block3_out attention paper     (adds one to the file)
 """
 
 import argparse
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ from leukdetect.runtime import cpus
 from pipeline import params, stage
 from pipeline.data import folds, prepared, splits
 from pipeline.evaluation import metrics, shortcuts
+from pipeline.evaluation.answers import Sample
 from pipeline.network import classifier, frozen, views
 from pipeline.network.training import class_weights, compiled, rate
 from pipeline.params import Params
@@ -74,19 +76,29 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
     parser.add_argument("--demo", action="store_true", help="on rendered smears of virtual patients, at 64 px")
-    parser.add_argument("--recipe", nargs=3, metavar=Variant._fields, help="only this one, added to the file")
+    parser.add_argument(
+        "--recipe", nargs=3, action="append", metavar=Variant._fields, help="only this one, and further ones so named"
+    )
+    parser.add_argument("--epochs", type=int, help="of the head; with --recipe; else the preset's")
     options = parser.parse_args()
+    if options.epochs is not None and (options.epochs < 1 or not options.recipe):
+        parser.error("--epochs is a number from 1 on, and of a --recipe")
     needed = [options.weights] if options.demo else [options.folder, options.weights]
     if absent := [str(path) for path in needed if not path.exists()]:
         raise Problem(f"{' and '.join(absent)}: absent, so nothing is estimated; give --folder and --weights")
     written = training.RESULTS / ("estimate-demo.json" if options.demo else "estimate.json")
-    if options.recipe and not written.is_file():
-        raise Problem(f"{written}: absent, so there is nothing to add to; run it once without --recipe")
-    variants, layers = ((Variant(*options.recipe),), ()) if options.recipe else (VARIANTS, LAYERS)
+    known = json.loads(written.read_text()) if written.is_file() else {}
+    if options.recipe and known.get("weights") != options.weights.name:
+        raise Problem(
+            f"{written}: not of {options.weights.name}, so there is nothing to add to; run it without --recipe"
+        )
+    variants = tuple(Variant(*each) for each in options.recipe or VARIANTS)
+    layers = () if options.recipe else LAYERS
     with tempfile.TemporaryDirectory() as made:
         work, weights = Path(made), options.weights.resolve()
         os.chdir(training.ROOT)
         own = recipe_of(options.folder.resolve(), weights, work, options.demo)
+        own["train_head"]["epochs"] = epochs = options.epochs or own["train_head"]["epochs"]
         for variant in variants:
             params.parse(own | {"model": own["model"] | variant._asdict()})  # refuses what no recipe may say
         training.write(own, work)
@@ -96,14 +108,23 @@ def main() -> None:
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
-        asked = [variant[:2] for variant in variants] + [(layer, "moments") for layer in layers]
-        found = {each: features(recipe, Variant(*each, head="linear"), pixels) for each in dict.fromkeys(asked)}
-        recipes = {" ".join(each): compared(each, found[each[:2]], rows, recipe) for each in variants}
+        sample = Sample(
+            pixels, *(rows[name].to_numpy() for name in ("label", "group")), weights=np.ones((1, len(rows)))
+        )
+        painted = shortcuts.experiments(sample, CORNER)["cells_masked"](slice(None))
+        asked = dict.fromkeys(variant[:2] for variant in variants)
+        blind = {each: features(recipe, Variant(*each, head="linear"), painted) for each in asked}
+        asked |= dict.fromkeys((layer, "moments") for layer in layers)
+        found = {each: features(recipe, Variant(*each, head="linear"), pixels) for each in asked}
+        recipes = {
+            f"{' '.join(each)}, {epochs} epochs": compared(each, found[each[:2]], blind[each[:2]], rows, recipe)
+            for each in variants
+        }
     if options.recipe:
-        result = json.loads(written.read_text())
-        result["recipes"] |= recipes
+        result = known | {"recipes": known["recipes"] | recipes}
     else:
         result = {
+            "weights": options.weights.name,
             "sessions": {layer: session(found[layer, "moments"], rows, recipe) for layer in layers},
             "trials": [trial(number, found[TRIED[:2]], rows, recipe) for number in range(TRIALS)],
             "recipes": recipes,
@@ -137,29 +158,37 @@ def network(recipe: Params, variant: Variant) -> keras.Model:
     return whole
 
 
-def compared(variant: Variant, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str, Any]:
-    """Out of fold by each seed: balanced accuracy over all images, of each fold, and each class's recall."""
+def compared(
+    variant: Variant, values: np.ndarray, blind: np.ndarray, rows: pd.DataFrame, recipe: Params
+) -> dict[str, Any]:
+    """Out of fold by each seed: balanced accuracy over all images, of each fold, and each class's recall.
+
+    `values` are of the images, `blind` of the same with the cells painted over.
+    """
     labels, keys = rows["label"].to_numpy(), [c.key for c in recipe.classes]
     sides = folds.held_out(rows, recipe.prepare, FOLDS, recipe.seed).to_numpy()
     weights = metrics.group_weights(labels, rows["group"].to_numpy(), recipe.evaluate.bootstrap, recipe.seed)
     malignant = np.array([c.malignant for c in recipe.classes])
-    values_of, each_fold, right = [], [], np.zeros((SEEDS, len(rows)), bool)
+    values_of, blind_of, each_fold, right = [], [], [], np.zeros((SEEDS, len(rows)), bool)
     missed = np.zeros(len(rows))
     for seed in range(SEEDS):
-        predicted = np.full(len(rows), -1)
+        predicted, guessed = np.full((2, len(rows)), -1)
         for fold, side in enumerate(sides.T):
-            asked = np.flatnonzero(side == "test")
+            asked, learns = np.flatnonzero(side == "test"), np.flatnonzero(side == "train")
             turn = 100 * (seed + 1) + fold
-            predicted[asked] = answers(recipe, variant, values, labels, np.flatnonzero(side == "train"), asked, turn)
+            known = values[learns], labels[learns]
+            predicted[asked], guessed[asked] = answers(recipe, variant, known, [values[asked], blind[asked]], turn)
             each_fold.append(
                 float(metrics.balanced_accuracy(labels[asked], predicted[asked], np.ones((1, len(asked))))[0])
             )
         values_of.append(metrics.balanced_accuracy(labels, predicted, weights))
+        blind_of.append(metrics.balanced_accuracy(labels, guessed, weights))
         right[seed] = predicted == labels
         missed += (malignant[labels] & ~malignant[predicted]) / SEEDS
     print(variant, [f"{each[0]:.3f}" for each in values_of], flush=True)
     return {
         "balanced_accuracy": metrics.estimate(np.mean(values_of, axis=0)).__dict__,
+        "cells_masked": metrics.estimate(np.mean(blind_of, axis=0)).__dict__,
         "seeds": [float(each[0]) for each in values_of],
         "folds": [min(each_fold), max(each_fold)],
         "recalls": {key: float(right[:, labels == i].mean()) for i, key in enumerate(keys)},
@@ -175,9 +204,9 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
     predicted = np.full(len(rows), -1)
     for fold, side in enumerate(folds.held_out(inner, recipe.prepare, FOLDS, recipe.seed).to_numpy().T):
         learns, asked = kept[side == "train"], kept[side == "test"]
-        predicted[asked] = answers(recipe, TRIED, values, labels, learns, asked, fold)
+        [predicted[asked]] = answers(recipe, TRIED, (values[learns], labels[learns]), [values[asked]], fold)
     left = np.flatnonzero(outer == "test")
-    predicted[left] = answers(recipe, TRIED, values, labels, kept, left, FOLDS)
+    [predicted[left]] = answers(recipe, TRIED, (values[kept], labels[kept]), [values[left]], FOLDS)
     promised, kept_to = (interval(rows.iloc[some], predicted[some], recipe) for some in (kept, left))
     print(f"trial {number}: promised {promised}, then {kept_to} on {len(left)} images", flush=True)
     groups = rows["group"].iloc[left].nunique()
@@ -185,24 +214,18 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
 
 
 def answers(
-    recipe: Params,
-    variant: Variant,
-    values: np.ndarray,
-    labels: np.ndarray,
-    learns: np.ndarray,
-    asked: np.ndarray,
-    turn: int,
-) -> np.ndarray:
-    """Classes that a head gives the rows `asked` after it learnt the rows `learns`, as phase 1 trains it."""
+    recipe: Params, variant: Variant, train: tuple[np.ndarray, np.ndarray], asked: Sequence[np.ndarray], turn: int
+) -> list[np.ndarray]:
+    """Classes that a head gives each of the arrays `asked` once it has learnt `train`, values and labels."""
     keras.utils.set_random_seed(recipe.seed + turn)
     whole, phase = network(recipe, variant), recipe.train_head
+    values, labels = train
     head = compiled(
-        keras.Model(classifier.head_input(whole)[1], whole.output), keras.optimizers.Adam(rate(phase, len(learns)))
+        keras.Model(classifier.head_input(whole)[1], whole.output), keras.optimizers.Adam(rate(phase, len(labels)))
     )
-    known = labels[learns]
-    weights = class_weights(known, phase.class_weights)
-    head.fit(values[learns], known, phase.batch_size, phase.epochs, verbose=0, sample_weight=weights)
-    return np.asarray(head.predict(values[asked], verbose=0).argmax(1))
+    weights = class_weights(labels, phase.class_weights)
+    head.fit(values, labels, phase.batch_size, phase.epochs, verbose=0, sample_weight=weights)
+    return [np.asarray(head.predict(each, verbose=0).argmax(1)) for each in asked]
 
 
 def interval(rows: pd.DataFrame, predicted: np.ndarray, recipe: Params) -> metrics.Estimate:
@@ -252,14 +275,15 @@ def tables(result: dict[str, Any]) -> str:
             for one in (promised, promised.of_further(TRIALS - 1))
         )
         lines.append(f"| {number} | {promised} | {found} | {each['groups']} | {of_mean} | {of_fifth} |")
-    lines += ["", "| base up to, pooling, head | balanced accuracy | seeds | folds | recalls | malignant missed |"]
-    lines += ["|---" * 6 + "|"]
+    head = "| base up to, pooling, head | balanced accuracy | cells painted over | seeds | folds | recalls | missed |"
+    lines += ["", head, "|---" * 7 + "|"]
     for name, each in result["recipes"].items():
         seeds = ", ".join(f"{value:.3f}" for value in each["seeds"])
         recalls = ", ".join(f"{key} {value:.3f}" for key, value in each["recalls"].items())
         low, high = each["folds"]
-        found, missed = metrics.Estimate(**each["balanced_accuracy"]), each["malignant_called_otherwise"]
-        lines.append(f"| {name} | {found} | {seeds} | {low:.3f} to {high:.3f} | {recalls} | {missed:.3f} |")
+        found, blind = metrics.Estimate(**each["balanced_accuracy"]), metrics.Estimate(**each["cells_masked"])
+        missed = each["malignant_called_otherwise"]
+        lines.append(f"| {name} | {found} | {blind} | {seeds} | {low:.3f} to {high:.3f} | {recalls} | {missed:.3f} |")
     head = "| layer | between classes | between blocks of a class | within blocks | block told | largest block |"
     lines += ["", head, "|---" * 6 + "|"]
     shown = ("classes", "blocks_of_a_class", "within_blocks", "block_told", "largest_block")

@@ -48,19 +48,13 @@ def test_what_is_left_out_is_looked_at_once_after_the_estimate(
     asked_of: list[tuple[set[str], set[str]]] = []
 
     def answers(
-        recipe: object,
-        layer: str,
-        values: np.ndarray,
-        labels: np.ndarray,
-        learns: np.ndarray,
-        asked: np.ndarray,
-        *_: int,
-    ) -> np.ndarray:
-        asked_of.append((set(rows["group"][learns]), set(rows["group"][asked])))
-        return labels[asked]
+        recipe: object, variant: object, train: tuple[np.ndarray, np.ndarray], asked: list[np.ndarray], turn: int
+    ) -> list[np.ndarray]:
+        asked_of.append((set(rows["group"][train[0]]), set(rows["group"][asked[0]])))
+        return [rows["label"].to_numpy()[asked[0]]]
 
     monkeypatch.setattr(estimate, "answers", answers)
-    found = estimate.trial(4, np.zeros((len(rows), 2)), rows, RECIPE)
+    found = estimate.trial(4, np.arange(len(rows)), rows, RECIPE)
     assert found["promised"]["value"] == found["found"]["value"] == 1
     *folds, (learnt, left) = asked_of
     assert len(folds) == estimate.FOLDS
@@ -82,8 +76,20 @@ def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monk
         variant = estimate.Variant("conv2_block3_out", pooling, "linear")
         values = estimate.features(RECIPE, variant, pixels)
         assert values.shape == shape
-        answers = estimate.answers(RECIPE, variant, values, labels, learns, asked, turn=0)
+        train = values[learns], labels[learns]
+        answers, turned = estimate.answers(RECIPE, variant, train, [values[asked], values[asked[::-1]]], turn=0)
         assert (answers == labels[asked]).mean() > 0.5
+        assert (turned == answers[::-1]).all()
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *asked: str, weights: str = "base") -> None:
+    """Asks for more of a file that is of the weights `base`; neither images nor weights are there to work on."""
+    (tmp_path / "base").touch()
+    (tmp_path / "estimate.json").write_text('{"weights": "base", "recipes": {}}')
+    monkeypatch.setattr(estimate.training, "RESULTS", tmp_path)
+    given = ["--folder", str(tmp_path), "--weights", str(tmp_path / weights)]
+    monkeypatch.setattr("sys.argv", ["estimate", *asked, *given])
+    estimate.main()
 
 
 @pytest.mark.parametrize(
@@ -96,15 +102,20 @@ def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monk
 def test_a_recipe_that_does_not_exist_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, message: str
 ) -> None:
-    asked = ["estimate", "--recipe", *recipe.split(), "--folder", str(tmp_path), "--weights", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", asked)
     with pytest.raises(Problem, match=message):
-        estimate.main()
+        ask(monkeypatch, tmp_path, "--recipe", "conv4_block6_out", "average", "paper", "--recipe", *recipe.split())
 
 
-def test_a_recipe_is_added_to_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate.training, "RESULTS", tmp_path)
-    asked = ["estimate", "--recipe", "conv4_block6_out", "attention", "paper"]
-    monkeypatch.setattr("sys.argv", [*asked, "--folder", str(tmp_path), "--weights", str(tmp_path)])
-    with pytest.raises(Problem, match=r"estimate\.json: absent, .*; run it once without --recipe"):
-        estimate.main()
+def test_a_recipe_is_added_to_a_file_of_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").touch()
+    with pytest.raises(Problem, match=r"estimate\.json: not of other, .*; run it without --recipe"):
+        ask(monkeypatch, tmp_path, "--recipe", "conv4_block6_out", "attention", "paper", weights="other")
+
+
+@pytest.mark.parametrize("asked", ["--epochs 5", "--recipe conv4_block6_out average paper --epochs 0"])
+def test_epochs_are_of_a_recipe_that_is_added(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        ask(monkeypatch, tmp_path, *asked.split())
+    assert "--epochs is a number from 1 on, and of a --recipe" in capsys.readouterr().err
