@@ -108,10 +108,9 @@ def main() -> None:
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, CORNER)
         recipe = params.load()
-        sample = Sample(
-            pixels, *(rows[name].to_numpy() for name in ("label", "group")), weights=np.ones((1, len(rows)))
-        )
-        painted = shortcuts.experiments(sample, CORNER)["cells_masked"](slice(None))
+        every = np.arange(len(rows))
+        sample = Sample(pixels, rows["label"].to_numpy(), every, np.ones((1, len(rows))))
+        painted = shortcuts.experiments(sample, CORNER)["cells_masked"](every)
         asked = dict.fromkeys(variant[:2] for variant in variants)
         blind = {each: features(recipe, Variant(*each, head="linear"), painted) for each in asked}
         asked |= dict.fromkeys((layer, "moments") for layer in layers)

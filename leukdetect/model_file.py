@@ -50,10 +50,16 @@ class Model:
     index: similar.Index | None  # of similar cases; None: the file is from before there was an index
     threads: int
     seconds_an_image: float  # measured on the golden images, one at a time
+    single: onnxruntime.InferenceSession | None  # runs on its caller's thread; None: was not asked for, or gains little
 
     def is_of(self, located: Located) -> bool:
         """Whether its file is the one that the registry tells of."""
         return located.sha256.get(self.contract.precision, self.sha256) == self.sha256
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several callers get more answers together than one after the other."""
+        return self.single is not None
 
     @property
     def explaining(self) -> tuple[str, ...]:
@@ -61,9 +67,13 @@ class Model:
         has = {node.name for node in self.session.get_outputs()}
         return (*explanation.OUTPUTS, contract.ATTENTION) if contract.ATTENTION in has else explanation.OUTPUTS
 
-    def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER) -> list[np.ndarray]:
-        """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`."""
-        return run(self.session, pixels, outputs)
+    def run(self, pixels: np.ndarray, outputs: Sequence[str] = ANSWER, *, beside: bool = False) -> list[np.ndarray]:
+        """Uint8 RGB [N, S, S, 3] to the named outputs, each float32 [N, …]; see `leukdetect.contract`.
+
+        Args:
+            beside: on the caller's thread alone, beside other runs of this kind, if the model is `side_by_side`.
+        """
+        return run((beside and self.single) or self.session, pixels, outputs)
 
     def predict(self, image: decoding.Source) -> answer.Answer:
         """The answer to one image, the very one that the server and a scoring job give.
@@ -94,13 +104,17 @@ class Model:
         return answer.answer(self.contract, seen, outputs), outputs
 
 
-def load(located: Located, precision: Precision = "auto", threads: int | None = None) -> Model:
+def load(
+    located: Located, precision: Precision = "auto", threads: int | None = None, *, side_by_side: bool = False
+) -> Model:
     """Opens a model file, checks its contract and its graph, and runs its golden set; it is warm afterwards.
 
     Args:
         located: an .onnx file, or the folder of a registered version, which holds one of each precision.
         precision: which of the folder's; auto is INT8 unless its golden set fails on this processor.
         threads: of the model; else as many as this process may use processors.
+        side_by_side: also for runs beside one another, a thread each, which gain a tenth and take the model's memory
+            a second time; INT8 alone, since FP32 gains half of that and takes twice as much.
 
     Raises:
         RefusedError: one of the checks failed.
@@ -108,18 +122,18 @@ def load(located: Located, precision: Precision = "auto", threads: int | None = 
     """
     threads = threads or cpus()
     if (located.version is None and not located.path.is_dir()) or located.path.is_file():
-        return _load(located, located.path, threads)
+        return _load(located, located.path, threads, side_by_side)
     with holding(located.path):
         if precision != "auto":
-            return _load(located, located.path / FILES[precision], threads)
+            return _load(located, located.path / FILES[precision], threads, side_by_side)
         try:
-            return _load(located, located.path / FILES["int8"], threads)
+            return _load(located, located.path / FILES["int8"], threads, side_by_side)
         except GoldenError as error:
             log.warning("INT8 does not agree on this processor; FP32 serves", extra={"error": str(error)})
-            return _load(located, located.path / FILES["fp32"], threads)
+            return _load(located, located.path / FILES["fp32"], threads, side_by_side)
 
 
-def _load(located: Located, path: Path, threads: int) -> Model:
+def _load(located: Located, path: Path, threads: int, side_by_side: bool) -> Model:
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -142,7 +156,10 @@ def _load(located: Located, path: Path, threads: int) -> Model:
     _check_graph(session, promise)
     _check_decoder(promise.decode)
     seconds = _check_golden(session, promise)
-    return Model(located, promise, sha256, session, index, threads, seconds)
+    single = _open(path, 1) if side_by_side and threads > 1 and promise.precision == "int8" else None
+    if single:
+        _check_golden(single, promise)
+    return Model(located, promise, sha256, session, index, threads, seconds, single)
 
 
 def _try_apart(path: Path, sha256: str, threads: int) -> None:

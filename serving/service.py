@@ -38,7 +38,8 @@ class Service:
         self.buffered = Buffered(settings.max_buffered_bytes, budget)
         self.pool = DecodePool(cpus(), settings.queue_size, settings.max_pixels, metrics.decoded_apart, budget)
         sizes: dict[Lane, int] = {"predict": settings.queue_size, "explain": settings.explain_queue_size}
-        self.engine = Engine(sizes | {"shadow": BATCH}, models.champion.seconds_an_image, metrics)
+        sizes["shadow"] = BATCH
+        self.engine = Engine(sizes, models.champion.seconds_an_image, metrics, models.champion.threads)
         self.shadow = Shadow(settings.shadow_share, models, self.engine, metrics)
         file = settings.feedback_db or settings.cache_dir / "feedback.db"
         self.feedback = Feedback(file, settings.feedback_days, metrics)

@@ -32,7 +32,7 @@ def start(settings: Settings) -> Models:
 
 def load(settings: Settings, located: Located) -> Model:
     """Loads the model with as many threads as this process may use processors; see `model_file.load`."""
-    loaded = model_file.load(located, settings.precision)
+    loaded = model_file.load(located, settings.precision, side_by_side=True)
     give_back_memory()
     return loaded
 

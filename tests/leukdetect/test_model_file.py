@@ -4,6 +4,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,30 @@ def test_a_good_file_loads_and_answers(tmp_path: Path) -> None:
     assert probabilities.shape == (2, 4)
     assert unlikeness.shape == (2,)
     np.testing.assert_allclose(probabilities[1], promise.golden[0].probabilities, atol=1e-5)
+
+
+def test_runs_beside_one_another_answer_as_one_on_all_threads(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx", precision="int8")
+    loaded = model_file.load(Located(tmp_path / "m.onnx"), threads=2, side_by_side=True)
+    assert loaded.side_by_side
+    side = tiny_model.SIZE
+    batches = [np.random.default_rng(n).integers(0, 256, (1 + n % 4, side, side, 3), np.uint8) for n in range(40)]
+    expected = [loaded.run(each) for each in batches]
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(lambda each: loaded.run(each, beside=True), batches))
+    for mine, theirs in zip(answers, expected, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(("precision", "threads", "asked"), [("fp32", 2, True), ("int8", 1, True), ("int8", 2, False)])
+def test_a_second_session_is_opened_only_where_it_pays(
+    tmp_path: Path, precision: str, threads: int, asked: bool
+) -> None:
+    tiny_model.write(tmp_path / "m.onnx", precision=precision)
+    loaded = model_file.load(Located(tmp_path / "m.onnx"), threads=threads, side_by_side=asked)
+    assert not loaded.side_by_side
+    assert loaded.run(np.zeros((1, tiny_model.SIZE, tiny_model.SIZE, 3), np.uint8), beside=True)
 
 
 def changed(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:

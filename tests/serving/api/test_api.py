@@ -191,7 +191,7 @@ def poison(app: FastAPI) -> None:
     """Has the model fail on what is red."""
     model = app.state.service.models.champion
 
-    def run(pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(pixels: np.ndarray, outputs: Sequence[str], **_: bool) -> list[np.ndarray]:
         if np.any(pixels[..., 0].mean(axis=(1, 2)) > 150):
             raise RuntimeError("secret-file-name.jpg")
         return session_run(model.session, pixels, outputs)
@@ -297,7 +297,7 @@ class Slow:
         model = app.state.service.models.champion
         self.gate, self.images = threading.Event(), 0
 
-        def run(pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        def run(pixels: np.ndarray, outputs: Sequence[str], **_: bool) -> list[np.ndarray]:
             self.images += len(pixels)
             assert self.gate.wait(10)
             return session_run(model.session, pixels, outputs)

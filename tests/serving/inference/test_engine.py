@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.inference.engine import BATCH, PATIENCE, Engine, Lane
+from serving.inference.engine import BATCH, PATIENCE, SHARE, Engine, Lane
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 
@@ -22,25 +22,36 @@ class Model:
 
     seconds_an_image = 0.001
 
-    def __init__(self) -> None:
+    def __init__(self, *, side_by_side: bool = False) -> None:
+        self.side_by_side = side_by_side
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Event()
         self.batches: list[list[int]] = []
+        self.beside: list[list[int]] = []  # the batches that had one processor
+        self.most = self._now = 0  # runs at the same time
+        self._counting = threading.Lock()
 
-    def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(self, pixels: np.ndarray, outputs: Sequence[str], *, beside: bool = False) -> list[np.ndarray]:
+        with self._counting:
+            self._now += 1
+            self.most = max(self.most, self._now)
         self.started.set()
         assert self.gate.wait(10)
         values = pixels[:, 0, 0, 0]
-        self.batches.append(values.tolist())
+        with self._counting:
+            self._now -= 1
+            self.batches.append(values.tolist())
+            if beside:
+                self.beside.append(values.tolist())
         if POISON in values:
             raise RuntimeError("poisoned")
         return [values.astype(np.float32) for _ in outputs]
 
 
 @contextmanager
-def engine(model: Model, size: int = 100, pace: float = 0.001) -> Iterator[Engine]:
-    running = Engine({"predict": size, "explain": size, "shadow": size}, pace, Metrics())
+def engine(model: Model, size: int = 100, pace: float = 0.001, threads: int = 2) -> Iterator[Engine]:
+    running = Engine({"predict": size, "explain": size, "shadow": size}, pace, Metrics(), threads)
     try:
         yield running
     finally:
@@ -83,10 +94,11 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_everyone_gets_their_own_answer() -> None:
+@pytest.mark.parametrize(("threads", "side_by_side"), [(1, False), (2, False), (2, True), (5, True)])
+def test_everyone_gets_their_own_answer(threads: int, side_by_side: bool) -> None:
     async def main() -> None:
-        model = Model()
-        with engine(model) as running:
+        model = Model(side_by_side=side_by_side)
+        with engine(model, threads=threads) as running:
             values = [v for v in range(30) if v != POISON]
             assert await asyncio.gather(*asking(running, model, *values)) == values
             assert running.depth == 0
@@ -104,6 +116,67 @@ def test_what_waits_is_taken_together_up_to_the_best_batch_and_nothing_waits_for
             model.gate.set()
             await asyncio.gather(first, *others)
             assert [len(batch) for batch in model.batches] == [1, BATCH, 2]
+
+    within_seconds(main())
+
+
+class Meeting(Model):
+    """Its runs on one processor answer when there are so many at the same time."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__(side_by_side=True)
+        self.barrier = threading.Barrier(parties)
+
+    def run(self, pixels: np.ndarray, outputs: Sequence[str], *, beside: bool = False) -> list[np.ndarray]:
+        if beside:
+            self.barrier.wait(10)
+        return super().run(pixels, outputs, beside=beside)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_lone_image_has_all_processors_and_several_run_beside_one_another(threads: int) -> None:
+    async def main() -> None:
+        model = Meeting(threads)
+        with engine(model, threads=threads) as running:
+            first = await hold(running, model)
+            others = asking(running, model, *range(1, SHARE * threads + 1))
+            await settle()
+            await asyncio.sleep(0.05)
+            assert model.most == 1  # nothing beside what has all processors
+            model.gate.set()
+            await asyncio.gather(first, *others)
+            assert model.batches[0] == [0]
+            assert sorted(model.beside) == [[v, v + 1] for v in range(1, SHARE * threads, 2)]
+
+    within_seconds(main())
+
+
+def test_two_that_wait_are_shared_out() -> None:
+    async def main() -> None:
+        model = Meeting(2)
+        with engine(model) as running:
+            first = await hold(running, model)
+            others = asking(running, model, 1, 2)
+            await settle()
+            model.gate.set()
+            await asyncio.gather(first, *others)
+            assert sorted(model.beside) == [[1], [2]]
+
+    within_seconds(main())
+
+
+def test_a_model_that_needs_all_processors_waits_for_them() -> None:
+    async def main() -> None:
+        shared, whole = Model(side_by_side=True), Model()
+        with engine(shared) as running:
+            first = await hold(running, shared)
+            two = asking(running, shared, 1, 2)
+            after = asking(running, whole, 3, 4)
+            await settle()
+            shared.gate.set()
+            await asyncio.gather(first, *two, *after)
+            assert sorted(value for batch in shared.beside for value in batch) == [1, 2]
+            assert (whole.batches, whole.beside) == ([[3, 4]], [])
 
     within_seconds(main())
 
@@ -216,9 +289,10 @@ def test_an_explanation_has_its_turn_even_where_predictions_never_stop() -> None
     within_seconds(main())
 
 
-def test_a_poisoned_image_fails_alone() -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_poisoned_image_fails_alone(side_by_side: bool) -> None:
     async def main() -> None:
-        model = Model()
+        model = Model(side_by_side=side_by_side)
         with engine(model) as running:
             first = await hold(running, model)
             one, poisoned, three = asking(running, model, 1, POISON, 3)
@@ -263,7 +337,7 @@ def test_cancelling_what_is_being_computed_harms_nobody() -> None:
 
 def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer() -> None:
     class Broken(Model):
-        def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        def run(self, pixels: np.ndarray, outputs: Sequence[str], *, beside: bool = False) -> list[np.ndarray]:
             return [np.full(len(pixels), np.nan, np.float32) for _ in outputs]
 
     async def main() -> None:
@@ -274,14 +348,15 @@ def test_an_answer_that_is_not_finite_is_an_error_and_not_an_answer() -> None:
     within_seconds(main())
 
 
-def test_a_thread_that_dies_leaves_nobody_waiting_and_is_known() -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_thread_that_dies_leaves_nobody_waiting_and_is_known(side_by_side: bool) -> None:
     class Deadly(Model):
-        def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-            super().run(pixels, outputs)
+        def run(self, pixels: np.ndarray, outputs: Sequence[str], *, beside: bool = False) -> list[np.ndarray]:
+            super().run(pixels, outputs, beside=beside)
             raise SystemExit  # no Exception: nothing that a model's fault could be
 
     async def main() -> None:
-        model = Deadly()
+        model = Deadly(side_by_side=side_by_side)
         with engine(model) as running:
             first = await hold(running, model)
             others = asking(running, model, 1, 2)
@@ -297,9 +372,10 @@ def test_a_thread_that_dies_leaves_nobody_waiting_and_is_known() -> None:
     within_seconds(main())
 
 
-def test_closing_answers_what_waits_and_refuses_what_comes() -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_closing_answers_what_waits_and_refuses_what_comes(side_by_side: bool) -> None:
     async def main() -> None:
-        model = Model()
+        model = Model(side_by_side=side_by_side)
         with engine(model) as running:
             waiting = [await hold(running, model), *asking(running, model, 1, 2)]
             await settle()

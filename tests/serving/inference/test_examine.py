@@ -84,7 +84,7 @@ def test_one_more_than_may_wait_is_refused_and_the_rest_decoded_in_order(pool: D
 class Model:
     """Answers when the gate opens."""
 
-    seconds_an_image = 0.001
+    seconds_an_image, side_by_side = 0.001, False
     contract = SimpleNamespace(decode=HOW)
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Model:
         self.started = threading.Event()
         self.runs = 0
 
-    def run(self, pixels: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(self, pixels: np.ndarray, outputs: Sequence[str], *, beside: bool) -> list[np.ndarray]:
         self.started.set()
         assert self.gate.wait(SECONDS)
         self.runs += 1
@@ -102,7 +102,7 @@ class Model:
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine({"predict": 10, "explain": 10, "shadow": 10}, 0.001, Metrics())
+    engine = Engine({"predict": 10, "explain": 10, "shadow": 10}, 0.001, Metrics(), 2)
     yield engine
     engine.close()
 

@@ -175,7 +175,7 @@ class Shadowed:
 
     def __init__(self, champion: Model, challenger: Model, share: float = 1.0) -> None:
         self.metrics = Metrics()
-        self.engine = Engine({"predict": 4, "explain": 1, "shadow": 2}, 0.01, self.metrics)
+        self.engine = Engine({"predict": 4, "explain": 1, "shadow": 2}, 0.01, self.metrics, 2)
         self.shadow = Shadow(share, Models(champion, challenger=challenger), self.engine, self.metrics)
         image = decode(RED, champion.contract.decode.size, 10_000)
         self.pixels = image.pixels
