@@ -169,7 +169,8 @@ class Engine:
                 finally:
                     with self._changed:
                         self._running, self._alone = self._running - 1, False
-                        self._changed.notify_all()
+                        if self._closing or any(self._lanes.values()):
+                            self._changed.notify_all()
                 batch = []  # a batch kept during the wait would keep an old model in memory
         except BaseException:
             log.exception("the inference thread failed")
