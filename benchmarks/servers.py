@@ -68,7 +68,7 @@ class Server:
 def _ours(precision: str) -> Server:
     return Server(
         f"LeukDetect {precision.upper()}",
-        "as it starts: a thread for each processor, batches up to 4",
+        "as it starts: a lone image on all processors, several on one each (INT8) or in batches up to 4 (FP32)",
         None,
         ("python", "-m", "serving", "--port", "{port}", "--cache-dir", "{folder}/cache"),
         "/readyz",
