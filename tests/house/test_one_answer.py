@@ -1,7 +1,10 @@
 """One image, one answer: the library, the server and a scoring job, held to each other on a hundred odd images."""
 
 import io
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import pytest
 from PIL import Image
 
 import leukdetect
+from leukdetect import model_file
 from leukdetect.images import ImageError
 from leukdetect.model_file import Model
+from leukdetect.registry import Located
 from pipeline.scoring import worker
 from serving.app import create_app
 from serving.models.served import Models
@@ -115,6 +120,31 @@ def test_library_server_and_scoring_job_answer_alike(
     assert served["unlikeness"] == row["unlikeness"] == answer.unlikeness
     assert served["quality"] == vars(answer.quality) == {name: row[name] for name in vars(answer.quality)}
     assert (served["wording"], served["malignant"]) == (answer.wording, answer.malignant)
+
+
+def test_many_at_once_get_the_answer_that_each_gets_alone(tmp_path: Path) -> None:
+    tiny_model.write(tmp_path / "m.onnx", precision="int8")
+    model = model_file.load(Located(tmp_path / "m.onnx"), threads=2, side_by_side=True)
+    beside = 0
+
+    def run(pixels: np.ndarray, outputs: Sequence[str], **how: bool) -> list[np.ndarray]:
+        nonlocal beside
+        beside += how["beside"]
+        time.sleep(0.005)  # so that others come to wait
+        return Model.run(model, pixels, outputs, **how)
+
+    served = replace(model)
+    object.__setattr__(served, "run", run)
+    app = create_app(Settings(feedback_db=tmp_path / "feedback.db", queue_size=200), Models(served))
+    with serve(app) as client, ThreadPoolExecutor(16) as clients:
+        answers = clients.map(lambda data: client.post("/predict", content=data), IMAGES.values())
+        told = dict(zip(IMAGES, answers, strict=True))
+    answered = {name: each.json() for name, each in told.items() if each.status_code == 200}
+    assert len(answered) > 100
+    assert beside > 10
+    for name, answer in answered.items():
+        alone = model.predict(IMAGES[name])
+        assert (answer["probabilities"], answer["decision"]) == (alone.probabilities, alone.decision)
 
 
 def test_a_pillow_image_and_an_array_get_the_files_answer(model: Model) -> None:
