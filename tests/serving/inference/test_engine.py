@@ -167,16 +167,38 @@ def test_two_that_wait_are_shared_out() -> None:
 
 def test_a_model_that_needs_all_processors_waits_for_them() -> None:
     async def main() -> None:
-        shared, whole = Model(side_by_side=True), Model()
+        shared, whole = Meeting(3), Model()  # the test itself is the third
         with engine(shared) as running:
             first = await hold(running, shared)
-            two = asking(running, shared, 1, 2)
-            after = asking(running, whole, 3, 4)
+            two = asking(running, shared, 1, 2, 3, 4)
+            after = asking(running, whole, 5, 6)
             await settle()
             shared.gate.set()
-            await asyncio.gather(first, *two, *after)
-            assert sorted(value for batch in shared.beside for value in batch) == [1, 2]
-            assert (whole.batches, whole.beside) == ([[3, 4]], [])
+            await first
+            await asyncio.sleep(0.05)
+            assert shared.barrier.n_waiting == 2
+            assert not whole.started.is_set()
+            await asyncio.to_thread(shared.barrier.wait, 10)
+            await asyncio.gather(*two, *after)
+            assert (whole.batches, whole.beside) == ([[5, 6]], [])
+
+    within_seconds(main())
+
+
+def test_no_processor_that_is_left_over_goes_to_a_model_that_needs_all() -> None:
+    async def main() -> None:
+        shared, whole = Meeting(2), Model()
+        with engine(shared, threads=3) as running:
+            first = await hold(running, shared)
+            two = asking(running, shared, 1, 2)
+            after = asking(running, whole, 5, 6)
+            await settle()
+            shared.gate.set()
+            await first
+            await asyncio.sleep(0.05)
+            assert not whole.started.is_set()
+            await asyncio.to_thread(shared.barrier.wait, 10)
+            await asyncio.gather(*two, *after)
 
     within_seconds(main())
 
