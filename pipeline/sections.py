@@ -159,6 +159,7 @@ class Augment(Section):
     rotation: Annotated[float, Field(ge=0, le=180)]
     zoom: Annotated[float, Field(ge=0, lt=1)]
     brightness: Annotated[float, Field(ge=0, lt=1)]
+    stain: Annotated[float, Field(ge=0, le=2)]
     erase_corner: Share
 
 

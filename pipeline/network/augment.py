@@ -1,4 +1,4 @@
-"""Augmented views of training images: flips, rotation, zoom, brightness, and the scale bar's corner painted over.
+"""Augmented views of training images: flips, rotation, zoom, brightness, stain, the scale bar's corner painted over.
 
 A view depends only on the seed, the view's number and the image's hash: any number of workers, in any order, on any
 machine, make the same bytes.
@@ -7,6 +7,7 @@ machine, make the same bytes.
 import numpy as np
 from PIL import Image
 
+from pipeline.network import stain
 from pipeline.sections import Augment
 
 _STREAM = 0xA06  # so that no other code draws the same random numbers from the same seed
@@ -22,12 +23,16 @@ def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: st
     angle, zoom, light = rng.uniform(-1, 1, 3) * (np.deg2rad(augment.rotation), augment.zoom, augment.brightness)
     flip = rng.integers(0, 2, 2) * 2 - 1 if augment.flip else np.ones(2, int)
     erase = rng.random() < 0.5  # half of the views keep the bar: the model must learn to ignore it
+    shift, log_ratio = augment.stain * rng.normal(size=(2, 3)) * (stain.SHIFT, stain.LOG_RATIO)
 
     size = image.shape[0]
     if erase and augment.erase_corner > 0:
         side = round(augment.erase_corner * size)
         image = image.copy()
         image[size - side :, size - side :] = np.median(image, axis=(0, 1)).astype(np.uint8)  # bottom right
+
+    if augment.stain > 0:
+        image = stain.moved(image, shift, np.exp(log_ratio))
 
     border = size // 2  # enough for a 45° turn of the corners
     mirrored = Image.fromarray(np.pad(image, ((border, border), (border, border), (0, 0)), mode="reflect"))

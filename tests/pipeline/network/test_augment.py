@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from pipeline.network import augment
+from pipeline.network import augment, stain
 from pipeline.sections import Augment
 
-NONE = Augment(flip=False, rotation=0, zoom=0, brightness=0, erase_corner=0)
-ALL = Augment(flip=True, rotation=20, zoom=0.1, brightness=0.15, erase_corner=0.2)
+NONE = Augment(flip=False, rotation=0, zoom=0, brightness=0, stain=0, erase_corner=0)
+ALL = Augment(flip=True, rotation=20, zoom=0.1, brightness=0.15, stain=1, erase_corner=0.2)
 HASH = "3f" * 32
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
 
@@ -64,3 +64,35 @@ def test_shape_and_type_stay(size: int) -> None:
     image = np.zeros((size, size, 3), np.uint8)
     result = augment.view(image, ALL, 0, 0, HASH)
     assert (result.shape, result.dtype) == (image.shape, np.uint8)
+
+
+def test_stain_moves_the_colours_about_as_far_as_sessions_lie_apart() -> None:
+    smear = np.full((32, 32, 3), (215, 200, 220), np.uint8)
+    smear[8:24, 8:24] = (110, 70, 150)
+    before = stain.to_lab(smear)
+    for share in (0.5, 1.0):
+        stained = NONE.model_copy(update={"stain": share})
+        views = [stain.to_lab(augment.view(smear, stained, 0, number, HASH)) for number in range(200)]
+        shifts = np.array([lab.mean(0) - before.mean(0) for lab in views])
+        ratios = np.log([lab.std(0) / before.std(0) for lab in views])
+        assert np.abs(shifts.mean(0)).max() < 0.2 * share * stain.SHIFT.max()
+        assert shifts.std(0) == pytest.approx(share * stain.SHIFT, rel=0.35)
+        assert ratios.std(0) == pytest.approx(share * stain.LOG_RATIO, rel=0.25)
+
+
+def test_whether_stain_is_drawn_changes_nothing_else_of_a_view() -> None:
+    image = np.full((50, 50, 3), 180, np.uint8)
+    image[45:, 45:] = 0
+    image[:5, :5] = 90  # tells the flips apart
+    plain = NONE.model_copy(update={"flip": True, "erase_corner": 0.2})
+    stained = plain.model_copy(update={"stain": 0.2})
+    for number in range(20):
+        before, after = (augment.view(image, each, 0, number, HASH).astype(int) for each in (plain, stained))
+        assert np.abs(after - before).max() < 40
+
+
+def test_colours_come_back_from_lab_and_grey_has_none() -> None:
+    assert np.abs(stain.from_lab(stain.to_lab(IMAGE), IMAGE.shape).astype(int) - IMAGE).max() <= 1
+    grey = stain.to_lab(np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, 2))
+    assert np.abs(grey[:, 1:]).max() < 0.01
+    assert (np.diff(grey[:, 0]) > 0).all()
