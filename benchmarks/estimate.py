@@ -175,8 +175,9 @@ def compared(
         for fold, side in enumerate(sides.T):
             asked, learns = np.flatnonzero(side == "test"), np.flatnonzero(side == "train")
             turn = 100 * (seed + 1) + fold
-            known = values[learns], labels[learns]
-            predicted[asked], guessed[asked] = answers(recipe, variant, known, [values[asked], blind[asked]], turn)
+            known = values[learns], labels[learns], class_weights(labels[learns], recipe.train_head.class_weights)
+            said = answers(recipe, variant, known, [values[asked], blind[asked]], turn)
+            predicted[asked], guessed[asked] = (each.argmax(1) for each in said)
             each_fold.append(
                 float(metrics.balanced_accuracy(labels[asked], predicted[asked], np.ones((1, len(asked))))[0])
             )
@@ -201,11 +202,15 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
     kept = np.flatnonzero(outer == "train")
     inner, labels = rows.iloc[kept].reset_index(drop=True), rows["label"].to_numpy()
     predicted = np.full(len(rows), -1)
+
+    def ask(learns: np.ndarray, asked: np.ndarray, turn: int) -> None:
+        known = values[learns], labels[learns], class_weights(labels[learns], recipe.train_head.class_weights)
+        predicted[asked] = answers(recipe, TRIED, known, [values[asked]], turn)[0].argmax(1)
+
     for fold, side in enumerate(folds.held_out(inner, recipe.prepare, FOLDS, recipe.seed).to_numpy().T):
-        learns, asked = kept[side == "train"], kept[side == "test"]
-        [predicted[asked]] = answers(recipe, TRIED, (values[learns], labels[learns]), [values[asked]], fold)
+        ask(kept[side == "train"], kept[side == "test"], fold)
     left = np.flatnonzero(outer == "test")
-    [predicted[left]] = answers(recipe, TRIED, (values[kept], labels[kept]), [values[left]], FOLDS)
+    ask(kept, left, FOLDS)
     promised, kept_to = (interval(rows.iloc[some], predicted[some], recipe) for some in (kept, left))
     print(f"trial {number}: promised {promised}, then {kept_to} on {len(left)} images", flush=True)
     groups = rows["group"].iloc[left].nunique()
@@ -213,18 +218,17 @@ def trial(number: int, values: np.ndarray, rows: pd.DataFrame, recipe: Params) -
 
 
 def answers(
-    recipe: Params, variant: Variant, train: tuple[np.ndarray, np.ndarray], asked: Sequence[np.ndarray], turn: int
+    recipe: Params, variant: Variant, train: Sequence[np.ndarray], asked: Sequence[np.ndarray], turn: int
 ) -> list[np.ndarray]:
-    """Classes that a head gives each of the arrays `asked` once it has learnt `train`, values and labels."""
+    """Probabilities [n, C] that a head gives each of `asked` once it has learnt `train`: values, labels and weights."""
     keras.utils.set_random_seed(recipe.seed + turn)
     whole, phase = network(recipe, variant), recipe.train_head
-    values, labels = train
+    values, labels, weights = train
     head = compiled(
         keras.Model(classifier.head_input(whole)[1], whole.output), keras.optimizers.Adam(rate(phase, len(labels)))
     )
-    weights = class_weights(labels, phase.class_weights)
     head.fit(values, labels, phase.batch_size, phase.epochs, verbose=0, sample_weight=weights)
-    return [np.asarray(head.predict(each, verbose=0).argmax(1)) for each in asked]
+    return [np.asarray(head.predict(each, verbose=0)) for each in asked]
 
 
 def interval(rows: pd.DataFrame, predicted: np.ndarray, recipe: Params) -> metrics.Estimate:

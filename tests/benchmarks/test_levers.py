@@ -1,16 +1,16 @@
-"""The levers that benchmarks/levers.py measures, and the folds it measures them on."""
+"""benchmarks/levers.py: what it changes of images, and which heads are asked about which images."""
 
-from collections.abc import Callable
-
-import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import levers
+from benchmarks import estimate, levers, stains
+from pipeline import params
+from tests.project import ROOT
 
 # Purple discs on light ground, in two stains: what a session at the microscope changes.
 SIDE = 32
+RECIPE = params.load(ROOT / "presets/all4_moments.yaml")
 
 
 def smears(count: int, tint: tuple[float, float, float]) -> np.ndarray:
@@ -25,89 +25,120 @@ def smears(count: int, tint: tuple[float, float, float]) -> np.ndarray:
     return np.stack(made)
 
 
-TRAIN, OTHERS = smears(12, (1.0, 1.0, 1.0)), smears(4, (1.0, 0.85, 0.75))
+ONE, OTHER = smears(12, (1.0, 1.0, 1.0)), smears(12, (1.0, 0.85, 0.75))
+# A session of each stain in each of two classes.
+BOTH = np.concatenate([ONE, OTHER])
+ROWS = pd.DataFrame({"label": np.arange(24) % 2, "group": np.repeat(["one", "other"], 12)})
+ROWS["group"] += ROWS["label"].astype(str)
 
 
-@pytest.mark.parametrize("fit", [levers.reinhard, levers.macenko])
-def test_a_normalisation_brings_another_stain_to_the_training_images(
-    fit: Callable[[np.ndarray], levers.Pixels],
-) -> None:
-    before = np.abs(OTHERS.mean((0, 1, 2)) - TRAIN.mean((0, 1, 2))).max()
-    after = fit(TRAIN)(OTHERS)
-    assert (after.shape, after.dtype) == (OTHERS.shape, np.uint8)
-    assert np.abs(after.mean((0, 1, 2)) - TRAIN.mean((0, 1, 2))).max() < 0.6 * before
+def between(first: np.ndarray, second: np.ndarray) -> float:
+    """How far two sets of images lie apart in their mean colours, in grey levels."""
+    return float(np.abs(first.mean((0, 1, 2)) - second.mean((0, 1, 2))).max())
+
+
+@pytest.mark.parametrize("name", ["Reinhard", "Macenko"])
+def test_a_normalisation_brings_another_stain_to_the_images_that_it_was_fitted_on(name: str) -> None:
+    change = levers.changes(np.concatenate([ONE, ONE]), ROWS)[name]
+    made = change(OTHER)
+    assert (made.shape, made.dtype) == (OTHER.shape, np.uint8)
+    assert between(made, ONE) < 0.6 * between(OTHER, ONE)
 
 
 def test_an_image_without_stain_is_left_as_it_is() -> None:
-    white = np.full((1, SIDE, SIDE, 3), 250, np.uint8)
-    assert (levers.macenko(TRAIN)(white) == white).all()
+    blank = np.full((1, SIDE, SIDE, 3), 250, np.uint8)
+    assert (levers.changes(BOTH, ROWS)["Macenko"](blank) == blank).all()
 
 
-def test_a_blurred_image_is_sharpened_and_a_sharp_one_is_not() -> None:
-    blurred = np.stack([(image.astype(int) + np.roll(image, 1, 0) + np.roll(image, 1, 1)) // 3 for image in TRAIN])
-    blurred = blurred.astype(np.uint8)
-    change = levers.unsharpening(TRAIN)
-    assert (np.abs(np.diff(change(blurred).astype(int), axis=1)).mean((1, 2, 3)) > 0).all()
-    assert levers.images.sharpness(change(blurred)[0]) > levers.images.sharpness(blurred[0])
-    sharpest = max(TRAIN, key=levers.images.sharpness)
-    assert (change(sharpest[None])[0] == sharpest).all()
+def test_balanced_backgrounds_are_all_of_one_white() -> None:
+    made = stains.white(BOTH)
+    assert np.quantile(made, 0.9, axis=(1, 2)) == pytest.approx(np.full((24, 3), stains.BACKGROUND), abs=1)
+    assert between(made[:12], made[12:]) < between(ONE, OTHER) / 2
 
 
-def test_mixed_images_keep_the_weight_of_a_class_and_stained_ones_their_class() -> None:
-    targets = np.eye(4, dtype=np.float32)[np.arange(12) % 4]
-    pixels, mixed = levers.mixup(np.random.default_rng(0), TRAIN, targets)
-    assert (pixels.shape, pixels.dtype) == (TRAIN.shape, np.uint8)
-    assert mixed.sum(1) == pytest.approx(np.ones(12))
-    stained, same = levers.stain_augmentation(np.random.default_rng(0), TRAIN, targets)
-    assert (same == targets).all()
-    assert 0 < np.abs(stained.astype(int) - TRAIN).mean() < 40
+def test_a_stain_is_drawn_from_between_two_sessions_of_a_class() -> None:
+    moves = stains.moves(levers.colours(BOTH), ROWS, np.random.default_rng(0))
+    there = levers.colours(OTHER).mean(0)[0] - levers.colours(ONE).mean(0)[0]
+    # Every image moves as far as these two sessions lie apart, and no way but to or fro.
+    assert np.abs(np.abs(moves[:, 0]) - np.abs(there)).max() < 0.2 * np.abs(there).max()
+    shift, log_ratio = stains.spread(levers.colours(BOTH), ROWS)
+    assert shift == pytest.approx(moves[:, 0].std(0), rel=0.2)
+    assert log_ratio == pytest.approx(np.log(moves[:, 1]).std(0), rel=0.2)
+    assert {1, -1} == set(np.sign(moves[:, 0] @ there))
+    forth = moves[moves[:, 0] @ there > 0][:1].repeat(12, axis=0)
+    assert between(stains.drawn(ONE, forth), OTHER) < between(ONE, OTHER) / 4
 
 
-def test_no_fold_sees_a_test_image_and_a_block_lies_between_its_sides() -> None:
-    splits = ["train"] * 6 + ["embargo"] + ["val"] * 2 + ["embargo"] + ["test"] * 3
-    rows = pd.DataFrame(
-        [
-            {"class": key, "group": f"{key}-{block:03}", "split": split}
-            for key in ("benign", "pro")
-            for block, split in enumerate(splits)
-            for _ in range(3)
-        ]
-    )
-    first, second = (levers.split(rows, fold) for fold in "AB")
-    assert (first == rows["split"].map({"train": "train", "val": "held out"})).equals(first.notna())
-    of_benign = second[rows["class"] == "benign"][::3].tolist()
-    assert of_benign[:4] == ["held out", "held out", "dropped", "train"]
-    assert second[rows["split"].isin(["test", "embargo"])].isna().all()
-    assert (second[rows["split"] == "val"] == "train").all()
+def test_a_move_to_where_an_image_is_changes_nothing() -> None:
+    still = np.tile(np.array([[0.0] * 3, [1.0] * 3]), (12, 1, 1))
+    assert np.abs(stains.drawn(ONE, still).astype(int) - ONE).max() <= 1
 
 
-def test_the_table_has_a_row_a_lever_and_differences_from_the_baseline() -> None:
-    def cell(value: float, difference: float) -> dict[str, object]:
-        return {
-            "value": {"value": value, "low": 0.5, "high": 1.0},
-            "difference": {"value": difference, "low": -0.1, "high": 0.1},
-        }
-
-    text = levers.table({"baseline": {"A": cell(0.9, 0.0)}, "MixUp": {"A": cell(0.8, -0.1)}})
-    assert "| baseline | 0.900 |  |" in text
-    assert "| MixUp | 0.800 | -0.100 [-0.100, 0.100] |" in text
+def test_quarters_and_symmetries_hold_what_the_image_holds() -> None:
+    image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    image[:, : SIDE // 2, SIDE // 2 :] = 200  # top right
+    means = [levers.quarter(image, number).mean() for number in range(4)]
+    assert means == pytest.approx([0, 200, 0, 0], abs=12)  # bicubic reads a little of what lies beside
+    turned = [levers.turned(ONE, number) for number in range(8)]
+    assert len({each.tobytes() for each in turned}) == 8
+    assert all((np.sort(each, axis=None) == np.sort(ONE, axis=None)).all() for each in turned)
 
 
-def test_the_average_follows_the_weights_and_leaves_the_training_alone() -> None:
-    def fitted(averaged: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The weights as trained, and after the average has been put in place."""
-        keras.utils.set_random_seed(0)
-        network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
-        network.compile(keras.optimizers.SGD(0.1), "mse")
-        average = levers.Average(network.trainable_variables)
-        for _ in range(3):
-            callbacks = [average] if averaged else []
-            network.fit(np.ones((8, 2)), np.full(8, 5.0), batch_size=4, verbose=0, callbacks=callbacks)
-        last = network.get_weights()[0].copy()
-        average.put_in_place()
-        return last, network.get_weights()[0]
+@pytest.mark.parametrize(("of", "column"), [("class", "label"), ("session", "group"), ("image", None)])
+def test_what_is_to_have_the_same_weight_has_it(of: str, column: str | None) -> None:
+    rows = pd.DataFrame({"label": [0, 0, 0, 0, 0, 0, 1, 1], "group": list("aaaabbcd")})
+    weights = pd.Series(levers.loss_weights(of, rows))
+    assert weights.mean() == pytest.approx(1)
+    if column is None:
+        assert (weights == 1).all()
+        return
+    assert weights.groupby(rows["label"]).sum().to_numpy() == pytest.approx([4, 4])
+    if of == "session":
+        assert weights.groupby(rows["group"]).sum().to_numpy() == pytest.approx([2, 2, 2, 2])
 
-    (plain, first), (last, mean) = fitted(False), fitted(True)
-    assert np.allclose(last, plain)
-    assert (np.minimum(first, last) < mean).all()
-    assert (mean < np.maximum(first, last)).all()
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    """Fifteen blocks of each class."""
+    made = [
+        {"path": f"{c.key}/{number:03d}.jpg", "class": c.key, "label": i, "group": f"{c.key}-{number // 37:03d}"}
+        for i, c in enumerate(RECIPE.classes)
+        for number in range(0, 15 * RECIPE.prepare.block, 4)
+    ]
+    return pd.DataFrame(made)
+
+
+def test_a_lever_that_helps_is_seen_and_is_asked_about_no_group_that_it_learnt(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that knows nothing but the place of an image, and says what the features of its own copy tell."""
+    names, steps = rows["group"].to_numpy(), []
+
+    def answers(
+        recipe: params.Params, variant: object, train: list[np.ndarray], asked: list[np.ndarray], turn: int
+    ) -> list[np.ndarray]:
+        values, labels, weights = train
+        places = values[:, 0].astype(int)
+        assert (rows["label"].to_numpy()[places] == labels).all()
+        assert weights.mean() == pytest.approx(1)
+        assert not set(names[places]) & {name for each in asked for name in names[each[:, 0].astype(int)]}
+        steps.append(len(labels) * recipe.train_head.epochs)
+        return [np.eye(4)[each[:, 1].astype(int)] for each in asked]
+
+    monkeypatch.setattr(estimate, "answers", answers)
+    place, label = np.arange(len(rows)), rows["label"].to_numpy()
+    half = np.where(place % 2, label, (label + 1) % 4)
+    copies = {"plain": half, "Reinhard": label, levers.BLIND + "plain": 0 * label, "white": (label + 1) % 4}
+    values = {name: np.stack([place, each], axis=1) for name, each in copies.items()}
+    chosen = {levers.BASELINE: levers.Lever(), "better": levers.Lever(("plain", "Reinhard"), ("Reinhard",))}
+    found = levers.measured(chosen, values, rows, RECIPE)
+    assert list(found) == [levers.BASELINE, levers.TOGETHER, "better"]
+    assert found[levers.BASELINE]["difference"] == {"value": 0, "low": 0, "high": 0}
+    assert found[levers.BASELINE]["cells_masked"]["value"] == pytest.approx(0.25)
+    assert found["better"]["balanced_accuracy"]["value"] == 1
+    assert found["better"]["difference"]["value"] == pytest.approx(0.5, abs=0.01)
+    assert found["better"]["cells_masked"] is None
+    assert steps[:15] == steps[15:]  # with twice the copies as many steps
+    text = levers.table(found)
+    assert "| the recipe | 0.5" in text
+    assert "| better | 1.000 [1.000, 1.000] | +0.5" in text
