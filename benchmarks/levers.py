@@ -5,9 +5,9 @@ five folds and three seeds, every image held out once a seed, all in the same fo
 many steps. Differences are paired with the recipe's own answers. The base is frozen; in all images the corner with the
 scale bar is painted over. "Cells painted over" asks the same heads again: what they know then, the background told.
 
-No lever is fitted on the images that are held out, but for two: the stain that Reinhard and Macenko bring all images to
-is a mean over all of them, six numbers, and the stain that is drawn lies between two blocks of a class, of all. So
-where these gain they might gain a little less; where they do not, that is sure.
+Three know a few numbers of the images that are held out: Reinhard's and Macenko's bring all images to one stain, fitted
+on all of them, and the stain that is drawn lies between two blocks of a class, of all blocks. Where these gain they
+might gain a little less.
 
 Reads:  a folder of four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/levers.json, and prints the table
@@ -15,6 +15,7 @@ Run:    python -m benchmarks.levers [--levers Reinhard …]     (about half an h
 """
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -73,7 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
-    parser.add_argument("--levers", nargs="+", choices=list(LEVERS), default=list(LEVERS), help="beside the recipe")
+    parser.add_argument(
+        "--levers",
+        nargs="+",
+        choices=list(LEVERS),
+        default=list(LEVERS),
+        help="beside the recipe; others stay in the file",
+    )
     options = parser.parse_args()
     if absent := [str(path) for path in (options.folder, options.weights) if not path.exists()]:
         raise Problem(f"{' and '.join(absent)}: absent, so nothing is measured; give --folder and --weights")
@@ -87,23 +94,32 @@ def main() -> None:
         os.chdir(work)
         pixels, rows = prepared.read()
         pixels = shortcuts.mask_corner(pixels, estimate.CORNER)
-        shift, log_ratio = stains.spread(colours(pixels), rows)
-        print(
-            f"between sessions of a class: {shift.round(4)} in mean l, α and β, {log_ratio.round(3)} in log ratio of SD"
-        )
-        result = measured(chosen, features(chosen, pixels, rows, params.load()), rows, params.load())
-    spread = {"shift": shift.tolist(), "log_ratio": log_ratio.tolist()}
-    stage.write_json(training.RESULTS / "levers.json", {"weights": weights.name, "spread": spread, "levers": result})
+        known = colours(pixels)
+        shift, log_ratio = stains.spread(known, rows)
+        print(f"between two sessions of a class: {shift.round(4)} in mean l, α and β, {log_ratio.round(3)} in log SD")
+        values = features(chosen, pixels, rows, known, params.load())
+        result = measured(chosen, values, rows, params.load())
+    write(weights.name, {"shift": shift.tolist(), "log_ratio": log_ratio.tolist()}, result)
     print(table(result))
 
 
-def features(levers: dict[str, Lever], pixels: np.ndarray, rows: pd.DataFrame, recipe: Params) -> dict[str, np.ndarray]:
+def write(weights: str, spread: dict[str, Any], result: dict[str, Any]) -> None:
+    """Adds to the file what was measured now; what it holds of other weights goes."""
+    path = training.RESULTS / "levers.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    kept = before["levers"] if before.get("weights") == weights else {}
+    stage.write_json(path, {"weights": weights, "spread": spread, "levers": kept | result})
+
+
+def features(
+    levers: dict[str, Lever], pixels: np.ndarray, rows: pd.DataFrame, known: np.ndarray, recipe: Params
+) -> dict[str, np.ndarray]:
     """What the head learns from, [N, D], of every copy that the levers name; and with the cells painted over, where a
     lever asks one copy that can be made of such an image."""
     every = np.arange(len(rows))
     audit = shortcuts.experiments(Sample(pixels, rows["label"].to_numpy(), every, np.ones((1, len(rows)))), 0.0)
     painted = audit["cells_masked"](every)
-    made = changes(pixels, rows) | {"cells alone": lambda _: audit["background_median"](every)}
+    made = changes(pixels, rows, known) | {"cells alone": lambda _: audit["background_median"](every)}
     found = {}
     for name in dict.fromkeys(copy for lever in levers.values() for copy in (*lever.learns, *lever.asked)):
         print(name, flush=True)
@@ -113,9 +129,8 @@ def features(levers: dict[str, Lever], pixels: np.ndarray, rows: pd.DataFrame, r
     return found
 
 
-def changes(pixels: np.ndarray, rows: pd.DataFrame) -> dict[str, Change]:
-    """The copies of images, by name, in the order of `rows`."""
-    known = colours(pixels)
+def changes(pixels: np.ndarray, rows: pd.DataFrame, known: np.ndarray) -> dict[str, Change]:
+    """The copies of images, by name, in the order of `rows`; `known`: their `colours`."""
     made: dict[str, Change] = {
         PLAIN: lambda images: images,
         "Reinhard": partial(stains.reinhard, target=known.mean(0)),

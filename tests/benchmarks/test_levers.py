@@ -1,11 +1,15 @@
 """benchmarks/levers.py: what it changes of images, and which heads are asked about which images."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from benchmarks import estimate, levers, stains
 from pipeline import params
+from pipeline.network import stain
 from tests.project import ROOT
 
 # Purple discs on light ground, in two stains: what a session at the microscope changes.
@@ -37,9 +41,13 @@ def between(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.mean((0, 1, 2)) - second.mean((0, 1, 2))).max())
 
 
+def changes(images: np.ndarray) -> dict[str, levers.Change]:
+    return levers.changes(images, ROWS, levers.colours(images))
+
+
 @pytest.mark.parametrize("name", ["Reinhard", "Macenko"])
 def test_a_normalisation_brings_another_stain_to_the_images_that_it_was_fitted_on(name: str) -> None:
-    change = levers.changes(np.concatenate([ONE, ONE]), ROWS)[name]
+    change = changes(np.concatenate([ONE, ONE]))[name]
     made = change(OTHER)
     assert (made.shape, made.dtype) == (OTHER.shape, np.uint8)
     assert between(made, ONE) < 0.6 * between(OTHER, ONE)
@@ -47,7 +55,7 @@ def test_a_normalisation_brings_another_stain_to_the_images_that_it_was_fitted_o
 
 def test_an_image_without_stain_is_left_as_it_is() -> None:
     blank = np.full((1, SIDE, SIDE, 3), 250, np.uint8)
-    assert (levers.changes(BOTH, ROWS)["Macenko"](blank) == blank).all()
+    assert (changes(BOTH)["Macenko"](blank) == blank).all()
 
 
 def test_balanced_backgrounds_are_all_of_one_white() -> None:
@@ -82,6 +90,22 @@ def test_quarters_and_symmetries_hold_what_the_image_holds() -> None:
     turned = [levers.turned(ONE, number) for number in range(8)]
     assert len({each.tobytes() for each in turned}) == 8
     assert all((np.sort(each, axis=None) == np.sort(ONE, axis=None)).all() for each in turned)
+
+
+def test_the_spread_that_augmentation_draws_is_the_one_that_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/levers.json").read_text())["spread"]
+    assert pytest.approx(measured["shift"], rel=0.05) == stain.SHIFT
+    assert pytest.approx(measured["log_ratio"], rel=0.05) == stain.LOG_RATIO
+
+
+def test_levers_that_are_asked_again_leave_the_others_in_the_file_unless_it_is_of_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levers.training, "RESULTS", tmp_path)
+    for weights, result in (("base", {"a": 1, "b": 1}), ("base", {"b": 2}), ("other", {"b": 3})):
+        levers.write(weights, {}, result)
+        written = json.loads((tmp_path / "levers.json").read_text())
+        assert written["levers"] == ({"b": 3} if weights == "other" else {"a": 1} | {"b": result["b"]})
 
 
 @pytest.mark.parametrize(("of", "column"), [("class", "label"), ("session", "group"), ("image", None)])
