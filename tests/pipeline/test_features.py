@@ -1,5 +1,6 @@
 """The views: the same whether the stage was interrupted or not, and of the size that was asked for."""
 
+import ast
 import os
 import shutil
 import signal
@@ -192,6 +193,19 @@ def test_what_dvc_keeps_is_the_same_whatever_the_processor_makes_of_the_activati
     features.main()
     assert not stored()[0].any()
     assert stored_views.RECORD.read_bytes() == record
+
+
+def test_the_key_of_the_views_covers_what_their_code_imports_of_the_network() -> None:
+    """All but `to_onnx`, which writes down the arithmetic that the others define."""
+    imported = set()
+    for path in precompute.CODE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "pipeline.network":
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline.network."):
+                imported.add(str(node.module).rsplit(".", 1)[1])
+    assert "stain" in imported
+    assert imported - {path.stem for path in precompute.CODE} == {"to_onnx"}
 
 
 def test_both_phases_ask_for_the_views_before_they_read_them() -> None:
