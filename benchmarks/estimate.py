@@ -141,7 +141,7 @@ def recipe_of(folder: Path, weights: Path, work: Path, demo: bool) -> dict[str, 
 
 def features(recipe: Params, variant: Variant, pixels: np.ndarray) -> np.ndarray:
     """What a variant's head learns from, of uint8 [N, S, S, 3]: embeddings [N, D], or maps [N, h, w, D] in float16."""
-    whole = network(recipe, variant)
+    whole = network(recipe, variant, pixels.shape[1])
     name, tensor = classifier.head_input(whole)
     run = views.session(frozen.graph(whole, {name: tensor}), cpus())
     dtype = np.float16 if name == "maps" else np.float32
@@ -149,9 +149,8 @@ def features(recipe: Params, variant: Variant, pixels: np.ndarray) -> np.ndarray
     return np.concatenate([run(pixels[start : start + 32])[name].astype(dtype) for start in starts])
 
 
-def network(recipe: Params, variant: Variant) -> keras.Model:
-    """The base up to a layer with a new head."""
-    size = recipe.prepare.image_size
+def network(recipe: Params, variant: Variant, size: int) -> keras.Model:
+    """The base up to a layer with a new head, for images of that many pixels a side."""
     whole = classifier.build(size, len(recipe.classes), "ResNet50", variant.pooling, variant.last_layer, variant.head)
     classifier.load_base_weights(whole, recipe.features.weights)
     return whole
@@ -222,7 +221,7 @@ def answers(
 ) -> list[np.ndarray]:
     """Probabilities [n, C] that a head gives each of `asked` once it has learnt `train`: values, labels and weights."""
     keras.utils.set_random_seed(recipe.seed + turn)
-    whole, phase = network(recipe, variant), recipe.train_head
+    whole, phase = network(recipe, variant, recipe.prepare.image_size), recipe.train_head
     values, labels, weights = train
     head = compiled(
         keras.Model(classifier.head_input(whole)[1], whole.output), keras.optimizers.Adam(rate(phase, len(labels)))

@@ -1,4 +1,4 @@
-"""What each lever against sessions gains out of fold: the recipe of presets/all4_moments.yaml with it and without.
+"""What each lever against sessions gains out of fold: presets/all4_moments.yaml, no stain drawn, with it and without.
 
 Sessions are what the errors have in common, so each lever changes what the head learns of them, or what it is asked:
 five folds and three seeds, every image held out once a seed, all in the same folds with the same first weights and as
@@ -11,7 +11,7 @@ might gain a little less.
 
 Reads:  a folder of four classes, a file of weights (as benchmarks.training)
 Writes: benchmarks/results/levers.json, and prints the table
-Run:    python -m benchmarks.levers [--levers Reinhard …]     (about half an hour for all)
+Run:    python -m benchmarks.levers [--layer conv3_block4_out] [--levers Reinhard …]     (about an hour for all)
 """
 
 import argparse
@@ -37,7 +37,7 @@ from pipeline.network.training import class_weights
 from pipeline.params import Params
 from pipeline.stage import Problem
 
-VARIANT = estimate.Variant("conv3_block4_out", "moments", "paper")  # the preset's
+LAYER = "conv3_block4_out"  # where the base ends, unless told
 BASELINE, TOGETHER = "the recipe", "mean of the three seeds' heads"
 PLAIN, BLIND = "plain", "cells painted over: "
 Change = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] to the same
@@ -52,6 +52,7 @@ class Lever(NamedTuple):
 
 
 DRAWN = ("stain drawn, 1", "stain drawn, 2")
+LARGE, WHITE = "twice as large", "white"  # and, with one of `DRAWN` before it, the same of that copy
 QUARTERS = tuple(f"quarter {number}" for number in range(4))
 TURNED = (PLAIN, *(f"turned {number}" for number in range(1, 8)))
 LEVERS = {
@@ -61,10 +62,13 @@ LEVERS = {
     "stain drawn from between sessions": Lever(learns=(PLAIN, *DRAWN)),
     "Reinhard": Lever(("Reinhard",), ("Reinhard",)),
     "Macenko": Lever(("Macenko",), ("Macenko",)),
-    "background balanced to one white": Lever(("white",), ("white",)),
+    "background balanced to one white": Lever((WHITE,), (WHITE,)),
+    "the same, stain drawn before": Lever((WHITE, *(f"{name}, {WHITE}" for name in DRAWN)), (WHITE,)),
     "a copy with the background painted over": Lever(learns=(PLAIN, "cells alone")),
     "cells alone": Lever(("cells alone",), ("cells alone",)),
     "quarters enlarged, averaged": Lever(QUARTERS, QUARTERS),
+    "images enlarged": Lever((LARGE,), (LARGE,)),
+    "images enlarged, stain drawn": Lever((LARGE, *(f"{name}, {LARGE}" for name in DRAWN)), (LARGE,)),
     "D4 learnt, one answer": Lever(learns=TURNED),
     "D4 learnt and averaged": Lever(TURNED, TURNED),
 }
@@ -74,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=training.REAL, help="a folder of four classes")
     parser.add_argument("--weights", type=Path, default=training.WEIGHTS, help="a ResNet-50 without top")
+    parser.add_argument("--layer", default=LAYER, help="where the base ends")
     parser.add_argument(
         "--levers",
         nargs="+",
@@ -88,7 +93,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         work, weights = Path(made), options.weights.resolve()
         os.chdir(training.ROOT)
-        training.write(estimate.recipe_of(options.folder.resolve(), weights, work, demo=False), work)
+        own = estimate.recipe_of(options.folder.resolve(), weights, work, demo=False)
+        own["model"]["last_layer"] = options.layer
+        training.write(own, work)
         for name in ("fetch", "validate", "prepare"):
             training.run_stage(name, work)
         os.chdir(work)
@@ -99,16 +106,17 @@ def main() -> None:
         print(f"between two sessions of a class: {shift.round(4)} in mean l, α and β, {log_ratio.round(3)} in log SD")
         values = features(chosen, pixels, rows, known, params.load())
         result = measured(chosen, values, rows, params.load())
-    write(weights.name, {"shift": shift.tolist(), "log_ratio": log_ratio.tolist()}, result)
+    write(weights.name, {"shift": shift.tolist(), "log_ratio": log_ratio.tolist()}, options.layer, result)
     print(table(result))
 
 
-def write(weights: str, spread: dict[str, Any], result: dict[str, Any]) -> None:
+def write(weights: str, spread: dict[str, Any], layer: str, result: dict[str, Any]) -> None:
     """Adds to the file what was measured now; what it holds of other weights goes."""
     path = training.RESULTS / "levers.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
-    kept = before["levers"] if before.get("weights") == weights else {}
-    stage.write_json(path, {"weights": weights, "spread": spread, "levers": kept | result})
+    kept = before["layers"] if before.get("weights") == weights else {}
+    layers = kept | {layer: kept.get(layer, {}) | result}
+    stage.write_json(path, {"weights": weights, "spread": spread, "layers": layers})
 
 
 def features(
@@ -123,9 +131,9 @@ def features(
     found = {}
     for name in dict.fromkeys(copy for lever in levers.values() for copy in (*lever.learns, *lever.asked)):
         print(name, flush=True)
-        found[name] = estimate.features(recipe, VARIANT, made[name](pixels))
+        found[name] = estimate.features(recipe, variant(recipe), made[name](pixels))
         if name != "cells alone" and (name,) in {lever.asked for lever in levers.values()}:
-            found[BLIND + name] = estimate.features(recipe, VARIANT, made[name](painted))
+            found[BLIND + name] = estimate.features(recipe, variant(recipe), made[name](painted))
     return found
 
 
@@ -135,15 +143,26 @@ def changes(pixels: np.ndarray, rows: pd.DataFrame, known: np.ndarray) -> dict[s
         PLAIN: lambda images: images,
         "Reinhard": partial(stains.reinhard, target=known.mean(0)),
         "Macenko": partial(stains.macenko, target=stains.found(stains.density(pixels[:: max(1, len(pixels) // 200)]))),
-        "white": stains.white,
+        WHITE: stains.white,
+        LARGE: enlarged,
     }
     for seed, name in enumerate(DRAWN):
         made[name] = partial(stains.drawn, moves=stains.moves(known, rows, np.random.default_rng(seed)))
+        for then in (WHITE, LARGE):
+            made[f"{name}, {then}"] = partial(_one_then_other, made[name], made[then])
     for number, name in enumerate(QUARTERS):
         made[name] = partial(quarter, number=number)
     for number, name in enumerate(TURNED[1:], 1):
         made[name] = partial(turned, number=number)
     return made
+
+
+def _one_then_other(one: Change, other: Change, images: np.ndarray) -> np.ndarray:
+    return other(one(images))
+
+
+def variant(recipe: Params) -> estimate.Variant:
+    return estimate.Variant(str(recipe.model.last_layer), recipe.model.pooling, recipe.model.head)
 
 
 def colours(pixels: np.ndarray) -> np.ndarray:
@@ -202,7 +221,8 @@ def answers(
             weights = np.tile(loss_weights(lever.weight, rows.iloc[learns]), copies)
             train = known, np.tile(labels[learns], copies), weights
             turn = 100 * (seed + 1) + fold
-            found[:, seed, asked] = estimate.answers(own, VARIANT, train, [values[name][asked] for name in names], turn)
+            copied = [values[name][asked] for name in names]
+            found[:, seed, asked] = estimate.answers(own, variant(own), train, copied, turn)
     blind = found[len(lever.asked) :]
     return found[: len(lever.asked)].mean(0), blind.mean(0) if len(blind) else None
 
@@ -220,10 +240,18 @@ def quarter(images: np.ndarray, number: int) -> np.ndarray:
     """One quarter of each image at the whole image's size: cells twice as large."""
     side = images.shape[1]
     top, left = (np.array(divmod(number, 2)) * side // 2).tolist()
-    box = (left, top, left + side // 2, top + side // 2)
-    return np.stack(
-        [np.asarray(Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC, box)) for i in images]
-    )
+    return _resized(images, side, (left, top, left + side // 2, top + side // 2))
+
+
+def enlarged(images: np.ndarray) -> np.ndarray:
+    """Each image at twice its side: [N, 2 S, 2 S, 3]."""
+    side = images.shape[1]
+    return _resized(images, 2 * side, (0, 0, side, side))
+
+
+def _resized(images: np.ndarray, side: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    pictures = map(Image.fromarray, images)
+    return np.stack([np.asarray(each.resize((side, side), Image.Resampling.BICUBIC, box)) for each in pictures])
 
 
 def turned(images: np.ndarray, number: int) -> np.ndarray:

@@ -64,20 +64,21 @@ def test_what_is_left_out_is_looked_at_once_after_the_estimate(
 
 
 def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    def network(recipe: object, variant: estimate.Variant) -> object:
-        return classifier.build(32, 4, pooling=variant.pooling, last_layer=variant.last_layer, head=variant.head)
+    def network(recipe: object, variant: estimate.Variant, size: int) -> object:
+        return classifier.build(size, 4, pooling=variant.pooling, last_layer=variant.last_layer, head=variant.head)
 
     monkeypatch.setattr(estimate, "network", network)
+    recipe = RECIPE.model_copy(update={"prepare": RECIPE.prepare.model_copy(update={"image_size": 32})})
     labels = np.arange(64) % 4
     pixels = np.random.default_rng(0).integers(0, 60, (64, 32, 32, 3), np.uint8)
     pixels[:, :16, :16] += (60 * labels)[:, None, None, None].astype(np.uint8)
     learns, asked = np.arange(48), np.arange(48, 64)
     for pooling, shape in {"attention": (64, 8, 8, 256), "average": (64, 256)}.items():
         variant = estimate.Variant("conv2_block3_out", pooling, "linear")
-        values = estimate.features(RECIPE, variant, pixels)
+        values = estimate.features(recipe, variant, pixels)
         assert values.shape == shape
         train = values[learns], labels[learns], np.ones(48, np.float32)
-        answers, turned = estimate.answers(RECIPE, variant, train, [values[asked], values[asked[::-1]]], turn=0)
+        answers, turned = estimate.answers(recipe, variant, train, [values[asked], values[asked[::-1]]], turn=0)
         assert (answers.argmax(1) == labels[asked]).mean() > 0.5
         assert turned == pytest.approx(answers[::-1], abs=1e-5)
 

@@ -77,6 +77,11 @@ def test_a_stain_is_drawn_from_between_two_sessions_of_a_class() -> None:
     assert between(stains.drawn(ONE, forth), OTHER) < between(ONE, OTHER) / 4
 
 
+def test_a_white_after_a_drawn_stain_is_that_stain_s_white() -> None:
+    made = changes(BOTH)
+    assert (made["stain drawn, 1, white"](BOTH) == stains.white(made["stain drawn, 1"](BOTH))).all()
+
+
 def test_a_move_to_where_an_image_is_changes_nothing() -> None:
     still = np.tile(np.array([[0.0] * 3, [1.0] * 3]), (12, 1, 1))
     assert np.abs(stains.drawn(ONE, still).astype(int) - ONE).max() <= 1
@@ -85,6 +90,9 @@ def test_a_move_to_where_an_image_is_changes_nothing() -> None:
 def test_quarters_and_symmetries_hold_what_the_image_holds() -> None:
     image = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     image[:, : SIDE // 2, SIDE // 2 :] = 200  # top right
+    large = levers.enlarged(image)
+    assert large.shape == (1, 2 * SIDE, 2 * SIDE, 3)
+    assert np.abs(large[:, ::2, ::2].astype(int) - image).mean() < 4
     means = [levers.quarter(image, number).mean() for number in range(4)]
     assert means == pytest.approx([0, 200, 0, 0], abs=12)  # bicubic reads a little of what lies beside
     turned = [levers.turned(ONE, number) for number in range(8)]
@@ -102,10 +110,14 @@ def test_levers_that_are_asked_again_leave_the_others_in_the_file_unless_it_is_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(levers.training, "RESULTS", tmp_path)
-    for weights, result in (("base", {"a": 1, "b": 1}), ("base", {"b": 2}), ("other", {"b": 3})):
-        levers.write(weights, {}, result)
-        written = json.loads((tmp_path / "levers.json").read_text())
-        assert written["levers"] == ({"b": 3} if weights == "other" else {"a": 1} | {"b": result["b"]})
+    for weights, layer, result, kept in (
+        ("base", "one", {"a": 1, "b": 1}, {"one": {"a": 1, "b": 1}}),
+        ("base", "one", {"b": 2}, {"one": {"a": 1, "b": 2}}),
+        ("base", "two", {"b": 3}, {"one": {"a": 1, "b": 2}, "two": {"b": 3}}),
+        ("other", "two", {"b": 4}, {"two": {"b": 4}}),
+    ):
+        levers.write(weights, {}, layer, result)
+        assert json.loads((tmp_path / "levers.json").read_text())["layers"] == kept
 
 
 @pytest.mark.parametrize(("of", "column"), [("class", "label"), ("session", "group"), ("image", None)])
