@@ -6,21 +6,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline.network import classifier
+from pipeline.network import classifier, pooling
+
+FINEST = 14  # positions a side of `cam`: one of more is specks that nobody sees
+FLOOR = np.sqrt(np.float32(pooling.SMALLEST))  # of a deviation, where it has no slope
 
 
 def contract_function(
     whole: keras.Model, temperature: float, space: dict[str, np.ndarray]
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """Image uint8 [N, S, S, 3] to probabilities [N, C], embedding [N, D], unlikeness [N], cam [N, C, h, w], and
-    attention [N, h, w] where the pooling has it.
+    attention [N, h, w] where the pooling has it; h and w are those of the last maps, or of squares of their positions.
 
     `cam` is what each position gives to a class's logit: its weight in the pooled vector, 1 ÷ (h·w) or its attention,
     times the product of its features and the logit's gradient by that vector, which for a head of ReLUs is a product
-    of its matrices without the inactive units. What a position takes away is 0. After average pooling that is Grad-CAM
-    (Selvaraju et al. 2017). To deviations a position gives by how far it lies from the mean: the product of its
-    features and their own gradient (Draelos and Carin 2020, arXiv:2011.08891). Of attention, how the weights themselves
-    depend on the image is left out, so that the contributions still sum to the logit, but for its constants.
+    of its matrices without the inactive units. Where maps are finer than `FINEST`, squares of positions are summed.
+    What is taken away is 0. After average pooling that is Grad-CAM (Selvaraju et al. 2017). To deviations a position
+    gives by how far it lies from the mean: the product of its features and their own gradient (Draelos and Carin 2020,
+    arXiv:2011.08891). Of attention, how the weights themselves depend on the image is left out, so that the
+    contributions still sum to the logit, but for its constants.
     """
     outputs = [classifier.low_level(whole), classifier.feature_maps(whole), classifier.embedding(whole)]
     hidden, slope_of = _slope(whole)
@@ -38,13 +42,13 @@ def contract_function(
         if classifier.moments(whole):
             mean, deviation = tf.split(embedding[:, None, :], 2, axis=-1)
             of_mean, of_deviation = tf.split(slope, 2, axis=-1)
-            of_deviation = of_deviation / deviation
+            of_deviation = tf.where(deviation > FLOOR, of_deviation / deviation, 0.0)
             signed = tf.matmul(of_mean - of_deviation * mean, positions, transpose_b=True)
             signed += tf.matmul(of_deviation, positions**2, transpose_b=True)
         else:
             signed = tf.matmul(slope, positions, transpose_b=True)
-        cam = tf.nn.relu(signed)
-        cam = cam * tf.transpose(attention[0], [0, 2, 1]) if attention else cam / (height * width)  # [N, C, h·w]
+        shares = [tf.transpose(each, [0, 2, 1]) for each in attention]  # [N, 1, h·w]
+        cam = _squares(signed * shares[0] if shares else signed / (height * width), height, width)
 
         # pipeline.model_file.calibration.unlikeness
         offset = low_level[:, None, :] - space["means"][None]
@@ -56,11 +60,22 @@ def contract_function(
             "probabilities": tf.nn.softmax(logits / temperature),
             "embedding": embedding,
             "unlikeness": tf.sqrt(tf.reduce_min(squared, 1)) / space["scale"],
-            "cam": tf.reshape(cam, [-1, logits.shape[1], height, width]),
+            "cam": tf.nn.relu(cam),
         }
-        return answer | {"attention": tf.reshape(attention[0], [-1, height, width])} if attention else answer
+        return answer | {"attention": _squares(shares[0], height, width)[:, 0]} if shares else answer
 
     return call
+
+
+def _squares(values: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Positions [N, C, h·w] as [N, C, h', w'], each the sum of a square of as few as leave `FINEST` a side."""
+    step = -(-max(height, width) // FINEST)
+    rows, columns = (-(-side // step) for side in (height, width))
+    grid = tf.reshape(values, [-1, values.shape[1], height, width])
+    if step == 1:
+        return grid
+    whole = tf.pad(grid, [[0, 0], [0, 0], [0, rows * step - height], [0, columns * step - width]])
+    return tf.reduce_sum(tf.reshape(whole, [-1, values.shape[1], rows, step, columns, step]), [3, 5])
 
 
 def _slope(whole: keras.Model) -> tuple[list[keras.KerasTensor], Callable[..., tf.Tensor]]:
