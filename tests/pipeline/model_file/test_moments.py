@@ -65,6 +65,16 @@ def test_the_map_is_the_gradient_times_the_features_as_tensorflow_differentiates
     np.testing.assert_allclose(found["cam"], np.maximum(wanted, 0), atol=1e-4 * np.abs(wanted).max())
 
 
+def test_a_deviation_at_its_floor_gives_nothing_to_the_map(whole: keras.Model) -> None:
+    flat = np.full((1, SIZE, SIZE, 3), 128, np.uint8)
+    flat[:, :SQUARE, :SQUARE, 0] += 1
+    maps = keras.Model(whole.input, classifier.feature_maps(whole))(flat, training=False).numpy()
+    assert ((maps.std((1, 2)) > 0) & (maps.std((1, 2)) < 1e-3)).any()
+    found = graph.contract_function(whole, 1.0, SPACE)(tf.constant(flat))["cam"].numpy()
+    wanted = grad_cam.gradient_times_maps(whole, flat)
+    np.testing.assert_allclose(found, np.maximum(wanted, 0), atol=1e-3 * np.abs(wanted).max())
+
+
 def test_onnx_gives_what_keras_gives_and_int8_quantises_the_base_alone(
     whole: keras.Model, images: np.ndarray, found: dict[str, np.ndarray]
 ) -> None:
