@@ -20,10 +20,10 @@ def contract_function(
 
     `cam` is what each position gives to a class's logit: its weight in the pooled vector, 1 ÷ (h·w) or its attention,
     times the product of its features and the logit's gradient by that vector, which for a head of ReLUs is a product
-    of its matrices without the inactive units. Where maps are finer than `FINEST`, squares of positions are summed.
-    What is taken away is 0. After average pooling that is Grad-CAM (Selvaraju et al. 2017). To deviations a position
-    gives by how far it lies from the mean: the product of its features and their own gradient (Draelos and Carin 2020,
-    arXiv:2011.08891). Of attention, how the weights themselves depend on the image is left out, so that the
+    of its matrices without the inactive units. Where maps are finer than `FINEST`, what lies in each of equal squares
+    is summed. What is taken away is 0. After average pooling that is Grad-CAM (Selvaraju et al. 2017). To deviations a
+    position gives by how far it lies from the mean: the product of its features and their own gradient (Draelos and
+    Carin 2020, arXiv:2011.08891). Of attention, how the weights themselves depend on the image is left out, so that the
     contributions still sum to the logit, but for its constants.
     """
     outputs = [classifier.low_level(whole), classifier.feature_maps(whole), classifier.embedding(whole)]
@@ -68,14 +68,19 @@ def contract_function(
 
 
 def _squares(values: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Positions [N, C, h·w] as [N, C, h', w'], each the sum of a square of as few as leave `FINEST` a side."""
-    step = -(-max(height, width) // FINEST)
-    rows, columns = (-(-side // step) for side in (height, width))
+    """Positions [N, C, h·w] as [N, C, h', w'], at most `FINEST` a side: sums over equal squares."""
     grid = tf.reshape(values, [-1, values.shape[1], height, width])
-    if step == 1:
+    if max(height, width) <= FINEST:
         return grid
-    whole = tf.pad(grid, [[0, 0], [0, 0], [0, rows * step - height], [0, columns * step - width]])
-    return tf.reduce_sum(tf.reshape(whole, [-1, values.shape[1], rows, step, columns, step]), [3, 5])
+    return tf.matmul(tf.matmul(_parts(height), grid), _parts(width), transpose_b=True)
+
+
+def _parts(count: int) -> np.ndarray:
+    """Which share of each of `count` positions in a row lies in each of `FINEST` equal parts or fewer: [parts, count]."""
+    parts, position = min(count, FINEST), np.arange(count)
+    edges = np.arange(parts + 1)[:, None] * count / parts
+    shares = np.minimum(edges[1:], position + 1) - np.maximum(edges[:-1], position)
+    return np.maximum(shares, 0).astype(np.float32)
 
 
 def _slope(whole: keras.Model) -> tuple[list[keras.KerasTensor], Callable[..., tf.Tensor]]:
