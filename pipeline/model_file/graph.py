@@ -76,7 +76,7 @@ def _squares(values: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _parts(count: int) -> np.ndarray:
-    """The share of each of `count` positions in a row that each of at most `FINEST` equal parts holds: [parts, count]."""
+    """How much of each of `count` positions in a row each of at most `FINEST` equal parts holds: [parts, count]."""
     parts, position = min(count, FINEST), np.arange(count)
     edges = np.arange(parts + 1)[:, None] * count / parts
     shares = np.minimum(edges[1:], position + 1) - np.maximum(edges[:-1], position)
