@@ -77,6 +77,8 @@ def test_a_head_with_attention_learns_from_maps_and_another_from_their_pool(monk
         variant = estimate.Variant("conv2_block3_out", pooling, "linear")
         values = estimate.features(recipe, variant, pixels)
         assert values.shape == shape
+        large = pixels[:2].repeat(2, axis=1).repeat(2, axis=2)  # of another size than the recipe's
+        assert estimate.features(recipe, variant, large).shape[-1] == shape[-1]
         train = values[learns], labels[learns], np.ones(48, np.float32)
         answers, turned = estimate.answers(recipe, variant, train, [values[asked], values[asked[::-1]]], turn=0)
         assert (answers.argmax(1) == labels[asked]).mean() > 0.5
