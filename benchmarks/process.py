@@ -6,17 +6,16 @@ import platform
 import socket
 import subprocess
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from leukdetect.runtime import processor
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICK = 1 / os.sysconf("SC_CLK_TCK")
 LAST_WORDS = 800  # characters of a log that an error quotes
 
 
@@ -34,23 +33,22 @@ class Running:
 
     def cpu_seconds(self) -> float:
         """User and system time of every process so far, including those that ended and were waited for."""
-        return sum(sum(map(int, stat[11:15])) for stat in _tree(self.pid).values()) * TICK
+        return total(self.pid, lambda process: sum(process.cpu_times()[:4]))  # its own, and its ended children's
 
-    def rss(self) -> int:
+    def rss(self) -> float:
         """Resident bytes of every process, so shared pages count once for each."""
-        return sum(int(stat[21]) for stat in _tree(self.pid).values()) * PAGE
+        return total(self.pid, lambda process: process.memory_info().rss)
 
 
 def machine() -> dict[str, Any]:
     """The machine that it ran on."""
     facts = processor()
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
     return {
         "processor": facts.get("model name"),
         "instructions": [flag for flag in wanted if flag in facts.get("flags", "").split()],
         "processors": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory,
+        "memory_bytes": psutil.virtual_memory().total,
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
@@ -108,40 +106,33 @@ def answers(port: int, path: str) -> bool:
         connection.close()
 
 
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all that came of it; none once it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def total(pid: int, measure: Callable[[psutil.Process], float]) -> float:
+    """The sum over the process and all that came of it; one that ends meanwhile counts nothing."""
+    found = 0.0
+    for process in family(pid):
+        with suppress(psutil.NoSuchProcess):
+            found += measure(process)
+    return found
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Asks the server to stop, then kills what is left: some servers leave child processes behind."""
-    family = _tree(process.pid)
+    members = family(process.pid)
     process.terminate()
     try:
         process.wait(timeout=20)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    now = _processes()
-    for pid, stat in family.items():
-        if pid in now and now[pid][19] == stat[19]:  # the start time: another process may have the number by now
-            os.kill(pid, 9)
-
-
-def _tree(root: int) -> dict[int, list[str]]:
-    """The fields of /proc/PID/stat after the name, of `root` and its descendants: field n of proc(5) is at n - 3."""
-    processes = _processes()
-    children = defaultdict(list)
-    for pid, stat in processes.items():
-        children[int(stat[1])].append(pid)
-    found, wanted = {}, [root]
-    while wanted:
-        pid = wanted.pop()
-        if pid in processes:
-            found[pid] = processes[pid]
-            wanted.extend(children[pid])
-    return found
-
-
-def _processes() -> dict[int, list[str]]:
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has just ended
-                found[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
-    return found
+    for each in members:
+        with suppress(psutil.NoSuchProcess):  # it has ended, and psutil sees where another has its number by now
+            each.kill()

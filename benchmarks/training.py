@@ -21,11 +21,13 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import yaml
 
 from pipeline import stage
@@ -304,11 +306,10 @@ def run_python(work: Path, *arguments: str, **environment: str) -> dict[str, Any
 
 def anonymous(pid: int) -> int:
     """A process's anonymous memory in bytes (Linux); 0 once it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    with suppress(psutil.NoSuchProcess):
+        memory = psutil.Process(pid).memory_info()
+        return memory.rss - memory.shared
+    return 0
 
 
 if __name__ == "__main__":

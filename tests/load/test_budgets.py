@@ -1,6 +1,5 @@
 """A server under files that ask for minutes and gigabytes: others are answered in time, and its memory holds."""
 
-import os
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from benchmarks import process
 from serving.request.budget import OWN
 from tests import bombs, tiny_model
 from tests.load.clients import asking, threads
@@ -53,31 +53,9 @@ def sending(server: Server, route: str, content: bytes, clients: int, timeout: f
         yield statuses
 
 
-def family(pid: int) -> list[int]:
-    """The process and all that came of it."""
-    found = [pid]
-    for parent in found:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            found += map(int, path.read_text().split())
-    return found
-
-
-def memory(pid: int) -> int:
+def memory(pid: int) -> float:
     """Bytes that the process and all that came of it hold, what they share counted once."""
-    total = 0
-    for each in family(pid):
-        try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-    return total
-
-
-def processor_seconds(pid: int) -> float:
-    """What the process and its ended children have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return process.total(pid, lambda each: each.memory_full_info().pss)
 
 
 ATTACKS = ("PNG, profiles", "JPEG, comments", "BMP, runs", "JPEG, padding")
@@ -96,11 +74,11 @@ def test_two_clients_with_bombs_do_not_keep_others_from_their_answers(
         assert (tally.wrong, tally.lost, tally.failures) == ([], 0, {})
         assert tally.answered > 50
         time.sleep(0.5)
-        [helper] = family(server.process.pid)[1:]  # what was abandoned is ended
-        before = processor_seconds(helper)
+        [_, helper] = process.family(server.process.pid)  # what was abandoned is ended
+        before = sum(helper.cpu_times()[:4])
         time.sleep(1)
-        assert processor_seconds(helper) - before < 0.5
-    assert not Path(f"/proc/{helper}").exists()
+        assert sum(helper.cpu_times()[:4]) - before < 0.5
+    assert not helper.is_running()
 
 
 def test_transparent_rotated_images_of_40_megapixels_stay_within_the_manifests_memory(
@@ -112,7 +90,7 @@ def test_transparent_rotated_images_of_40_megapixels_stay_within_the_manifests_m
     manifest = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/base/deployment.yaml").read_text()))
     [container] = manifest["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["memory"] == "2Gi"
-    highest = 0
+    highest = 0.0
     patience = ("--deadline-ms", "120000", "--max-deadline-ms", "120000")  # one after the other, on a busy machine
     flags = ("--model", str(model_file), *patience, "--request-memory", str(2 * 2**30 - OWN))
     with running(tmp_path, *flags) as server:
