@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.evaluation import metrics, shortcuts
 from pipeline.evaluation.answers import Sample
-from pipeline.network import stain
+from pipeline.network import augment, stain
 from pipeline.network.training import class_weights
 from pipeline.params import Params
 from pipeline.stage import Problem
@@ -52,6 +52,7 @@ class Lever(NamedTuple):
 
 
 DRAWN = ("stain drawn, 1", "stain drawn, 2")
+VIEWS = tuple(f"view {number}" for number in range(5))  # as many as the preset has
 LARGE, WHITE = "twice as large", "white"  # and, with one of `DRAWN` before it, the same of that copy
 QUARTERS = tuple(f"quarter {number}" for number in range(4))
 TURNED = (PLAIN, *(f"turned {number}" for number in range(1, 8)))
@@ -60,6 +61,7 @@ LEVERS = {
     "no class weights": Lever(weight="image"),
     "sessions of equal weight": Lever(weight="session"),
     "stain drawn from between sessions": Lever(learns=(PLAIN, *DRAWN)),
+    "the preset's views": Lever(learns=VIEWS),
     "Reinhard": Lever(("Reinhard",), ("Reinhard",)),
     "Macenko": Lever(("Macenko",), ("Macenko",)),
     "background balanced to one white": Lever((WHITE,), (WHITE,)),
@@ -128,6 +130,7 @@ def features(
     audit = shortcuts.experiments(Sample(pixels, rows["label"].to_numpy(), every, np.ones((1, len(rows)))), 0.0)
     painted = audit["cells_masked"](every)
     made = changes(pixels, rows, known) | {"cells alone": lambda _: audit["background_median"](every)}
+    made |= {name: partial(viewed, recipe, rows["sha256"], number) for number, name in enumerate(VIEWS)}
     found = {}
     for name in dict.fromkeys(copy for lever in levers.values() for copy in (*lever.learns, *lever.asked)):
         print(name, flush=True)
@@ -234,6 +237,12 @@ def loss_weights(of: str, rows: pd.DataFrame) -> np.ndarray:
     sizes = rows.groupby("group")["label"].transform("size")
     sessions = rows.groupby("label")["group"].transform("nunique")
     return (len(rows) / rows["label"].nunique() / sessions / sizes).to_numpy()
+
+
+def viewed(recipe: Params, hashes: Iterable[str], number: int, images: np.ndarray) -> np.ndarray:
+    """A view of each image, as the recipe's training draws it."""
+    each = zip(images, hashes, strict=True)
+    return np.stack([augment.view(image, recipe.augment, recipe.seed, number, sha256) for image, sha256 in each])
 
 
 def quarter(images: np.ndarray, number: int) -> np.ndarray:

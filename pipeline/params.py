@@ -56,6 +56,10 @@ class Params(sections.Section):
             raise ValueError("evaluate.label_of: patient needs prepare.patient, which says whose an image is")
         if self.model.backbone == "InceptionV3" and self.prepare.image_size < 75:
             raise ValueError(f"prepare.image_size: InceptionV3 needs 75 px or more, not {self.prepare.image_size}")
+        if self.augment.stain > 0 and self.features.views < 2:
+            raise ValueError(
+                "augment.stain: the first view keeps its stain, so features.views must be 2 or more, not 1"
+            )
         return self
 
 

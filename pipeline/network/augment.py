@@ -24,6 +24,7 @@ def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: st
     flip = rng.integers(0, 2, 2) * 2 - 1 if augment.flip else np.ones(2, int)
     erase = rng.random() < 0.5  # half of the views keep the bar: the model must learn to ignore it
     shift, log_ratio = augment.stain * rng.normal(size=(2, 3)) * (stain.SHIFT, stain.LOG_RATIO)
+    stained = augment.stain > 0 and number > 0  # the first keeps its own: the images that will be asked about do
 
     size = image.shape[0]
     if erase and augment.erase_corner > 0:
@@ -31,7 +32,7 @@ def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: st
         image = image.copy()
         image[size - side :, size - side :] = np.median(image, axis=(0, 1)).astype(np.uint8)  # bottom right
 
-    if augment.stain > 0:
+    if stained:
         image = stain.moved(image, shift, np.exp(log_ratio))
 
     border = size // 2  # enough for a 45° turn of the corners

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import estimate, levers, stains
 from pipeline import params
-from pipeline.network import stain
+from pipeline.network import augment, stain
 from tests.project import ROOT
 
 # Purple discs on light ground, in two stains: what a session at the microscope changes.
@@ -85,6 +85,15 @@ def test_a_white_after_a_drawn_stain_is_that_stain_s_white() -> None:
 def test_a_move_to_where_an_image_is_changes_nothing() -> None:
     still = np.tile(np.array([[0.0] * 3, [1.0] * 3]), (12, 1, 1))
     assert np.abs(stains.drawn(ONE, still).astype(int) - ONE).max() <= 1
+
+
+def test_the_presets_views_are_as_many_as_training_has_and_the_same() -> None:
+    assert len(levers.VIEWS) == RECIPE.features.views
+    hashes = [f"{number:064x}" for number in range(24)]
+    made = [levers.viewed(RECIPE, hashes, number, BOTH) for number in range(2)]
+    assert (made[1][5] == augment.view(BOTH[5], RECIPE.augment, RECIPE.seed, 1, hashes[5])).all()
+    moved = [np.median(np.abs(views.mean((1, 2)) - BOTH.mean((1, 2)))) for views in made]
+    assert moved[0] < 1 < moved[1], "the first keeps its stain"
 
 
 def test_quarters_and_symmetries_hold_what_the_image_holds() -> None:

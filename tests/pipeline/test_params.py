@@ -69,6 +69,14 @@ def test_a_wrong_value_is_named(recipe: dict[str, Any], section: str, key: str, 
         params.parse(recipe)
 
 
+def test_drawn_stain_needs_a_view_beside_the_first(recipe: dict[str, Any]) -> None:
+    recipe["augment"]["stain"], recipe["features"]["views"] = 1.0, 1
+    with pytest.raises(Problem, match=r"augment\.stain: the first view keeps its stain, so features\.views must be 2"):
+        params.parse(recipe)
+    recipe["features"]["views"] = 2
+    params.parse(recipe)
+
+
 def test_the_digest_covers_what_builds_the_model(recipe: dict[str, Any]) -> None:
     before = params.digest(params.parse(recipe))
     assert params.digest(params.parse(dict(reversed(recipe.items())))) == before

@@ -121,7 +121,7 @@ def test_a_preset_is_trained_registered_served_and_asked(
     # Random weights, of few layers, and one epoch: the path is under test, not the accuracy.
     small: dict[str, Any] = {
         "train_head": {"epochs": 1},
-        "features": {"weights": "none", "views": 1},
+        "features": {"weights": "none", "views": 2},
         "model": {"backbone": "VGG16"},
     }
     small |= {"fine_tune": {"epochs": 1, "trainable_from": "all", "batch_norm": "trained"}}

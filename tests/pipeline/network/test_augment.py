@@ -72,12 +72,19 @@ def test_stain_moves_the_colours_about_as_far_as_sessions_lie_apart() -> None:
     before = stain.to_lab(smear)
     for share in (0.5, 1.0):
         stained = NONE.model_copy(update={"stain": share})
-        views = [stain.to_lab(augment.view(smear, stained, 0, number, HASH)) for number in range(200)]
+        views = [stain.to_lab(augment.view(smear, stained, 0, number, HASH)) for number in range(1, 201)]
         shifts = np.array([lab.mean(0) - before.mean(0) for lab in views])
         ratios = np.log([lab.std(0) / before.std(0) for lab in views])
         assert np.abs(shifts.mean(0)).max() < 0.2 * share * stain.SHIFT.max()
         assert shifts.std(0) == pytest.approx(share * stain.SHIFT, rel=0.35)
         assert ratios.std(0) == pytest.approx(share * stain.LOG_RATIO, rel=0.25)
+
+
+def test_the_first_view_keeps_its_stain() -> None:
+    unstained = ALL.model_copy(update={"stain": 0})
+    for number, same in ((0, True), (1, False)):
+        drawn, plain = (augment.view(IMAGE, each, 1, number, HASH) for each in (ALL, unstained))
+        assert np.array_equal(drawn, plain) == same
 
 
 def test_whether_stain_is_drawn_changes_nothing_else_of_a_view() -> None:
