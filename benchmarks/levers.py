@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from pipeline import params, stage
 from pipeline.data import folds, prepared
 from pipeline.evaluation import metrics, shortcuts
 from pipeline.evaluation.answers import Sample
-from pipeline.network import augment, stain
+from pipeline.network import stain, views
 from pipeline.network.training import class_weights
 from pipeline.params import Params
 from pipeline.stage import Problem
@@ -130,7 +130,7 @@ def features(
     audit = shortcuts.experiments(Sample(pixels, rows["label"].to_numpy(), every, np.ones((1, len(rows)))), 0.0)
     painted = audit["cells_masked"](every)
     made = changes(pixels, rows, known) | {"cells alone": lambda _: audit["background_median"](every)}
-    made |= {name: partial(viewed, recipe, rows["sha256"], number) for number, name in enumerate(VIEWS)}
+    made |= {name: partial(viewed, recipe, rows["sha256"].tolist(), number) for number, name in enumerate(VIEWS)}
     found = {}
     for name in dict.fromkeys(copy for lever in levers.values() for copy in (*lever.learns, *lever.asked)):
         print(name, flush=True)
@@ -239,10 +239,10 @@ def loss_weights(of: str, rows: pd.DataFrame) -> np.ndarray:
     return (len(rows) / rows["label"].nunique() / sessions / sizes).to_numpy()
 
 
-def viewed(recipe: Params, hashes: Iterable[str], number: int, images: np.ndarray) -> np.ndarray:
+def viewed(recipe: Params, hashes: list[str], number: int, images: np.ndarray) -> np.ndarray:
     """A view of each image, as the recipe's training draws it."""
-    each = zip(images, hashes, strict=True)
-    return np.stack([augment.view(image, recipe.augment, recipe.seed, number, sha256) for image, sha256 in each])
+    work = views.Work(recipe.augment, recipe.seed)
+    return views.augmented(work, views.Batch(number, images, hashes))
 
 
 def quarter(images: np.ndarray, number: int) -> np.ndarray:
