@@ -331,7 +331,8 @@ def test_idle_connections_leave_descriptors_for_probes_and_predictions(tmp_path:
         for _ in range(10):
             begun = time.monotonic()
             assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
-            assert httpx.post(f"{server.url}/predict", content=BLUE, timeout=20).status_code == 200
+            predicted = httpx.post(f"{server.url}/predict", content=BLUE, timeout=20)
+            assert predicted.status_code == 200, predicted.text
             assert time.monotonic() - begun < HEAD_SECONDS  # before any of them is closed for its age
         open_files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
         assert open_files < 64
