@@ -328,6 +328,9 @@ def test_idle_connections_leave_descriptors_for_probes_and_predictions(tmp_path:
             idle.connect(address(server))
             if number % 2:  # is sent pages, a file more, and does not read them
                 idle.sendall(8 * LARGE_PAGE)
+        busy_until = time.monotonic() + 5
+        while "Too many connections" in httpx.post(f"{server.url}/predict", content=BLUE, timeout=20).text:
+            assert time.monotonic() < busy_until  # while the system still takes pages in, none of them is idle
         for _ in range(10):
             begun = time.monotonic()
             assert httpx.get(f"{server.url}/livez", timeout=20).status_code == 200
