@@ -161,6 +161,7 @@ class Augment(Section):
     brightness: Annotated[float, Field(ge=0, lt=1)]
     stain: Annotated[float, Field(ge=0, le=2)]
     erase_corner: Share
+    scale_bar: Share
 
 
 class Features(Section):

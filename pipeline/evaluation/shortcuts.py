@@ -28,6 +28,10 @@ MEANING = {  # title, and how to read the number
         "Corner painted over",
         "Should change nothing. A drop means that the model reads the scale bar or its style.",
     ),
+    "corner_of_another": (
+        "Another class's corner",
+        "Put in. A drop means that the bar's style tells the class, or now and then a cell that came with it.",
+    ),
     "grey": (
         "Grey images",
         "How much rests on colour. A drop is no fault by itself; to chance would mean that the stain decides.",
@@ -55,6 +59,7 @@ class Shortcuts(Section):
 
     corner_only: Hits
     corner_masked: Changed
+    corner_of_another: Changed
     grey: Changed
     background_median: Changed
     cells_masked: Changed
@@ -78,8 +83,10 @@ def ask(name: str, predict: Callable[[Alter], np.ndarray], alter: Alter, sample:
 def experiments(sample: Sample, corner: float) -> dict[str, Alter]:
     """What each experiment makes of images, by name; `corner`: the masked corner's side, as a share."""
     pixels, cells = sample.pixels, nuclei.cells(sample.stained)
+    others = of_another_class(sample.labels)
     return {
         "corner_masked": lambda rows: mask_corner(pixels[rows], corner),
+        "corner_of_another": lambda rows: with_corner_of(pixels[others[rows]], pixels[rows], corner),
         "grey": lambda rows: grey(pixels[rows]),
         "background_median": lambda rows: _paint(pixels[rows], ~cells[rows], of=~cells[rows]),
         "cells_masked": lambda rows: _paint(pixels[rows], cells[rows], of=~cells[rows]),
@@ -93,6 +100,22 @@ def mask_corner(pixels: np.ndarray, share: float) -> np.ndarray:
     for image in masked:
         image[-side:, -side:] = np.median(image, axis=(0, 1))
     return masked
+
+
+def of_another_class(labels: np.ndarray) -> np.ndarray:
+    """For each of N images one of another class, drawn at random but always the same: their places, int [N]."""
+    rng = np.random.default_rng(0)
+    found = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        found[labels == label] = rng.choice(np.flatnonzero(labels != label), (labels == label).sum())
+    return found
+
+
+def with_corner_of(others: np.ndarray, pixels: np.ndarray, share: float) -> np.ndarray:
+    """A copy of `pixels` [N, S, S, 3] with the bottom-right `share` of each side from the other image."""
+    changed, side = pixels.copy(), round(share * pixels.shape[1])
+    changed[:, -side:, -side:] = others[:, -side:, -side:]
+    return changed
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Augmented views of training images: flips, rotation, zoom, brightness, stain, the scale bar's corner painted over.
+"""Augmented views of training images: flips, rotation, zoom, brightness, stain; the scale bar painted over, or another.
 
 A view depends only on the seed, the view's number and the image's hash: any number of workers, in any order, on any
 machine, make the same bytes.
@@ -7,7 +7,7 @@ machine, make the same bytes.
 import numpy as np
 from PIL import Image
 
-from pipeline.network import stain
+from pipeline.network import scale_bar, stain
 from pipeline.sections import Augment
 
 _STREAM = 0xA06  # so that no other code draws the same random numbers from the same seed
@@ -22,8 +22,9 @@ def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: st
     # Always drawn, so that switching one augmentation off leaves the others as they were.
     angle, zoom, light = rng.uniform(-1, 1, 3) * (np.deg2rad(augment.rotation), augment.zoom, augment.brightness)
     flip = rng.integers(0, 2, 2) * 2 - 1 if augment.flip else np.ones(2, int)
-    erase = rng.random() < 0.5  # half of the views keep the bar: the model must learn to ignore it
+    erase = rng.random() < 0.5 or augment.scale_bar > 0  # unless others teach it, it must see the bar to ignore it
     shift, log_ratio = augment.stain * rng.normal(size=(2, 3)) * (stain.SHIFT, stain.LOG_RATIO)
+    another_bar = rng.random() < augment.scale_bar
     stained = augment.stain > 0 and number > 0  # the first keeps its own: the images that will be asked about do
 
     size = image.shape[0]
@@ -31,6 +32,9 @@ def view(image: np.ndarray, augment: Augment, seed: int, number: int, sha256: st
         side = round(augment.erase_corner * size)
         image = image.copy()
         image[size - side :, size - side :] = np.median(image, axis=(0, 1)).astype(np.uint8)  # bottom right
+
+    if another_bar:
+        image = scale_bar.drawn(image, rng)
 
     if stained:
         image = stain.moved(image, shift, np.exp(log_ratio))

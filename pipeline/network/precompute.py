@@ -30,7 +30,7 @@ AHEAD = 4  # batches, beside one for each processor
 STATE = stage.STATE / "features"
 CODE = [
     Path(__file__).with_name(f"{name}.py")
-    for name in ("augment", "backbones", "classifier", "frozen", "pooling", "stain", "to_onnx", "views")
+    for name in ("augment", "backbones", "classifier", "frozen", "pooling", "scale_bar", "stain", "to_onnx", "views")
 ]
 
 

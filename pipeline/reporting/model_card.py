@@ -103,6 +103,7 @@ def table(report: Report, resamples: int) -> str:
         _line("  above colour only", report.margin_over_colour),
         _line("  lost by INT8", "", drop),
         _line("  with the corner masked", report.audit.corner_masked.balanced_accuracy),
+        _line("  with another class's corner", report.audit.corner_of_another.balanced_accuracy),
     ]
     if found := report.out_of_fold:
         for title, values in {"folds": [*chain(*found.each_fold)], "seeds": found.each_seed}.items():

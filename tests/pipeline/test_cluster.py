@@ -122,19 +122,24 @@ def test_a_machine_that_is_lost_changes_nothing(smears: Path, two_nodes: Cluster
     third = two_nodes.add(1)
     held: set[int] = set()
 
-    def lose_it() -> bool:
-        """The others wait until it has a task: on a fast machine they would be done before it begins."""
-        lost = bool(third.workers())
-        if lost:
-            third.kill()
-        held.update(pid for node in two_nodes.nodes[:2] for pid in node.workers())
+    def tell(number: signal.Signals) -> None:
         for pid in held:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT if lost else signal.SIGSTOP)
+                os.kill(pid, number)
+
+    def lose_it() -> bool:
+        """The others wait until it has a task: on a fast machine they would be done before it begins."""
+        held.update(pid for node in two_nodes.nodes[:2] for pid in node.workers())
+        tell(signal.SIGSTOP)
+        if lost := bool(third.workers()):
+            third.kill()
         return lost
 
     process = python(smears, score(smears / "images", smears / "lost"), two_nodes.address)
-    when_under_way(process, smears / "lost", lose_it)
+    try:
+        when_under_way(process, smears / "lost", lose_it)
+    finally:
+        tell(signal.SIGCONT)
     finish(process)
     assert contents(smears / "lost") == contents(smears / "here")
 

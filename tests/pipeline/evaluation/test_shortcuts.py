@@ -143,6 +143,39 @@ def test_grey_images_keep_their_luma_and_lose_their_colour() -> None:
     assert shortcuts.grey(pixels).tolist() == [[[[76] * 3, [10] * 3]]]
 
 
+def corner(pixels: np.ndarray) -> np.ndarray:
+    """The darkest column of the corner: how long a scale bar is."""
+    return (pixels[:, -SIZE // 4 :, -SIZE // 4 :].max(3).min(1) < 20).sum(1, keepdims=True)
+
+
+def test_a_model_that_reads_the_scale_bar_is_found_out_by_another_class_s(
+    smear: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    pixels, labels, groups = smear
+    barred = pixels.copy()
+    for image, label in zip(barred, labels, strict=True):
+        image[-4:-2, -4 - 2 * label : -2] = 0
+    found = audited(learn(corner, barred, labels), barred, labels, groups)
+    assert found["unchanged"].value > 0.9
+    assert found["corner_of_another"].value < 0.1
+    assert found["corner_masked"].value > 0.2  # it says one class of them all: painted over, a quarter stays right
+
+
+def test_the_other_corner_is_of_another_class_and_the_same_each_time() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
+    others = shortcuts.of_another_class(labels)
+    assert (labels[others] != labels).all()
+    assert len(set(others.tolist())) > 25
+    assert np.array_equal(others, shortcuts.of_another_class(labels))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    before = pixels.copy()
+    changed = shortcuts.with_corner_of(pixels[::-1], pixels, 0.25)
+    assert (pixels == before).all()
+    assert (changed[0, 24:, 24:] == pixels[1, 24:, 24:]).all()
+    changed[:, 24:, 24:] = pixels[:, 24:, 24:]
+    assert (changed == pixels).all()
+
+
 def test_only_the_corner_is_masked_and_only_in_a_copy() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     before = pixels.copy()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from pipeline.network import augment, stain
+from pipeline.network import augment, scale_bar, stain
 from pipeline.sections import Augment
 
-NONE = Augment(flip=False, rotation=0, zoom=0, brightness=0, stain=0, erase_corner=0)
-ALL = Augment(flip=True, rotation=20, zoom=0.1, brightness=0.15, stain=1, erase_corner=0.2)
+NONE = Augment(flip=False, rotation=0, zoom=0, brightness=0, stain=0, erase_corner=0, scale_bar=0)
+ALL = Augment(flip=True, rotation=20, zoom=0.1, brightness=0.15, stain=1, erase_corner=0.2, scale_bar=0.5)
 HASH = "3f" * 32
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
 
@@ -96,6 +96,45 @@ def test_whether_stain_is_drawn_changes_nothing_else_of_a_view() -> None:
     for number in range(20):
         before, after = (augment.view(image, each, 0, number, HASH).astype(int) for each in (plain, stained))
         assert np.abs(after - before).max() < 40
+
+
+def test_scale_bars_are_drawn_in_that_share_of_views_at_the_bottom_right_alone() -> None:
+    image = np.full((224, 224, 3), 180, np.uint8)
+    barred = NONE.model_copy(update={"scale_bar": 0.5})
+    changed = [(augment.view(image, barred, 0, number, HASH) != 180).any(2) for number in range(200)]
+    assert 75 <= sum(each.any() for each in changed) <= 120  # a few bars lack all their parts
+    where = np.any(changed, axis=0)
+    assert not where[:150].any()
+    assert not where[:, :150].any()
+    assert where[190:, 170:].mean() > 0.95
+    assert len({each.tobytes() for each in changed if each.any()}) > 70  # no two alike, or hardly
+
+
+def test_beside_drawn_bars_no_view_keeps_its_own() -> None:
+    image = np.full((50, 50, 3), 180, np.uint8)
+    image[45:, 45:] = 0
+    barred = NONE.model_copy(update={"erase_corner": 0.2, "scale_bar": 1e-9})
+    views = [augment.view(image, barred, 0, number, HASH) for number in range(20)]
+    assert all((each == 180).all() for each in views)
+
+
+def test_whether_bars_are_drawn_changes_nothing_else_of_a_view() -> None:
+    barred = ALL.model_copy(update={"flip": False, "rotation": 0})
+    plain = barred.model_copy(update={"scale_bar": 0})
+    image = np.full((224, 224, 3), 180, np.uint8)
+    image[:40] = 90
+    for number in range(20):
+        before, after = (augment.view(image, each, 1, number, HASH).astype(int) for each in (plain, barred))
+        assert np.abs(after - before)[:120, :120].max() <= 12  # what stain makes of another mean
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 65, 512])
+def test_a_bar_fits_any_image_and_leaves_the_one_that_it_is_drawn_on(size: int) -> None:
+    image = np.full((size, size, 3), 180, np.uint8)
+    for seed in range(50):
+        barred = scale_bar.drawn(image, np.random.default_rng(seed))
+        assert (barred.shape, barred.dtype) == (image.shape, np.uint8)
+    assert (image == 180).all()
 
 
 def test_colours_come_back_from_lab_and_grey_has_none() -> None:

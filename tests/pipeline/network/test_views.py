@@ -9,7 +9,7 @@ from pipeline.sections import Augment
 from pipeline.stage import Problem
 
 BATCH = Batch(None, np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"])
-WORK = Work(Augment(flip=True, rotation=0, zoom=0, brightness=0, stain=0, erase_corner=0), seed=0)
+WORK = Work(Augment(flip=True, rotation=0, zoom=0, brightness=0, stain=0, erase_corner=0, scale_bar=0), seed=0)
 
 
 def test_activations_are_stored_in_float16_and_the_rest_as_it_is() -> None:
