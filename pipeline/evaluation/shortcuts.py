@@ -30,7 +30,7 @@ MEANING = {  # title, and how to read the number
     ),
     "corner_of_another": (
         "Another class's corner",
-        "Put in. A drop means that the bar's style tells the class, or now and then a cell that came with it.",
+        "In place of its own. A drop means that the bar's style tells the class, or, now and then, a cell beside it.",
     ),
     "grey": (
         "Grey images",
