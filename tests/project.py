@@ -28,7 +28,7 @@ NO_BOUNDS = {
 }  # fmt: skip
 LAX: dict[str, Any] = {
     "mode": "enforce", "reason": None, "fp32": NO_BOUNDS, "int8": NO_BOUNDS, "min_margin_over_colour": -1.0,
-    "max_cells_masked": 1.0, "max_int8_drop": 1.0, "max_regression": 1.0,
+    "max_cells_masked": 1.0, "max_corner_drop": 1.0, "max_int8_drop": 1.0, "max_regression": 1.0,
 }  # fmt: skip
 
 

@@ -85,6 +85,7 @@ class Report(Measured):
             "int8": _of_file(self.int8, self.abstention.int8),
             "margin_over_colour": round(self.margin_over_colour.value, 6),
             "cells_masked": round(self.audit.cells_masked.balanced_accuracy.value, 6),
+            "corner_drop": round(self.audit.corner_of_another.drop.value, 6),
             "int8_drop": round(self.int8_vs_fp32.balanced_accuracy_drop.value, 6),
         }
 

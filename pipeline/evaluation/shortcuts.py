@@ -4,8 +4,10 @@ Each experiment changes the test images, and asks the model again. `MEANING` say
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.evaluation import metrics, nuclei
 from pipeline.evaluation.answers import Sample
@@ -51,6 +53,7 @@ class Changed(Section):
     """The result of an experiment; `changed`: the share of images that got another class."""
 
     balanced_accuracy: Estimate
+    drop: Annotated[Estimate, Field(description="of balanced accuracy, from the same images as they are")]
     changed: Estimate
 
 
@@ -76,6 +79,7 @@ def ask(name: str, predict: Callable[[Alter], np.ndarray], alter: Alter, sample:
     predicted = predict(alter)
     return Changed(
         balanced_accuracy=metrics.estimate(metrics.balanced_accuracy(sample.labels, predicted, sample.weights)),
+        drop=metrics.paired_bootstrap(sample.labels, before, predicted, sample.weights),
         changed=metrics.estimate_mean(predicted != before, sample.weights),
     )
 

@@ -61,6 +61,7 @@ class Gate(Section):
     max_int8_drop: Bound
     max_regression: Share
     # Newer than the rest: a main branch from before has a gate.yaml without them.
+    max_corner_drop: Bound = Bound(bound=1)
     min_test_groups: Annotated[int, Field(ge=1)] = 1
     limits_at_ends: Literal["warn", "refuse"] = "warn"
 

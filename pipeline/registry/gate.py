@@ -57,6 +57,7 @@ def verdict(
         *(check for prefix, parts in files.items() for check in _of_file(prefix, *parts, measured.split.test)),
         _floor("margin over colour", measured.margin_over_colour, gate.min_margin_over_colour),
         _ceiling("cells painted over", measured.audit.cells_masked.balanced_accuracy, gate.max_cells_masked),
+        _ceiling("corner drop", measured.audit.corner_of_another.drop, gate.max_corner_drop),
         _ceiling("INT8 drop", measured.int8_vs_fp32.balanced_accuracy_drop, gate.max_int8_drop),
         *_of_groups(measured, gate),
     ]

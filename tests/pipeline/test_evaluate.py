@@ -143,6 +143,7 @@ class TestMetricsJson:
             "fp32.ece",
             "margin_over_colour",
             "audit.cells_masked.balanced_accuracy",
+            "audit.corner_of_another.drop",
             "int8_vs_fp32.balanced_accuracy_drop",
         ):
             estimate: Any = report
@@ -161,6 +162,10 @@ class TestMetricsJson:
         drop = report["int8_vs_fp32"]["balanced_accuracy_drop"]["value"]
         assert drop == pytest.approx(balanced("fp32") - balanced("int8"), abs=2e-6)
         assert drop != 0
+        for name in ("corner_of_another", "grey", "cells_masked"):
+            each = report["audit"][name]
+            lost = balanced("fp32") - each["balanced_accuracy"]["value"]
+            assert each["drop"]["value"] == pytest.approx(lost, abs=2e-6), name
         assert report["int8_vs_fp32"]["equal_argmax"]["value"] < 1
         assert 0 < report["int8_vs_fp32"]["mean_difference"] < report["int8_vs_fp32"]["max_difference"] <= 1
 

@@ -166,7 +166,7 @@ def test_one_run_holds_the_whole_pass(project: Path) -> None:
     assert run.data.metrics["fp32/balanced_accuracy"] == 0.9
     shown = set(run.data.metrics) - {"train_head/loss", "train_head/seconds"}
     assert shown == set(flat(json.loads(Path("reports/headline.json").read_text()), "/"))
-    assert len(shown) == 15
+    assert len(shown) == 16
     assert run.data.params["fine_tune.optimizer"] == "adam"
     assert [m.value for m in client.get_metric_history(run.info.run_id, "train_head/loss")] == [1.5, 1.0]
     assert run.inputs

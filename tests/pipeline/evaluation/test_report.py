@@ -66,7 +66,7 @@ def test_the_headline_is_what_the_gate_has_bounds_for_and_short() -> None:
     assert of_a_file == set(FileBounds.model_fields)
     names = {"balanced_accuracy", "ece", "referred", "lowest_recall", "malignant_sensitivity", "unlikeness_auroc"}
     assert set(headline["fp32"]) == set(headline["int8"]) == names
-    assert set(headline) == {"fp32", "int8", "margin_over_colour", "cells_masked", "int8_drop"}
+    assert set(headline) == {"fp32", "int8", "margin_over_colour", "cells_masked", "corner_drop", "int8_drop"}
     assert headline["int8"]["lowest_recall"] == 0.123457
     assert headline["fp32"]["unlikeness_auroc"] == 0.7  # of the kind that is told from smears worst
 

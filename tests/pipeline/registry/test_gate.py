@@ -34,6 +34,7 @@ CHECKS: dict[str, tuple[str, float, float]] = {
     **{f"INT8 {name}": (path.format(file="int8"), bound, change) for name, (path, bound, change) in OF_A_FILE.items()},
     "margin over colour": ("margin_over_colour", 0.20, -0.001),
     "cells painted over": ("audit.cells_masked.balanced_accuracy", 0.40, 0.001),
+    "corner drop": ("audit.corner_of_another.drop", 0.05, 0.001),
     "INT8 drop": ("int8_vs_fp32.balanced_accuracy_drop", 0.03, 0.001),
 }
 AT_BOUNDS = {path: bound for path, bound, _ in CHECKS.values()}
@@ -80,6 +81,7 @@ def test_bounds_of_the_two_files_are_their_own() -> None:
         ("fp32__min_unlikeness_auroc", 0.85, "unlikeness AUROC"),
         ("min_margin_over_colour", 0.85, "margin over colour"),
         ("max_cells_masked", 0.9, "cells painted over"),
+        ("max_corner_drop", 0.9, "corner drop"),
         ("max_int8_drop", 0.9, "INT8 drop"),
     ],
 )
@@ -172,7 +174,7 @@ def test_what_was_not_measured_is_named(file: str) -> None:
 def test_the_table_marks_what_fell_short_and_nothing_else() -> None:
     checks = gate.verdict(measured.report(AT_BOUNDS | {"fp32.ece": 0.2}), BOUNDS, Estimate(-0.3, -0.4, -0.2), KEYS)
     lines = gate.table(checks).splitlines()
-    assert len(lines) == len(checks) == 23
+    assert len(lines) == len(checks) == 24
     assert [line.split("  ")[1] for line in lines if "FAILS" in line] == ["ECE", "balanced accuracy, new − champion"]
     assert "0.2000  FAILS  ≤ 0.1500" in gate.table(checks)
     assert "(-0.4000 to -0.2000)" in gate.table(checks)
