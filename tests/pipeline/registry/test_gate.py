@@ -230,12 +230,12 @@ def test_a_limit_at_an_end_fails_where_the_gate_says_so() -> None:
     assert (check.name, check.bound) == ("limits at an end", "= 0 The temperature is 20.")
 
 
-def test_a_gate_of_before_there_was_a_floor_of_groups_still_judges() -> None:
-    old = {
-        key: value for key, value in yaml.safe_load(DEMO).items() if key not in ("min_test_groups", "limits_at_ends")
-    }
+def test_a_gate_of_before_there_were_some_bounds_still_judges() -> None:
+    newer = ("max_corner_drop", "min_test_groups", "limits_at_ends")
+    old = {key: value for key, value in yaml.safe_load(DEMO).items() if key not in newer}
     read = bounds.read(yaml.safe_dump(old))
-    assert (read.min_test_groups, read.limits_at_ends) == (1, "warn")
+    assert (read.max_corner_drop.bound, read.min_test_groups, read.limits_at_ends) == (1, 1, "warn")
+    assert failed(measured.good({"audit.corner_of_another.drop": 0.9}), judge=read) == []
 
 
 def test_where_a_label_is_the_patients_the_patients_are_judged() -> None:
